@@ -1,0 +1,1 @@
+"""Deconvoy: what each feature map of a convolutional network sees, at data-set scale."""

@@ -1,0 +1,88 @@
+"""Every error a person can meet, each a sentence: what, which value, what rule, what to do.
+
+Each class is also the builtin a caller would catch.  All arguments go to ``super().__init__``, so
+errors survive pickling on their way from an actor to the driver.
+"""
+
+
+class DeconvoyError(Exception):
+    """Base of all our errors; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class RequestError(DeconvoyError, ValueError):
+    """The request itself is wrong: a field, a value, a name, a file that does not fit."""
+
+    exit_code = 2
+
+
+class MissingExtra(DeconvoyError, ImportError):
+    """A part of Deconvoy that is not installed."""
+
+    exit_code = 2
+
+    def __init__(self, extra: str, needed_for: str) -> None:
+        super().__init__(extra, needed_for)
+        self.extra = extra
+        self.needed_for = needed_for
+
+    def __str__(self) -> str:
+        return (
+            f"{self.needed_for} needs the extra {self.extra!r}, which is not installed: "
+            f"pip install 'deconvoy[{self.extra}]'."
+        )
+
+
+class RunNotFound(DeconvoyError, FileNotFoundError):
+    """No run, layer, unit or image by that name."""
+
+    exit_code = 2
+
+
+class RunExists(DeconvoyError, FileExistsError):
+    """The place for a new run is taken."""
+
+    exit_code = 2
+
+
+class RunBusy(DeconvoyError, RuntimeError):
+    """Another driver works on this run."""
+
+
+class RunUnreadable(DeconvoyError, OSError):
+    """A run is there but its bytes are not what its own tables promise."""
+
+
+class ModelUnsupported(RequestError):
+    """A model, or an operation in it, that has no rule."""
+
+
+class ImageUnreadable(DeconvoyError, OSError):
+    """One image that cannot be decoded; the scan records it and goes on."""
+
+
+class TooManyBadImages(DeconvoyError, RuntimeError):
+    """More unreadable images than ``data.max_bad`` allows."""
+
+
+class ActivationInvalid(DeconvoyError, ArithmeticError):
+    """NaN or infinity in a feature map."""
+
+
+class DiskTooSmall(DeconvoyError, OSError):
+    """The run would not fit."""
+
+
+class ClusterTooSmall(RequestError):
+    """What was asked for can never be scheduled on this cluster."""
+
+
+class JobFailed(DeconvoyError, RuntimeError):
+    """A work item failed for good; what was committed stays, and ``resume`` goes on."""
+
+
+class JobStopped(DeconvoyError):
+    """Stopped by the user; resumable."""
+
+    exit_code = 130

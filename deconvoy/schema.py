@@ -1,0 +1,227 @@
+"""Every array of a run, in one table that the writer, the reader and the documentation share.
+
+Axes: ``unit`` a feature map or neuron; ``rank`` 0 is the strongest hit; ``yx`` row and column;
+``y0x0y1x1`` a half-open box; ``y x channel`` a picture, RGB.  Run it to write the table as a page:
+``python -m deconvoy.schema docs/run-format.md``.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+from jaxtyping import Float64
+
+FORMAT = "deconvoy-run/1"
+"""Written in the attributes of every run; a reader refuses a number it does not know."""
+
+MISSING_SCORE = float("-inf")
+MISSING_IMAGE = -1
+
+PAD_PIXEL = 128
+"""Stored patches show this grey where their window reaches beyond the image."""
+
+
+@dataclass(frozen=True)
+class ArrayField:
+    """One array of a layer's group."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: str
+    unit: str
+    meaning: str
+    fill: float = 0
+    pictures: bool = False
+    """Stored one unit a chunk, many a Zarr shard; else one chunk a layer."""
+
+
+LAYER_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "score",
+        ("unit", "rank"),
+        "float32",
+        "activation",
+        "the unit's spatial maximum over the image, strongest first; −inf where there is no hit",
+        fill=MISSING_SCORE,
+    ),
+    ArrayField(
+        "image",
+        ("unit", "rank"),
+        "int64",
+        "image id",
+        "the image of the hit; −1 where there is no hit",
+        fill=MISSING_IMAGE,
+    ),
+    ArrayField(
+        "position",
+        ("unit", "rank", "yx"),
+        "int32",
+        "feature-map cells",
+        "where in the feature map the maximum lies; the first in reading order among equals",
+        fill=-1,
+    ),
+    ArrayField(
+        "box",
+        ("unit", "rank", "y0x0y1x1"),
+        "int32",
+        "input pixels",
+        "receptive field of the hit, half-open, clipped to the preprocessed image",
+    ),
+    ArrayField(
+        "window",
+        ("unit", "rank", "y0x0y1x1"),
+        "int32",
+        "input pixels",
+        "what patch and projection show: the unclipped field where it is smaller than the image, "
+        "else the whole image",
+    ),
+    ArrayField(
+        "patch",
+        ("unit", "rank", "y", "x", "channel"),
+        "uint8",
+        "0–255",
+        "the preprocessed image in the window, before normalisation; "
+        f"{PAD_PIXEL} beyond the image",
+        pictures=True,
+    ),
+    ArrayField(
+        "projection",
+        ("unit", "rank", "y", "x", "channel"),
+        "int8 or float16",
+        "normalised input ÷ scale",
+        "the deconvnet projection in the window, signed; times scale it is in units of the "
+        "normalised input",
+        pictures=True,
+    ),
+    ArrayField(
+        "scale",
+        ("unit", "rank"),
+        "float32",
+        "normalised input",
+        "factor of the stored projection",
+    ),
+    ArrayField(
+        "projected",
+        ("unit",),
+        "bool",
+        "",
+        "whether patch, projection and scale of the unit were computed",
+    ),
+    ArrayField(
+        "mean",
+        ("unit",),
+        "float64",
+        "activation",
+        "mean of the image maxima over all readable images",
+    ),
+    ArrayField(
+        "density",
+        ("unit",),
+        "float64",
+        "share of images",
+        "share of the readable images whose maximum is above zero",
+    ),
+    ArrayField(
+        "histogram",
+        ("unit", "bin"),
+        "int64",
+        "images",
+        "how many image maxima fall in each bin; the edges are in the array's attributes",
+    ),
+)
+
+IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("id", "int64", "increases in reading order (folders in sorted path order)"),
+    ("uri", "string", "path below the data set, or index of a generated image"),
+    ("label", "int64", "output index of the true class; null where unknown"),
+    ("width", "int32", "pixels of the file; null where unreadable"),
+    ("height", "int32", "pixels of the file; null where unreadable"),
+    ("predicted", "int64", "output index of the most probable class"),
+    ("probability", "float32", "its softmax probability"),
+    ("skipped", "string", "why the image was left out; null where it was read"),
+)
+
+
+def histogram_edges() -> Float64[np.ndarray, " edge"]:
+    """Edges of the histogram of image maxima: two bins an octave, mirrored, ±2⁻⁸ … ±2¹².
+
+    Fixed for every layer, so that shards, runs and checkpoints add up without a first pass over
+    the data.  Bin ``i`` counts ``edges[i] <= maximum < edges[i + 1]``; the outermost edges are
+    infinite.  Zero (a unit that is silent on an image) has the bin around zero to itself.
+    """
+    # float32 values, so that comparing float32 maxima with them means the same everywhere
+    positive = (2.0 ** np.arange(-8, 12.5, 0.5)).astype(np.float32).astype(np.float64)
+    return np.concatenate([[-np.inf], -positive[::-1], positive, [np.inf]])
+
+
+def layer_path(layer: str) -> str:
+    """Path of a layer's group below the run; the name is escaped, so it can never leave it."""
+    escaped = quote(layer, safe="")
+    return "layers/" + (escaped if escaped.strip(".") else escaped.replace(".", "%2E"))
+
+
+def layer_of_path(path: str) -> str:
+    """The layer name behind a group's path."""
+    return unquote(path.removeprefix("layers/"))
+
+
+def image_part_path(part: int) -> str:
+    return f"images/part-{part:06d}.parquet"
+
+
+def _markdown() -> Iterator[str]:
+    yield "# The format of a run\n"
+    yield (
+        "A run is one Zarr v3 group. This page is written from `deconvoy/schema.py` by "
+        "`make docs`; a test holds the two together.\n"
+    )
+    yield f"Format name in the root attributes: `{FORMAT}`.\n"
+    yield "## Arrays of a layer, `layers/<name>/`\n"
+    yield (
+        "Names are percent-escaped where a path could misread them; the true name, the operation, "
+        "the size and the receptive field are in the group's attributes. Every array has "
+        "`dimension_names`.\n"
+    )
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    for field in LAYER_ARRAYS:
+        dims = ", ".join(field.dims)
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
+    yield (
+        "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a checksum "
+        "each; a shard is written by one owner. All others are one chunk a layer.\n"
+    )
+    yield "## Images, `images/part-*.parquet`\n"
+    yield "One file a shard of the data set, with one row an image.\n"
+    yield "| column | type | meaning |\n|---|---|---|"
+    for name, dtype, meaning in IMAGE_COLUMNS:
+        yield f"| `{name}` | {dtype} | {meaning} |"
+    yield _LEDGER_PAGE
+
+
+_LEDGER_PAGE = """
+## Ledger, `ledger/`
+
+One small file a finished work item: the commit marker, and for the scan the partial result.
+An item is done when its marker is there, and only then.
+
+| path | what it is |
+|---|---|
+| `ledger/scan/part-NNNNNN.npz` | marker and partial result of one shard: its hits, its sums |
+| `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
+| `ledger/projection/<layer>/item-NNNNNN.json` | marker of one work item: its units, its projections |
+| `ledger/log.jsonl` | one line a lease granted, committed or lost, with worker and process id (for people; the driver never reads it) |
+| `ledger/driver.lock` | held by the driver at work |
+
+## Attributes of the root group
+
+`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`), `layers` (names in
+execution order), `provenance` (model and weights sha256, fingerprint of the listing, transform,
+batch size, dtype, layout, device, library versions), `results` (top-1, images read and skipped).
+"""
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text("\n".join(_markdown()), encoding="utf-8")

@@ -1,0 +1,272 @@
+"""What a person asks for: the job spec, read from YAML or JSON, checked once at the border.
+
+Frozen and closed: an unknown field, a wrong value or a rule broken between fields is a
+``RequestError`` of one sentence.  A spec is data only; it also is the body of a request and lies in
+the attributes of the run it made, so a round trip through JSON changes nothing.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deconvoy.errors import RequestError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    """A part of the spec: frozen, and closed to unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSpec(Section):
+    name: str
+    """``torchvision/NAME``, ``deconvoy/zfnet``, ``deconvoy/zfnet_small``,
+    ``python/pkg.mod:factory`` or ``path/to/file.py:factory``."""
+    weights: str | None = None
+    """A .safetensors, .pt or .pth file, a torchvision weights name, or null: random from the seed."""
+    weights_key: str = "auto"
+    """Where the tensors lie inside a .pt file: ``state_dict``, ``model``, ``ema``, …"""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    classes: str | tuple[str, ...] | None = None
+    """A file with one name a line, or a list; default: the categories of the weights."""
+
+
+class Transform(Section):
+    """Decoded image → model input: resize the shorter side, crop the centre, normalise."""
+
+    resize: Annotated[int, Field(ge=1, le=4096)]
+    """Length of the shorter side after resizing, in pixels (bilinear, antialiased)."""
+    crop: Annotated[int, Field(ge=1, le=4096)]
+    """Side of the centre crop in pixels; a smaller image is padded with zeros."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Subtracted from each channel of an image in [0, 1]."""
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Then divides each channel."""
+
+    @model_validator(mode="after")
+    def _three_channels(self) -> Self:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError("mean and std are three numbers each, and std is positive")
+        return self
+
+
+class DataSpec(Section):
+    uri: str
+    """An image folder (class sub-folders or flat), or ``shapes?size=…&seed=…``."""
+    labels: str | None = None
+    """A CSV or Parquet file with the columns path, label and, if you like, name."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Take this many images, evenly spaced over the sorted list."""
+    max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of unreadable images above which the job fails."""
+    transform: Auto | Transform = "auto"
+    """``auto``: the preset of the named weights, else what the factory declares, else the default
+    preset of that torchvision model, else 256/224 with the ImageNet mean and deviation."""
+
+
+class Sample(Section):
+    sample: Annotated[float, Field(gt=0, le=1)]
+    """A random share of the units of each layer, drawn from the seed."""
+
+
+class Ids(Section):
+    ids: tuple[Annotated[int, Field(ge=0)], ...]
+    """These units of every layer that has them."""
+
+
+class TopSpec(Section):
+    kind: Literal["top"]
+    k: Annotated[int, Field(ge=1, le=100)] = 9
+    """How many images, at most one hit each, are kept for every unit."""
+
+
+class ProjectionSpec(Section):
+    kind: Literal["projection"]
+    layers: Literal["maps"] | tuple[str, ...] = "maps"
+    """``maps``: every layer with height × width > 1; or a list of names and globs."""
+    units: Literal["all"] | Sample | Ids = "all"
+    """Which units of those layers are projected."""
+
+
+Analysis = Annotated[TopSpec | ProjectionSpec, Field(discriminator="kind")]
+
+
+class StorageSpec(Section):
+    max_side: Annotated[int, Field(ge=8, le=1024)] = 112
+    """Pictures larger than this many pixels are stored scaled down (area)."""
+    projection: Literal["int8", "float16"] = "int8"
+    """int8 comes with a scale for each projection."""
+
+
+class ComputeSpec(Section):
+    workers: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """``auto``: one per GPU, else one per two cores."""
+    gpus_per_worker: Auto | Annotated[float, Field(ge=0, le=64)] = "auto"
+    """``auto``: one where the cluster has GPUs, else none."""
+    threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    """Threads a worker computes with; ``auto``: its share of the cores."""
+    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """Images a forward pass; fixed in the run at start."""
+    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Images a lease; shards and batches are cut from the data alone."""
+    precision: Literal["float32"] = "float32"
+    """Of the scan; stored scores are float32."""
+
+
+class JobSpec(Section):
+    """One job: a model, images, and what to find out."""
+
+    version: Literal[1] = 1
+    name: str | None = None
+    """For people."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    model: ModelSpec
+    data: DataSpec
+    layers: Literal["all"] | tuple[str, ...] = "all"
+    """``all``, or a list of layer names and globs."""
+    analyses: tuple[Analysis, ...] = (TopSpec(kind="top"), ProjectionSpec(kind="projection"))
+    storage: StorageSpec = StorageSpec()
+    compute: ComputeSpec = ComputeSpec()
+
+    @model_validator(mode="after")
+    def _top_comes_once(self) -> Self:
+        kinds = [analysis.kind for analysis in self.analyses]
+        if kinds.count("top") != 1 or kinds.count("projection") > 1:
+            raise ValueError(
+                "analyses names kind: top exactly once and kind: projection at most once "
+                f"(here: {', '.join(kinds) or 'nothing'})"
+            )
+        return self
+
+    @property
+    def top(self) -> TopSpec:
+        return next(a for a in self.analyses if isinstance(a, TopSpec))
+
+    @property
+    def projection(self) -> ProjectionSpec | None:
+        return next((a for a in self.analyses if isinstance(a, ProjectionSpec)), None)
+
+    @classmethod
+    def parse(cls, fields: Any) -> Self:
+        """The spec these plain fields describe.
+
+        Raises:
+            RequestError: naming every wrong field, its value and the rule.
+        """
+        if not isinstance(fields, dict):
+            raise RequestError(
+                f"A job spec is a mapping of fields, not {type(fields).__name__}: "
+                "it needs at least `model: {name: …}` and `data: {uri: …}`."
+            )
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise RequestError(" ".join(_sentences(error))) from None
+
+    @classmethod
+    def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> Self:
+        """Read a YAML or JSON file; relative paths in it stay relative to the working directory.
+
+        Args:
+            overrides: ``key=value`` each, dots for depth (``data.limit=100``), the value as YAML.
+        """
+        fields = read_fields(path)
+        for override in overrides:
+            override_field(fields, override)
+        return cls.parse(fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain fields; ``parse`` of them is this spec again."""
+        return self.model_dump(mode="json")
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """The mapping a YAML or JSON file holds.
+
+    Raises:
+        RequestError: no such file, or not YAML/JSON, or no mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        fields = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RequestError(
+            f"The job spec {str(path)!r} cannot be read: {reason}. Give the path of a YAML or "
+            "JSON file; `deconvoy demo` writes an example."
+        ) from None
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise RequestError(f"The job spec {str(path)!r} is not valid YAML/JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise RequestError(f"The job spec {str(path)!r} holds no fields; it is a mapping.")
+    return fields
+
+
+def override_field(fields: dict[str, Any], override: str) -> None:
+    """Set one field from ``a.b=value``; parents are made, the value is read as YAML.
+
+    Raises:
+        RequestError: no ``=``, or a parent that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RequestError(f"--set takes key=value, not {override!r}: for example data.limit=100.")
+    *parents, last = key.split(".")
+    place = fields
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise RequestError(f"--set {override!r}: {parent!r} is a value, not a section.")
+    place[last] = yaml.safe_load(text)
+
+
+def _sentences(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        place = tuple(str(part) for part in problem["loc"])
+        field = ".".join(part for part in place if "[" not in part)
+        if problem["type"] == "extra_forbidden":
+            yield f"The field {field!r} is unknown{_nearest(place)}."
+        elif problem["type"] == "missing":
+            yield f"The field {field!r} is missing: give it a value."
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            value = problem["input"]
+            shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
+            yield f"The field {field or 'analyses'!r}{shown} does not fit: {message}."
+
+
+def _nearest(place: tuple[str, ...]) -> str:
+    section: Any = JobSpec
+    for part in place[:-1]:
+        section = _section_of(section, part)
+    known = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(place[-1], known, n=3)
+    if near:
+        return f"; did you mean {' or '.join(map(repr, near))}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _section_of(section: Any, part: str) -> Any:
+    """The model class behind a place in an error: a field, a list index or a union's tag."""
+    if section is None or part.isdigit():
+        return section
+    if part in ("top", "projection"):
+        return TopSpec if part == "top" else ProjectionSpec
+    named = {cls.__name__: cls for cls in Section.__subclasses__()}
+    if part in named:
+        return named[part]
+    field = section.model_fields.get(part)
+    if field is None:
+        return None
+    for option in (field.annotation, *get_args(field.annotation)):
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return section

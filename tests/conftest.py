@@ -1,0 +1,53 @@
+"""What every test stands on: the versions in the header, seeds, and marks that skip by capability.
+
+The annotated array shapes of our packages are checked in every call (`--jaxtyping-packages` in
+pyproject.toml), so nothing here may import them before pytest has installed that check.
+"""
+
+import random
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+REPORTED = ("torch", "torchvision", "ray", "zarr", "numpy", "pyarrow", "pydantic", "jaxtyping")
+
+
+def pytest_report_header() -> str:
+    return "versions: " + ", ".join(f"{name} {_installed(name)}" for name in REPORTED)
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run; torch is loaded only when a test asks for a GPU."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if wanting and not _has_gpu():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+    if find_spec("ray") is None:
+        for item in items:
+            if item.get_closest_marker("ray"):
+                item.add_marker(pytest.mark.skip(reason="Ray is not installed"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """The global generators start alike in every test, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:  # loading it here would cost tests without tensors seconds
+        sys.modules["torch"].manual_seed(0)

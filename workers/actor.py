@@ -1,0 +1,279 @@
+"""The worker: builds the model once, then answers leases.  A plain class; executors carry it.
+
+Scan leases return their result; projection leases write whole Zarr shards and return counts.  The
+same lease gives the same bits on any worker with any number of threads: batches have one size, the
+last one is padded, and nothing is kept from lease to lease but decoded pictures.
+"""
+
+import io
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from deconvoy.errors import DeconvoyError, ImageUnreadable
+from deconvoy.schema import image_part_path
+from deconvoy.store import RunStore
+from workers.datasets import ImageRef
+from workers.deconvnet import project
+from workers.graph import Layer, Network
+from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
+from workers.leases import (
+    Assignment,
+    ProjectionLease,
+    ProjectionResult,
+    ScanLease,
+    ScanResult,
+)
+from workers.pictures import cut, cut_patches, quantised, stored_size
+from workers.scan import Prediction, ShardScan
+from workers.topk import Partial
+from workers.writer import projection_dtype, write_pictures
+
+CACHE_BYTES = 512 * 2**20
+"""Decoded pictures a worker keeps for its next projection items: 3,500 of 224 px."""
+
+FORWARD_IMAGES = 8
+"""Images forwarded together for their switches, which are eight bytes a pooled value."""
+
+BACKWARD_HITS = 16
+"""Hits projected together; more do not run faster on a CPU, and signals are as large as maps."""
+
+BAD_SHOWN = 5
+
+
+class Actor:
+    """One worker of a job."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        torch.set_num_threads(assignment.threads)
+        self._job = assignment
+        self._run = RunStore(assignment.url)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        side = assignment.transform.crop
+        network = Network(assignment.model.build(), (3, side, side))
+        self._network = network.to(self._device)
+        self._layers = [self._network.layer(name) for name in assignment.layers]
+        self._pool = ThreadPoolExecutor(max(1, assignment.threads), thread_name_prefix="decode")
+        self._pictures = PictureCache(self._read_id, CACHE_BYTES)
+        self._done = 0
+
+    def whoami(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "node": socket.gethostname(),
+            "device": str(self._device),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "threads": torch.get_num_threads(),
+        }
+
+    def progress(self) -> int:
+        """Images or projections done within the lease at hand."""
+        return self._done
+
+    def work(self, lease: ScanLease | ProjectionLease) -> ScanResult | ProjectionResult:
+        """Answer one lease.
+
+        Raises:
+            DeconvoyError: what no other attempt would change, such as NaN in a layer.
+        """
+        self._done = 0
+        return self.scan(lease) if isinstance(lease, ScanLease) else self.project(lease)
+
+    # Scan -------------------------------------------------------------------------------------
+
+    def scan(self, lease: ScanLease) -> ScanResult:
+        floor = torch.from_numpy(lease.floor.copy()).to(self._device)
+        shard = ShardScan(self._network, self._layers, self._job.k, floor)
+        rows: list[dict[str, Any]] = []
+        for refs, pictures in self._batches(lease.images):
+            rows += self._scan_batch(shard, refs, pictures)
+            self._done += len(refs)
+        read = [row for row in rows if row["skipped"] is None]
+        judged = [row for row in read if row["label"] is not None]
+        partial = Partial(
+            hits=shard.hits(),
+            sums=shard.sums(),
+            images=len(read),
+            skipped=len(rows) - len(read),
+            correct=sum(row["label"] == row["predicted"] for row in judged),
+            labelled=len(judged),
+        )
+        bad = [(row["uri"], row["skipped"]) for row in rows if row["skipped"] is not None]
+        return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
+
+    def _batches(
+        self, images: Any
+    ) -> Iterator[tuple[list[ImageRef], list[Picture | ImageUnreadable]]]:
+        size = self._job.batch_size
+        futures = read_ahead(self._pool, self._try_read, images, ahead=2 * size)
+        for refs in chunks(images, size):
+            yield list(refs), [next(futures).result() for _ in refs]
+
+    def _try_read(self, ref: ImageRef) -> Picture | ImageUnreadable:
+        try:
+            return self._job.source.read(ref.uri, self._job.transform)
+        except ImageUnreadable as error:
+            return error
+
+    def _scan_batch(
+        self, shard: ShardScan, refs: list[ImageRef], pictures: list[Picture | ImageUnreadable]
+    ) -> list[dict[str, Any]]:
+        size, side = self._job.batch_size, self._job.transform.crop
+        pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+        valid = torch.zeros(size, dtype=torch.bool)
+        ids = torch.full((size,), -1, dtype=torch.int64)
+        for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True)):
+            ids[row] = ref.id
+            if isinstance(picture, Picture):
+                pixels[row], valid[row] = picture.pixels, True
+        device = self._device
+        images = normalise(pixels.to(device), self._job.transform)
+        prediction = shard.add(images, ids.to(device), valid.to(device))
+        return [
+            _image_row(ref, picture, prediction, row)
+            for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True))
+        ]
+
+    # Projection -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def project(self, lease: ProjectionLease) -> ProjectionResult:
+        layer = self._network.layer(lease.layer)
+        storage = self._job.storage
+        size = stored_size(layer.field.window_size, storage.max_side)
+        rows, ranks = (lease.image >= 0).nonzero()
+        order = np.argsort(lease.image[rows, ranks], kind="stable")
+        rows, ranks = rows[order], ranks[order]
+
+        shape = (lease.stop - lease.start, self._job.k, *size, 3)
+        patch = np.zeros(shape, np.uint8)
+        projection = np.zeros(shape, projection_dtype(storage))
+        scale = np.zeros(shape[:2], np.float32)
+        place = lease.units[rows] - lease.start, ranks
+        images = 0
+        for part, distinct, pixels, signal in self._projections(layer, lease, rows, ranks):
+            at = place[0][part], place[1][part]
+            spots = lease.position[rows[part], ranks[part]].astype(np.int64)
+            windows = torch.from_numpy(layer.field.windows(spots))
+            patch[at] = cut_patches(pixels, windows, size).numpy()
+            values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
+            projection[at], scale[at] = values.numpy(), factors.numpy()
+            images += distinct
+            self._done += len(spots)
+        projected = np.zeros(shape[0], bool)
+        projected[lease.units - lease.start] = True
+        arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
+        write_pictures(self._run, lease.layer, lease.start, lease.stop, arrays)
+        return ProjectionResult(len(rows), images)
+
+    def _projections(
+        self, layer: Layer, lease: ProjectionLease, rows: np.ndarray, ranks: np.ndarray
+    ) -> Iterator[
+        tuple[
+            slice,
+            int,
+            UInt8[Tensor, "hit channel row col"],
+            Float[Tensor, "hit channel row col"],
+        ]
+    ]:
+        """Hits sorted by image, in batches: which, new images, their pixels, their projections.
+
+        Each distinct image is decoded and forwarded once, whatever the number of hits in it.
+        """
+        path = self._network.path_to(layer)
+        ids = lease.image[rows, ranks]
+        distinct, first = np.unique(ids, return_index=True)
+        ends = [*first[1:].tolist(), len(ids)]
+        futures = read_ahead(
+            self._pool, self._pictures, [int(i) for i in distinct], 2 * FORWARD_IMAGES
+        )
+        for group in chunks(range(len(distinct)), FORWARD_IMAGES):
+            pixels = torch.stack([next(futures).result().pixels for _ in group])
+            images = normalise(pixels.to(self._device), self._job.transform)
+            switches = self._network.switches(images, path)
+            fresh = len(group)
+            start, stop = int(first[group[0]]), ends[group[-1]]
+            for begin in range(start, stop, BACKWARD_HITS):
+                part = slice(begin, min(begin + BACKWARD_HITS, stop))
+                row = torch.from_numpy(np.searchsorted(distinct, ids[part]) - group[0])
+                at = rows[part], ranks[part]
+                signal = project(
+                    self._network,
+                    layer,
+                    switches,
+                    row.to(self._device),
+                    torch.from_numpy(lease.units[at[0]]).to(self._device),
+                    torch.from_numpy(lease.position[at].astype(np.int64)).to(self._device),
+                    self._seeds(layer, lease.score[at]),
+                )
+                yield part, fresh, pixels[row], signal.cpu()
+                fresh = 0
+
+    def _seeds(self, layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
+        """The recorded activations: of a rectifier with a ceiling the score is its input."""
+        seed = score if layer.ceiling is None else np.minimum(score, layer.ceiling)
+        return torch.from_numpy(seed.astype(np.float32)).to(self._device)
+
+    def _read_id(self, image_id: int) -> Picture:
+        part, row = divmod(image_id, self._job.shard_size)
+        uri = self._uris(part)[row]
+        try:
+            return self._job.source.read(uri, self._job.transform)
+        except ImageUnreadable as error:
+            raise DeconvoyError(
+                f"The image {uri!r} was read in the scan and cannot be read any more ({error}): "
+                "put it back as it was, then resume."
+            ) from error
+
+    @lru_cache(maxsize=256)  # noqa: B019 - an actor lives as long as its process
+    def _uris(self, part: int) -> list[str]:
+        """Images of one part of the images table; ids are counted through in reading order."""
+        table = pq.read_table(io.BytesIO(self._run.read(image_part_path(part))), columns=["uri"])
+        uris: list[str] = table.column("uri").to_pylist()
+        return uris
+
+
+def _image_row(
+    ref: ImageRef, picture: Picture | ImageUnreadable, prediction: Prediction, row: int
+) -> dict[str, Any]:
+    read = picture if isinstance(picture, Picture) else None
+    return {
+        "id": ref.id,
+        "uri": ref.uri,
+        "label": ref.label,
+        "width": read.width if read else None,
+        "height": read.height if read else None,
+        "predicted": int(prediction.predicted[row]) if read else None,
+        "probability": float(prediction.probability[row]) if read else None,
+        "skipped": None if read else str(picture),
+    }
+
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("uri", pa.string()),
+        ("label", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("predicted", pa.int64()),
+        ("probability", pa.float32()),
+        ("skipped", pa.string()),
+    ]
+)
+
+
+def images_table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)

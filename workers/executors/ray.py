@@ -1,0 +1,273 @@
+"""Workers as Ray actors, one lease in flight each; the only module that imports Ray.
+
+Actors never restart by themselves: the driver is told, and the ledger gives the lease to another.
+Calls to ``progress`` go through a concurrency group of their own and are answered while the actor
+works.  This module must not import torch, which the driver of a cluster may lack the memory for.
+"""
+
+import logging
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# Before Ray is imported: its listeners stay on the loopback interface in an embedded cluster, and
+# `uv run` must not make it copy the working directory to every actor.
+EMBEDDED_ENV = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+for _name, _value in EMBEDDED_ENV.items():
+    if _name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" or "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+import ray.exceptions  # noqa: E402
+
+from deconvoy.errors import ClusterTooSmall, DeconvoyError  # noqa: E402
+from deconvoy.spec import ComputeSpec  # noqa: E402
+from workers.executors import (  # noqa: E402
+    Executor,
+    Lease,
+    Lost,
+    Moved,
+    Raised,
+    Ready,
+    Report,
+    Returned,
+)
+from workers.leases import Assignment  # noqa: E402
+from workers.machine import cores  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_SECONDS = 1.0
+"""How often a busy worker is asked how far it is."""
+
+CONNECT_HINT = (
+    "check the address, that the cluster runs Ray {version} on the same Python, and that "
+    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN are set here as they are there"
+)
+
+
+class RemoteActor:
+    """Builds the real actor where it runs; torch is imported there, not here."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        from workers.actor import Actor
+
+        self._actor = Actor(assignment)
+
+    def whoami(self) -> dict[str, Any]:
+        return self._actor.whoami()
+
+    def work(self, lease: Lease) -> Any:
+        """The result, or the error of our own as a value: it then arrives as it was raised."""
+        try:
+            return self._actor.work(lease)
+        except DeconvoyError as error:
+            return error
+
+    @ray.method(concurrency_group="control")
+    def progress(self) -> int:
+        return self._actor.progress()
+
+
+@dataclass
+class _Worker:
+    name: str
+    handle: Any
+    ready: Any
+    lease: Lease | None = None
+    call: Any = None
+    asked: Any = None
+    asked_at: float = field(default_factory=time.monotonic)
+    lost: bool = False
+
+
+class RayExecutor(Executor):
+    """A pool of Ray actors on a local cluster of its own or on one that is there.
+
+    Args:
+        compute: workers, threads and GPUs asked for.
+        address: of a running cluster; None starts one on this machine and ends it at shutdown.
+        num_gpus: pretend the local cluster has so many GPUs (for tests of placement).
+
+    Raises:
+        ClusterTooSmall: no node can ever hold one such worker.
+        DeconvoyError: the cluster cannot be reached.
+    """
+
+    def __init__(
+        self, compute: ComputeSpec, address: str | None = None, num_gpus: int | None = None
+    ) -> None:
+        self._owns_cluster = not ray.is_initialized()
+        if self._owns_cluster:
+            _connect(address, num_gpus)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        all_gpus = sum(node.get("GPU", 0) for node in nodes)
+        all_cores = sum(node.get("CPU", 0) for node in nodes)
+        self._gpus = (
+            float(all_gpus > 0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+        )
+        if compute.workers != "auto":
+            self.workers = compute.workers
+        elif self._gpus:
+            self.workers = max(1, int(all_gpus / self._gpus))
+        else:
+            self.workers = max(1, int(all_cores) // 2)
+        self._cpus = _share(all_cores, self.workers)
+        if compute.threads != "auto":
+            self._threads = compute.threads
+        else:
+            self._threads = max(1, int(self._cpus))
+        _require_room(nodes, self._cpus, self._gpus)
+        self._pool: dict[str, _Worker] = {}
+        self._count = 0
+
+    def start(self, assignment_of: Callable[[int], Assignment]) -> None:
+        self._assignment = ray.put(assignment_of(self._threads))
+        for _ in range(self.workers):
+            self._add()
+
+    def _add(self) -> None:
+        self._count += 1
+        actor = ray.remote(RemoteActor).options(
+            num_cpus=self._cpus,
+            num_gpus=self._gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            concurrency_groups={"control": 1},
+        )
+        handle = actor.remote(self._assignment)
+        name = f"worker-{self._count}"
+        self._pool[name] = _Worker(name, handle, handle.whoami.remote())
+
+    def submit(self, worker: str, lease: Lease) -> None:
+        entry = self._pool[worker]
+        entry.lease, entry.call = lease, entry.handle.work.remote(lease)
+        entry.asked_at = time.monotonic()
+
+    def replace(self, worker: str) -> None:
+        entry = self._pool.pop(worker, None)
+        if entry is not None:
+            # Whatever its state: an actor reported lost may still run (a node cut off).
+            ray.kill(entry.handle)
+        self._add()
+
+    def wait(self, seconds: float) -> list[Report]:
+        calls = {ref: worker for worker in self._pool.values() for ref in _pending(worker)}
+        if not calls:
+            time.sleep(seconds)
+            return []
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
+        if done:  # whatever else is there already
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+        reports = [report for ref in done if (report := self._report(calls[ref], ref))]
+        self._ask()
+        return reports
+
+    def _report(self, worker: _Worker, ref: Any) -> Report | None:
+        try:
+            value = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            return self._raised(worker, ref, error)
+        except (ray.exceptions.RayActorError, ray.exceptions.TaskCancelledError) as error:
+            return self._lost(worker, error)
+        if ref == worker.ready:
+            worker.ready = None
+            return Ready(worker.name, value)
+        if ref == worker.asked:
+            worker.asked = None
+            return Moved(worker.name, value) if worker.lease is not None else None
+        lease, worker.lease, worker.call = worker.lease, None, None
+        assert lease is not None
+        if isinstance(value, DeconvoyError):
+            return Raised(worker.name, lease, value)
+        return Returned(worker.name, lease, value)
+
+    def _raised(self, worker: _Worker, ref: Any, error: Any) -> Report | None:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if ref == worker.call and worker.lease is not None:
+            lease, worker.lease, worker.call = worker.lease, None, None
+            return Raised(worker.name, lease, cause)
+        return self._lost(worker, cause)
+
+    def _lost(self, worker: _Worker, error: Exception) -> Report | None:
+        """Told once, though every pending call of a dead actor fails."""
+        if worker.lost:
+            return None
+        worker.lost, worker.ready, worker.call, worker.asked = True, None, None, None
+        return Lost(worker.name, _first_line(error))
+
+    def _ask(self) -> None:
+        now = time.monotonic()
+        for worker in self._pool.values():
+            busy = worker.call is not None and worker.asked is None
+            if busy and now - worker.asked_at > PROGRESS_SECONDS:
+                worker.asked, worker.asked_at = worker.handle.progress.remote(), now
+
+    def shutdown(self) -> None:
+        for worker in self._pool.values():
+            ray.kill(worker.handle)
+        self._pool.clear()
+        if self._owns_cluster and ray.is_initialized():
+            ray.shutdown()
+
+
+def _pending(worker: _Worker) -> list[Any]:
+    return [ref for ref in (worker.ready, worker.call, worker.asked) if ref is not None]
+
+
+def _connect(address: str | None, num_gpus: int | None) -> None:
+    """Join the cluster at ``address``, or start one on this machine for this process alone."""
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        # A token of our own: the default would write one, readable by all, into the home folder.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        ray.init(
+            address="local",  # else RAY_ADDRESS or somebody's running cluster would be joined
+            num_cpus=cores(),
+            num_gpus=num_gpus,
+            include_dashboard=False,
+            _temp_dir=tempfile.mkdtemp(prefix="dv-", dir="/tmp"),  # sockets need a short path
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        hint = CONNECT_HINT.format(version=ray.__version__)
+        raise DeconvoyError(
+            f"No Ray cluster answers at {address!r} ({_first_line(error)}): {hint}."
+        ) from error
+
+
+def _share(all_cores: float, workers: int) -> float:
+    """Cores each worker reserves: whole ones, or a fraction where workers outnumber cores."""
+    share = all_cores / workers
+    return float(int(share)) if share >= 1 else int(share * 1000) / 1000
+
+
+def _require_room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> None:
+    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        return
+    most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+    most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
+    raise ClusterTooSmall(
+        f"A worker with {gpus:g} GPUs and {cpus:g} cores fits no node of this cluster: the largest "
+        f"has {most_gpus:g} GPUs and {most_cpus:g} cores. Lower compute.gpus_per_worker, or add "
+        "a node."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

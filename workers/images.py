@@ -1,0 +1,142 @@
+"""Read images: bytes → RGB pixels → model input, with decoding running ahead of the computing.
+
+Pixels are uint8 RGB, (channel, row, col), after resizing and cropping and before normalisation.
+Pillow decodes and resizes: the same pixels as torchvision's classic transforms.
+"""
+
+import io
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deconvoy.errors import ImageUnreadable
+from deconvoy.spec import Transform
+
+MAX_PIXELS = 100_000_000
+"""Larger files are skipped before decoding: a decompression bomb must not take the worker down."""
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded image as the model sees it, and the size of its file."""
+
+    pixels: UInt8[Tensor, "channel row col"]
+    width: int
+    height: int
+
+
+def decode(content: bytes, transform: Transform) -> Picture:
+    """Decode, turn as EXIF says, resize the shorter side, crop the centre.
+
+    Raises:
+        ImageUnreadable: not an image, a broken one, or one larger than ``MAX_PIXELS``.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
+            turned = ImageOps.exif_transpose(image).convert("RGB")
+        return Picture(_fit(turned, transform), width, height)
+    except ImageUnreadable:
+        raise
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
+        raise ImageUnreadable(f"not readable as an image: {error}") from error
+
+
+def from_pixels(pixels: UInt8[np.ndarray, "row col rgb"], transform: Transform) -> Picture:
+    """The same for pixels that need no decoding."""
+    height, width = pixels.shape[:2]
+    return Picture(_fit(Image.fromarray(pixels), transform), width, height)
+
+
+def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row col"]:
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if short != transform.resize:
+        # the longer side is cut, not rounded, as in torchvision
+        longer = int(transform.resize * long / short)
+        size = (transform.resize, longer) if width <= height else (longer, transform.resize)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    pixels = _cropped(np.asarray(image), transform.crop)
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _cropped(
+    pixels: UInt8[np.ndarray, "row col rgb"], side: int
+) -> UInt8[np.ndarray, "side side rgb"]:
+    height, width = pixels.shape[:2]
+    margins = [max(side - height, 0), max(side - width, 0)]
+    if any(margins):
+        before = [margin // 2 for margin in margins]
+        after = [(margin + 1) // 2 for margin in margins]
+        pixels = np.pad(pixels, [(before[0], after[0]), (before[1], after[1]), (0, 0)])
+        height, width = pixels.shape[:2]
+    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
+    return pixels[top : top + side, left : left + side]
+
+
+def normalise(
+    pixels: UInt8[Tensor, "image channel row col"], transform: Transform
+) -> Float[Tensor, "image channel row col"]:
+    """uint8 pixels → the model's input: (pixel / 255 − mean) / std, float32."""
+    mean = torch.tensor(transform.mean, device=pixels.device).view(-1, 1, 1)
+    std = torch.tensor(transform.std, device=pixels.device).view(-1, 1, 1)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[S], T], sources: Iterable[S], ahead: int
+) -> Iterator[Future[T]]:
+    """Futures of ``read(source)`` in order, with up to ``ahead`` of them under way."""
+    waiting: deque[Future[T]] = deque()
+    for source in sources:
+        waiting.append(pool.submit(read, source))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
+
+
+class PictureCache:
+    """The most recently used pictures, up to a number of bytes; safe for several threads."""
+
+    def __init__(self, read: Callable[[int], Picture], max_bytes: int) -> None:
+        self._read = read
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._pictures: OrderedDict[int, Picture] = OrderedDict()
+        self._lock = Lock()
+
+    def __call__(self, image_id: int) -> Picture:
+        with self._lock:
+            if image_id in self._pictures:
+                self._pictures.move_to_end(image_id)
+                return self._pictures[image_id]
+        picture = self._read(image_id)
+        with self._lock:
+            if image_id not in self._pictures:
+                self._pictures[image_id] = picture
+                self._bytes += picture.pixels.nbytes
+            while self._bytes > self._max_bytes and len(self._pictures) > 1:
+                _, oldest = self._pictures.popitem(last=False)
+                self._bytes -= oldest.pixels.nbytes
+        return picture
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive pieces of ``size``, the last one as long as what is left."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,233 @@
+"""Settle everything a job needs before it starts: model, images, layers, work items.
+
+What is settled here is written into the run, and ``resume`` settles it again and compares: a run
+goes on only with the weights, the images and the batch size it began with.
+"""
+
+import difflib
+import fnmatch
+import platform
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch import nn
+
+from deconvoy.errors import ModelUnsupported, RequestError
+from deconvoy.spec import Ids, JobSpec, ProjectionSpec
+from workers.datasets import Listing, list_images
+from workers.graph import Layer, Network
+from workers.leases import Assignment
+from workers.models import PackedModel, pack
+from workers.topk import UnitIndex
+from workers.writer import units_per_item
+
+BATCH_PIXELS = 16 * 224 * 224
+"""Pixels of an automatic batch: 16 images of 224 px keep two cores busy within 1 GB."""
+
+BATCH_LIMITS = (4, 128)
+
+
+@dataclass(frozen=True)
+class ProjectionItem:
+    """One Zarr shard of pictures to fill."""
+
+    name: str
+    layer: Layer
+    start: int
+    stop: int
+    units: Int64[np.ndarray, " unit"]
+    """Those of it to compute."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job spec with all that follows from it."""
+
+    spec: JobSpec
+    packed: PackedModel
+    listing: Listing
+    layers: tuple[Layer, ...]
+    """Chosen ones, in execution order."""
+    outputs: int
+    batch_size: int
+
+    @property
+    def k(self) -> int:
+        return self.spec.top.k
+
+    @property
+    def index(self) -> UnitIndex:
+        return UnitIndex.of([layer.units for layer in self.layers])
+
+    @property
+    def shards(self) -> int:
+        return -(-len(self.listing) // self.spec.compute.shard_size)
+
+    def shard(self, part: int) -> tuple[int, int]:
+        """First image and one past the last of a shard."""
+        size = self.spec.compute.shard_size
+        return part * size, min((part + 1) * size, len(self.listing))
+
+    def assignment(self, url: str, threads: int) -> Assignment:
+        return Assignment(
+            model=self.packed,
+            source=self.listing.source,
+            transform=self.packed.transform,
+            layers=tuple(layer.name for layer in self.layers),
+            k=self.k,
+            batch_size=self.batch_size,
+            shard_size=self.spec.compute.shard_size,
+            storage=self.spec.storage,
+            url=url,
+            threads=threads,
+        )
+
+    def projected_layers(self) -> tuple[Layer, ...]:
+        """Layers the projection analysis names.
+
+        Raises:
+            ModelUnsupported: one of them cannot be projected; names the operation.
+        """
+        asked = self.spec.projection
+        if asked is None:
+            return ()
+        if asked.layers == "maps":
+            return tuple(layer for layer in self.layers if layer.is_map and not layer.obstacle)
+        chosen = choose(self.layers, asked.layers, "analyses.projection.layers")
+        for layer in chosen:
+            if layer.obstacle:
+                raise ModelUnsupported(
+                    f"Layer {layer.name!r} cannot be projected: {layer.obstacle}. Leave it out of "
+                    "analyses.projection.layers; its top images are found all the same."
+                )
+        return chosen
+
+    def projection_items(self) -> list[ProjectionItem]:
+        """Work items of the projection, layer by layer; cut from the data alone."""
+        asked = self.spec.projection
+        items: list[ProjectionItem] = []
+        for layer in self.projected_layers():
+            assert asked is not None
+            units = chosen_units(layer, asked, self.spec.seed)
+            size = units_per_item(layer, self.k, self.spec.storage)
+            for start in range(0, layer.units, size):
+                stop = min(start + size, layer.units)
+                inside = units[(units >= start) & (units < stop)]
+                if len(inside):
+                    name = f"projection/{layer.name}/item-{start // size:06d}"
+                    items.append(ProjectionItem(name, layer, start, stop, inside))
+        return items
+
+    def provenance(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {
+            "model": self.packed.name,
+            "model_sha256": self.packed.sha256,
+            "listing_fingerprint": self.listing.fingerprint,
+            "images": len(self.listing),
+            "labels_from": self.listing.labels_from,
+            "transform": self.packed.transform.model_dump(mode="json"),
+            "transform_from": self.packed.transform_from,
+            "batch_size": self.batch_size,
+            "dtype": "float32",
+            "layout": "contiguous",
+            "versions": versions(),
+        }
+
+
+def settle(spec: JobSpec, packed: PackedModel | None = None, batch_size: int | None = None) -> Job:
+    """Load, trace and list what a spec names.
+
+    Args:
+        packed: a model at hand instead of the one the spec names.
+        batch_size: that of a run being resumed.
+
+    Raises:
+        RequestError: whatever does not exist or does not fit.
+    """
+    packed = packed or pack(spec.model, spec.seed, spec.data.transform)
+    network = trace(packed)
+    outputs = network.layers[-1].units
+    if packed.classes and len(packed.classes) != outputs:
+        if spec.model.classes is not None:
+            raise RequestError(
+                f"model.classes has {len(packed.classes)} names, but the model has {outputs} "
+                "outputs: give one name for each output, in order."
+            )
+        packed = replace(packed, classes=())
+    listing = list_images(spec.data, packed.classes, outputs)
+    layers = network.layers
+    if spec.layers != "all":
+        layers = choose(layers, spec.layers, "layers")
+    side = packed.transform.crop
+    low, high = BATCH_LIMITS
+    asked = spec.compute.batch_size
+    automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
+    chosen = batch_size or (automatic if asked == "auto" else asked)
+    return Job(spec, packed, listing, tuple(layers), outputs, chosen)
+
+
+def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
+    """The traced network at the size its transform gives.
+
+    Raises:
+        ModelUnsupported: it cannot be traced, or does not take images of that size.
+    """
+    side = packed.transform.crop
+    try:
+        return Network(model or packed.build(), (3, side, side))
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise ModelUnsupported(
+            f"{packed.name} does not run on images of 3 × {side} × {side}: "
+            f"{str(error).splitlines()[0]}. Set data.transform to the size it was made for."
+        ) from error
+
+
+def choose(layers: Sequence[Layer], patterns: Sequence[str], field: str) -> tuple[Layer, ...]:
+    """Layers that match any of the names or globs, in execution order.
+
+    Raises:
+        RequestError: a pattern that matches none; names the nearest.
+    """
+    names = [layer.name for layer in layers]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
+        if not found:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise RequestError(
+                f"{field}: no layer matches {pattern!r}; nearest: {', '.join(near)}. "
+                "`deconvoy layers MODEL` lists them all."
+            )
+        chosen.update(found)
+    return tuple(layer for layer in layers if layer.name in chosen)
+
+
+def chosen_units(layer: Layer, asked: ProjectionSpec, seed: int) -> Int64[np.ndarray, " unit"]:
+    """Units of a layer the projection takes, sorted."""
+    if asked.units == "all":
+        return np.arange(layer.units, dtype=np.int64)
+    if isinstance(asked.units, Ids):
+        ids = sorted({i for i in asked.units.ids if i < layer.units})
+        return np.array(ids, dtype=np.int64)
+    count = max(1, round(asked.units.sample * layer.units))
+    drawn = random.Random(f"{seed}/{layer.name}").sample(range(layer.units), count)
+    return np.array(sorted(drawn), dtype=np.int64)
+
+
+def versions() -> Mapping[str, str]:
+    """Versions the bits may depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("deconvoy", "torch", "torchvision", "numpy", "pillow", "zarr"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found

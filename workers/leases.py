@@ -1,0 +1,80 @@
+"""What the driver sends to a worker and what comes back: plain data that pickles."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Int32, Int64
+
+from deconvoy.spec import StorageSpec, Transform
+from workers.datasets import ImageRef, Source
+from workers.models import PackedModel
+from workers.topk import Partial
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """All a worker needs to know for the whole job."""
+
+    model: PackedModel
+    source: Source
+    transform: Transform
+    layers: tuple[str, ...]
+    """Of the scan, in execution order."""
+    k: int
+    batch_size: int
+    shard_size: int
+    storage: StorageSpec
+    url: str
+    """Of the run."""
+    threads: int
+
+
+@dataclass(frozen=True)
+class ScanLease:
+    """Scan these images."""
+
+    item: str
+    images: Sequence[ImageRef]
+    floor: Float32[np.ndarray, " unit"]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "ScanLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    partial: Partial
+    images: pa.Table
+    """Columns of ``deconvoy.schema.IMAGE_COLUMNS``."""
+    bad: tuple[tuple[str, str], ...]
+    """The first unreadable images and why."""
+
+
+@dataclass(frozen=True)
+class ProjectionLease:
+    """Project the hits of these units of one layer, and write the Zarr shards they fill."""
+
+    item: str
+    layer: str
+    start: int
+    """First unit of the Zarr shard."""
+    stop: int
+    units: Int64[np.ndarray, " unit"]
+    """Those to compute."""
+    score: Float32[np.ndarray, "unit rank"]
+    image: Int64[np.ndarray, "unit rank"]
+    position: Int32[np.ndarray, "unit rank yx"]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "ProjectionLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class ProjectionResult:
+    projections: int
+    images: int
+    """Distinct images decoded and forwarded."""

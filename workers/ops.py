@@ -1,0 +1,187 @@
+"""The table of operations: how far each looks, and how a signal comes down through it.
+
+One row an operation; everything else in ``workers`` reads the rows and knows no operation and no
+model by name.  ``reach`` is what an output position sees of the input, ``down`` the deconvnet's
+step back through it (Zeiler & Fergus 2013, section 2.1; what the paper does not have is said in
+the row).  An operation without a row can be scanned, but not projected.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Reach(Enum):
+    """What one output position sees of the operation's input."""
+
+    SAME = auto()
+    """The same position of every tensor input."""
+    WINDOW = auto()
+    """A kernel window: kernel, stride, padding and dilation are the module's."""
+    CELLS = auto()
+    """The cell of an adaptive pooling."""
+    PAD = auto()
+    """The position before constant padding."""
+    SLICE = auto()
+    """The position before slicing."""
+    WHOLE = auto()
+    """All of it."""
+
+
+class Down(Enum):
+    """The deconvnet's step from an operation's output to its inputs."""
+
+    FILTER = auto()
+    """Convolve with the transposed filters."""
+    MATRIX = auto()
+    """Multiply by the transposed weight matrix."""
+    UNPOOL = auto()
+    """Send values to the recorded places of the maxima; overlapping windows accumulate."""
+    RECTIFY = auto()
+    """ReLU on the signal coming down, whatever the forward sign was."""
+    PASS = auto()
+    """Unchanged (contrast normalisation is not inverted; dropout is off)."""
+    TRANSPOSE = auto()
+    """The transposed linear map (BatchNorm, average pools, padding)."""
+    RESHAPE = auto()
+    """The same values in the shape before."""
+    COPY = auto()
+    """To every input (a sum: the signal goes down both ways)."""
+    SPLIT = auto()
+    """To each input its channels (a concatenation)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    name: str
+    reach: Reach
+    down: Down | None
+    filters: bool = False
+    """A convolution or a linear layer: its outputs are units."""
+    rectifier: bool = False
+    ceiling: float | None = None
+    """Largest value the rectifier lets through."""
+
+
+_RECTIFIER = Rule("relu", Reach.SAME, Down.RECTIFY, rectifier=True)
+_RELU6 = Rule("relu6", Reach.SAME, Down.RECTIFY, rectifier=True, ceiling=6.0)
+_PASS = Rule("identity", Reach.SAME, Down.PASS)
+_RESHAPE = Rule("reshape", Reach.WHOLE, Down.RESHAPE)
+_MEAN = Rule("mean", Reach.WHOLE, Down.TRANSPOSE)
+_SUM = Rule("add", Reach.SAME, Down.COPY)
+
+MODULE_RULES: Mapping[type[nn.Module], Rule] = {
+    nn.Conv2d: Rule("conv2d", Reach.WINDOW, Down.FILTER, filters=True),
+    nn.Linear: Rule("linear", Reach.WHOLE, Down.MATRIX, filters=True),
+    nn.ReLU: _RECTIFIER,
+    nn.ReLU6: _RELU6,
+    nn.MaxPool2d: Rule("max_pool2d", Reach.WINDOW, Down.UNPOOL),
+    nn.AvgPool2d: Rule("avg_pool2d", Reach.WINDOW, Down.TRANSPOSE),
+    nn.AdaptiveAvgPool2d: Rule("adaptive_avg_pool2d", Reach.CELLS, Down.TRANSPOSE),
+    nn.BatchNorm2d: Rule("batch_norm", Reach.SAME, Down.TRANSPOSE),
+    nn.LocalResponseNorm: Rule("local_response_norm", Reach.SAME, Down.PASS),
+    nn.Dropout: _PASS,
+    nn.Dropout2d: _PASS,
+    nn.Identity: _PASS,
+    nn.Flatten: _RESHAPE,
+    nn.ZeroPad2d: Rule("pad", Reach.PAD, Down.TRANSPOSE),
+}
+
+FUNCTION_RULES: Mapping[Callable[..., Any] | str, Rule] = {
+    torch.add: _SUM,
+    operator.add: _SUM,
+    operator.iadd: _SUM,
+    "add": _SUM,
+    "add_": _SUM,
+    torch.cat: Rule("cat", Reach.SAME, Down.SPLIT),
+    torch.flatten: _RESHAPE,
+    "flatten": _RESHAPE,
+    "view": _RESHAPE,
+    torch.reshape: _RESHAPE,
+    "reshape": _RESHAPE,
+    torch.squeeze: _RESHAPE,
+    "squeeze": _RESHAPE,
+    torch.mean: _MEAN,
+    "mean": _MEAN,
+    "contiguous": _PASS,
+    F.pad: Rule("pad", Reach.PAD, Down.TRANSPOSE),
+    operator.getitem: Rule("slice", Reach.SLICE, Down.TRANSPOSE),
+}
+"""Keys are functions, and names of tensor methods."""
+
+
+def _relu(inplace: bool = False) -> nn.Module:
+    return nn.ReLU()
+
+
+def _relu6(inplace: bool = False) -> nn.Module:
+    return nn.ReLU6()
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> nn.Module:
+    return nn.ReLU6() if (min_val, max_val) == (0.0, 6.0) else nn.Hardtanh(min_val, max_val)
+
+
+def _max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+
+
+def _lrn(size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> nn.Module:
+    return nn.LocalResponseNorm(size, alpha, beta, k)
+
+
+def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn.Module | None:
+    # The trace is of eval mode; a model that drops out even then has no rule.
+    return None if training else nn.Dropout(p)
+
+
+AS_MODULE: Mapping[Callable[..., Any] | str, Callable[..., nn.Module | None]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    torch.relu_: _relu,
+    "relu": _relu,
+    "relu_": _relu,
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.max_pool2d: _max_pool,
+    torch.max_pool2d: _max_pool,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
+    F.local_response_norm: _lrn,
+    F.dropout: _dropout,
+}
+"""Functions that are a module with its parameters in the call: functional and module ReLU are the
+same to us."""
+
+
+def module_rule(module: nn.Module) -> Rule | None:
+    """The row of a module, or none: subclasses that change ``forward`` have no row."""
+    for kind, rule in MODULE_RULES.items():
+        if isinstance(module, kind) and type(module).forward is kind.forward:
+            if isinstance(module, nn.Conv2d) and not _pads_evenly(module):
+                return None
+            return rule
+    if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0):
+        return _RELU6
+    return None
+
+
+def _pads_evenly(conv: nn.Conv2d) -> bool:
+    """With zeros, as many before as after."""
+    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return conv.padding_mode == "zeros" and (conv.padding != "same" or not any(r % 2 for r in reach))

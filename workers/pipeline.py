@@ -1,0 +1,465 @@
+"""Run a job: scan → merge → project → store, by leased work items, resumable at any moment.
+
+The driver alone commits: it writes a marker when an item's result has come from the attempt that
+holds the lease.  Killed at any point, it begins again from the markers.  All decisions about leases
+are the ledger's; all decisions about where workers live are the executor's.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deconvoy.errors import (
+    DeconvoyError,
+    DiskTooSmall,
+    JobFailed,
+    JobStopped,
+    RequestError,
+    RunExists,
+    RunUnreadable,
+    TooManyBadImages,
+)
+from deconvoy.schema import FORMAT, image_part_path, layer_path
+from deconvoy.spec import JobSpec
+from deconvoy.store import RunStore
+from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
+from workers.job import Job, ProjectionItem, settle
+from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
+from workers.ledger import (
+    Abort,
+    Commit,
+    Event,
+    Grant,
+    ItemFailed,
+    ItemFinished,
+    Ledger,
+    Progressed,
+    Replace,
+    Tick,
+    WorkerLost,
+    WorkerReady,
+)
+from workers.models import PackedModel
+from workers.topk import Fold, Partial
+from workers.writer import create_layer, create_pictures, write_hits
+
+logger = logging.getLogger(__name__)
+
+Stage = Literal["scan", "projection"]
+
+COMPACT_EVERY = 64
+"""Folded shards after which their markers are replaced by one file."""
+
+WAIT_SECONDS = 0.5
+"""Longest wait for news from the workers; also how often progress is told."""
+
+LOG = "ledger/log.jsonl"
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a stage is: images scanned, or projections done."""
+
+    stage: Stage
+    done: int
+    total: int
+
+
+Observe = Callable[[Advance], None]
+
+
+def create(
+    spec: JobSpec, url: str, *, overwrite: bool = False, packed: PackedModel | None = None
+) -> tuple[Job, RunStore]:
+    """Settle a job and make its run, empty.
+
+    Raises:
+        RunExists: something is there already.
+        RequestError: the spec does not fit.
+    """
+    run = RunStore(url)
+    occupied = run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir()))
+    if occupied and not overwrite:
+        raise RunExists(
+            f"{url!r} exists already: choose another --out, `deconvoy resume {url}` to go on with "
+            "it, or --overwrite to replace it."
+        )
+    if occupied and not (run.root / "zarr.json").is_file():
+        raise RunExists(f"{url!r} is no run, so --overwrite does not touch it: choose another.")
+    job = settle(spec, packed)
+    job.projected_layers()  # refuses what cannot be projected before anything is written
+    if occupied:
+        with run.driver_lock():
+            pass
+        run.remove()
+    group = run.zarr("w-")
+    group.attrs.update(
+        {
+            "format": FORMAT,
+            "spec": job.spec.to_json(),
+            "state": {"status": "running"},
+            "layers": [layer.name for layer in job.layers],
+            "classes": list(job.packed.classes),
+            "provenance": job.provenance(),
+        }
+    )
+    return job, run
+
+
+def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
+    """Settle the job of a run that is there, and check that it is the same job.
+
+    Raises:
+        RequestError: weights, images or the batch size differ from those the run began with.
+    """
+    run = RunStore(url)
+    if not run.exists("zarr.json"):
+        raise RequestError(f"{url!r} is no run, so there is nothing to resume: see `deconvoy run`.")
+    attributes = run.zarr().attrs.asdict()
+    if attributes.get("format") != FORMAT:
+        raise RunUnreadable(
+            f"{url!r} has the format {attributes.get('format')!r}, but this version reads "
+            f"{FORMAT!r}: use the version that wrote it."
+        )
+    began: Any = attributes["provenance"]
+    job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
+    now = job.provenance()
+    for key in ("model_sha256", "listing_fingerprint", "transform"):
+        if now[key] != began[key]:
+            raise RequestError(
+                f"{url!r} began with another {key} ({began[key]} then, {now[key]} now): a run goes "
+                "on only with the same weights and images. Put them back, or start a new run."
+            )
+    if now["versions"] != began["versions"]:
+        logger.warning("The run began with %s, now %s.", began["versions"], now["versions"])
+    run.sweep()
+    return job, run
+
+
+def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> dict[str, Any]:
+    """Do what is left of a job; returns its results' summary (also in the run's attributes).
+
+    Raises:
+        JobFailed: an item failed for good; everything committed stays.
+        JobStopped: Ctrl-C.
+    """
+    with run.driver_lock(), _told_in_state(run):
+        driver = _Driver(job, run, executor, observe)
+        try:
+            executor.start(lambda threads: job.assignment(run.url, threads))
+            fold = driver.scan()
+            summary = driver.merge(fold)
+            driver.project(fold)
+        finally:
+            executor.shutdown()
+        run.zarr("r+").attrs.update({"results": summary})
+    return summary
+
+
+@contextmanager
+def _told_in_state(run: RunStore) -> Iterator[None]:
+    """Keep the run's state attribute true, whatever happens."""
+
+    def tell(**state: str) -> None:
+        run.zarr("r+").attrs.update({"state": state})
+
+    tell(status="running")
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(status="stopped")
+        raise JobStopped(
+            f"Stopped. Nothing finished is lost: `deconvoy resume {run.url}` goes on."
+        ) from None
+    except OSError as error:
+        if isinstance(error, DeconvoyError) or error.errno is None:
+            tell(status="failed", error=str(error))
+            raise
+        message = (
+            f"Writing to {run.url!r} failed: {error.strerror}. Everything committed is intact; "
+            f"make room or mend it, then `deconvoy resume {run.url}`."
+        )
+        raise DiskTooSmall(message) from error
+    except Exception as error:
+        tell(status="failed", error=str(error))
+        raise
+    tell(status="done")
+
+
+@dataclass
+class _Driver:
+    job: Job
+    run: RunStore
+    executor: Executor
+    observe: Observe
+    ready: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Workers at hand, and what they say of themselves."""
+
+    # Scan -------------------------------------------------------------------------------------
+
+    def scan(self) -> Fold:
+        """Scan the shards that have no marker yet, and fold all in shard order."""
+        scan = _Scan(self.job, self.run)
+        scan.take_up()
+        scan.judge()
+        total = len(self.job.listing)
+        items = {f"scan/part-{part:06d}": part for part in scan.left()}
+
+        def lease_of(item: str) -> Lease:
+            return ScanLease(item, self.job.listing.refs(*self.job.shard(items[item])), scan.floor)
+
+        def commit(item: str, result: Any) -> int:
+            scan.commit(items[item], result)
+            start, stop = self.job.shard(items[item])
+            return stop - start
+
+        done = total - sum(stop - start for start, stop in map(self.job.shard, items.values()))
+        self._stage("scan", list(items), lease_of, commit, done, total)
+        return scan.fold
+
+    def merge(self, fold: Fold) -> dict[str, Any]:
+        """Write the tables of every layer, and what the scan has found in short."""
+        job = self.job
+        for number, layer in enumerate(job.layers):
+            units = job.index.units_of(number)
+            create_layer(self.run, layer, job.k)
+            sums = type(fold.sums)(
+                fold.sums.maxima[units], fold.sums.active[units], fold.sums.histogram[units]
+            )
+            tables = fold.score[units], fold.image[units], fold.position[units]
+            write_hits(self.run, layer, *tables, sums, fold.images)
+        top1 = fold.correct / fold.labelled if fold.labelled else None
+        summary = {
+            "images": fold.images,
+            "skipped": fold.skipped,
+            "labelled": fold.labelled,
+            "top1": top1,
+            "dead_units": int((fold.image[:, 0] < 0).sum()),
+            "units": job.index.total,
+        }
+        self.run.zarr("r+").attrs.update({"results": summary})
+        return summary
+
+    # Projection -------------------------------------------------------------------------------
+
+    def project(self, fold: Fold) -> None:
+        """Project the layers the spec names, work item by work item."""
+        items = {item.name: item for item in self.job.projection_items()}
+        started = {item.layer.name for item in items.values() if self._has_pictures(item.layer.name)}
+        for layer in self.job.projected_layers():
+            if layer.name not in started:
+                create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
+        left = [name for name in items if not self.run.exists(_marker(name))]
+
+        def hits(item: ProjectionItem) -> Any:
+            number = self.job.layers.index(item.layer)
+            return item.units + self.job.index.offsets[number]
+
+        def count(name: str) -> int:
+            return int((fold.image[hits(items[name])] >= 0).sum())
+
+        def lease_of(name: str) -> Lease:
+            item, unit = items[name], hits(items[name])
+            tables = fold.score[unit], fold.image[unit], fold.position[unit]
+            return ProjectionLease(
+                name, item.layer.name, item.start, item.stop, item.units, *tables
+            )
+
+        def commit(name: str, result: ProjectionResult) -> int:
+            fields = {"units": items[name].units.tolist(), "projections": result.projections}
+            self.run.write(_marker(name), json.dumps(fields).encode())
+            return count(name)
+
+        total = sum(count(name) for name in items)
+        done = total - sum(count(name) for name in left)
+        self._stage("projection", left, lease_of, commit, done, total)
+
+    def _has_pictures(self, layer: str) -> bool:
+        """Whether any item of the layer is committed: its arrays must not be made anew."""
+        return bool(self.run.names(_marker(f"projection/{layer}/x").rpartition("/")[0]))
+
+    # Both -------------------------------------------------------------------------------------
+
+    def _stage(
+        self,
+        stage: Stage,
+        items: list[str],
+        lease_of: Callable[[str], Lease],
+        commit: Callable[[str, Any], int],
+        done: int,
+        total: int,
+    ) -> None:
+        """Lease out the items of one stage until all are committed."""
+        ledger = Ledger()
+        ledger.add(items)
+        results: dict[str, Any] = {}
+        within: dict[str, int] = {}
+        self.observe(Advance(stage, done, total))
+        for worker in self.ready:
+            done += self._obey(ledger, WorkerReady(worker), lease_of, commit, results)
+        while not ledger.finished:
+            for report in self.executor.wait(WAIT_SECONDS):
+                event = self._event(report, results, within)
+                if event is not None:
+                    done += self._obey(ledger, event, lease_of, commit, results)
+            done += self._obey(ledger, Tick(), lease_of, commit, results)
+            self.observe(Advance(stage, done + sum(within.values()), total))
+
+    def _event(
+        self, report: Report, results: dict[str, Any], within: dict[str, int]
+    ) -> Event | None:
+        match report:
+            case Ready(worker, about):
+                self.ready[worker] = about
+                self._log(event="ready", worker=worker, **about)
+                return WorkerReady(worker)
+            case Lost(worker, reason):
+                self.ready.pop(worker, None)
+                within.pop(worker, None)
+                self._log(event="lost", worker=worker, reason=reason)
+                return WorkerLost(worker, reason)
+            case Moved(worker, done):
+                moved = within.get(worker) != done
+                within[worker] = done
+                return Progressed(worker) if moved else None
+            case Returned(worker, lease, result):
+                within.pop(worker, None)
+                results[lease.item] = result
+                return ItemFinished(worker, lease.item, lease.attempt)
+            case Raised(worker, lease, error):
+                within.pop(worker, None)
+                reason = f"{type(error).__name__}: {error}"
+                final = isinstance(error, DeconvoyError)
+                self._log(event="raised", worker=worker, item=lease.item, reason=reason)
+                reason = str(error) if final else reason
+                return ItemFailed(worker, lease.item, lease.attempt, reason, final)
+
+    def _obey(
+        self,
+        ledger: Ledger,
+        event: Event,
+        lease_of: Callable[[str], Lease],
+        commit: Callable[[str, Any], int],
+        results: dict[str, Any],
+    ) -> int:
+        """Carry out what the ledger says; returns how much more is done now."""
+        done = 0
+        for instruction in ledger.handle(event, time.monotonic()):
+            match instruction:
+                case Grant(worker, item, attempt):
+                    pid = self.ready[worker].get("pid")
+                    self._log(event="granted", item=item, attempt=attempt, worker=worker, pid=pid)
+                    self.executor.submit(worker, lease_of(item).granted(attempt))
+                case Commit(item, attempt, worker):
+                    done += commit(item, results.pop(item))
+                    self._log(event="committed", item=item, attempt=attempt, worker=worker)
+                case Replace(worker, reason):
+                    self.ready.pop(worker, None)
+                    logger.warning("Replacing %s: %s", worker, reason)
+                    self._log(event="replaced", worker=worker, reason=reason)
+                    self.executor.replace(worker)
+                case Abort(item, reason):
+                    self._log(event="aborted", item=item, reason=reason)
+                    raise JobFailed(f"The work item {item} failed: {reason}")
+        return done
+
+    def _log(self, **fields: Any) -> None:
+        self.run.append(LOG, json.dumps({"time": round(time.time(), 3), **fields}))
+
+
+class _Scan:
+    """The scan's committed shards, folded in shard order."""
+
+    def __init__(self, job: Job, run: RunStore) -> None:
+        self.job, self.run = job, run
+        self.fold = Fold(job.index.total, job.k)
+        self.folded = 0
+        """Shards folded so far: all before this one."""
+        self._waiting: set[int] = set()
+        """Committed shards that lie behind one that is not."""
+        self._compacted = 0
+
+    @property
+    def floor(self) -> Any:
+        return self.fold.floor
+
+    def take_up(self) -> None:
+        """Fold what the markers hold."""
+        names = self.run.names("ledger/scan")
+        prefixes = [name for name in names if name.startswith("prefix-")]
+        if prefixes:
+            last = prefixes[-1]
+            self.fold.add(self._read(last))
+            self.folded = self._compacted = _number(last) + 1
+        parts = {_number(name) for name in names if name.startswith("part-")}
+        self._waiting = {part for part in parts if part >= self.folded}
+        self._advance()
+
+    def left(self) -> list[int]:
+        return [p for p in range(self.folded, self.job.shards) if p not in self._waiting]
+
+    def commit(self, part: int, result: ScanResult) -> None:
+        """Write a shard's images and its marker, then fold it.
+
+        Raises:
+            TooManyBadImages: more are unreadable so far than ``data.max_bad`` allows.
+        """
+        for uri, reason in result.bad:
+            logger.warning("Skipped %s: %s", uri, reason)
+        sink = pa.BufferOutputStream()
+        pq.write_table(result.images, sink, compression="zstd")
+        self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
+        self.run.write(f"ledger/scan/part-{part:06d}.npz", result.partial.to_bytes())
+        self._waiting.add(part)
+        self._advance()
+        self.judge(result.bad)
+
+    def _advance(self) -> None:
+        while self.folded in self._waiting:
+            self._waiting.remove(self.folded)
+            self.fold.add(self._read(f"part-{self.folded:06d}.npz"))
+            self.folded += 1
+            if self.folded - self._compacted >= COMPACT_EVERY:
+                self._compact()
+
+    def _compact(self) -> None:
+        """Replace the markers of all folded shards by one file; the old ones go last."""
+        done = f"prefix-{self.folded - 1:06d}.npz"
+        self.run.write(f"ledger/scan/{done}", self.fold.to_partial().to_bytes())
+        for name in self.run.names("ledger/scan"):
+            if name != done and _number(name) < self.folded:
+                self.run.delete(f"ledger/scan/{name}")
+        self._compacted = self.folded
+
+    def _read(self, name: str) -> Partial:
+        return Partial.from_bytes(self.run.read(f"ledger/scan/{name}"), name)
+
+    def judge(self, bad: Sequence[tuple[str, str]] = ()) -> None:
+        """Raises TooManyBadImages."""
+        allowed = self.job.spec.data.max_bad * len(self.job.listing)
+        skipped = self.fold.skipped
+        if skipped > allowed:
+            shown = "; ".join(f"{uri}: {reason}" for uri, reason in bad[:3])
+            raise TooManyBadImages(
+                f"{skipped} of {len(self.job.listing)} images are unreadable, more than "
+                f"data.max_bad = {self.job.spec.data.max_bad:g} allows"
+                f"{f' ({shown})' if shown else ''}: mend or remove them, or raise data.max_bad."
+            )
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("-")[2].partition(".")[0])
+
+
+def _marker(item: str) -> str:
+    """Path of an item's marker; the layer's name is escaped as in its group's path."""
+    stage, _, rest = item.partition("/")
+    layer, _, name = rest.rpartition("/")
+    return f"ledger/{stage}/{layer_path(layer).removeprefix('layers/')}/{name}.json"

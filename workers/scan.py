@@ -1,0 +1,153 @@
+"""Scan a shard of images: one forward pass serves all layers and finds each unit's strongest hits.
+
+Per feature map the spatial maximum is taken; only where it enters the running k strongest is its
+place looked up.  A lease brings the scores known so far, so that a partial result holds only hits
+that can still enter.  (Top nine: Zeiler & Fergus 2013, Fig. 2.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from deconvoy.errors import ActivationInvalid
+from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
+from workers.graph import Layer, Network
+from workers.topk import BINS, Hits, UnitIndex, UnitSums
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The model's answer to a batch."""
+
+    predicted: Int64[np.ndarray, " image"]
+    probability: Float32[np.ndarray, " image"]
+
+
+class ShardScan:
+    """The running result of one shard; batches come in increasing order of image ids.
+
+    Args:
+        floor: score each unit's hit must reach to enter the final k; −inf where any may.
+    """
+
+    def __init__(
+        self, network: Network, layers: Sequence[Layer], k: int, floor: Float[Tensor, " unit"]
+    ) -> None:
+        self._network = network
+        self._index = UnitIndex.of([layer.units for layer in layers])
+        self._number = {layer.name: number for number, layer in enumerate(layers)}
+        units, device = self._index.total, floor.device
+        self._k = k
+        self._floor = floor
+        self._score = torch.full((units, k), MISSING_SCORE, device=device)
+        self._image = torch.full((units, k), MISSING_IMAGE, dtype=torch.int64, device=device)
+        self._place = torch.zeros((units, k), dtype=torch.int64, device=device)
+        self._edges = torch.tensor(histogram_edges(), dtype=torch.float32, device=device)
+        self._maxima = torch.zeros(units, dtype=torch.float64, device=device)
+        self._active = torch.zeros(units, dtype=torch.int64, device=device)
+        self._histogram = torch.zeros(units * BINS, dtype=torch.int64, device=device)
+        self._layers = layers
+
+    @torch.inference_mode()
+    def add(
+        self,
+        images: Float[Tensor, "image channel row col"],
+        ids: Int64[Tensor, " image"],
+        valid: Bool[Tensor, " image"],
+    ) -> Prediction:
+        """Scan one batch.
+
+        Args:
+            valid: False for rows that only fill the batch up; they leave no trace.
+
+        Raises:
+            ActivationInvalid: a layer is NaN or infinite on an image; names both.
+        """
+
+        def visit(layer: Layer, maps: Tensor) -> None:
+            if layer.name in self._number:
+                self._see(layer, maps, ids, valid)
+
+        logits = self._network.forward(images, visit)
+        probability, predicted = logits.flatten(1).float().softmax(1).max(1)
+        return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
+
+    def _see(self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor) -> None:
+        maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
+        if layer.ceiling is not None:
+            maxima = maxima.clamp(min=0)
+        if not torch.isfinite(maxima[valid]).all():
+            self._refuse(layer, maxima, ids, valid)
+        units = self._index.units_of(self._number[layer.name])
+        self._count(units, maxima[valid])
+        candidates = maxima.masked_fill(~valid[:, None], MISSING_SCORE)
+        if layer.rectified:  # a zero is no hit
+            candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
+        self._keep_strongest(units, candidates, maps, ids)
+
+    def _count(self, units: slice, maxima: Float[Tensor, "image unit"]) -> None:
+        self._maxima[units] += maxima.double().sum(0)
+        self._active[units] += (maxima > 0).sum(0)
+        bins = torch.bucketize(maxima, self._edges, right=True) - 1
+        bins += BINS * torch.arange(maxima.shape[1], device=maxima.device)
+        counted = torch.bincount(bins.flatten(), minlength=BINS * maxima.shape[1])
+        self._histogram[units.start * BINS : units.stop * BINS] += counted
+
+    def _keep_strongest(
+        self, units: slice, candidates: Float[Tensor, "image unit"], maps: Tensor, ids: Tensor
+    ) -> None:
+        # Ids increase, so a later image that only equals the last rank loses the tie; against the
+        # floor, which may come from later images, an equal one must stay.
+        enters = (candidates > self._score[units, -1]) & (candidates >= self._floor[units])
+        rows = enters.any(0).nonzero().squeeze(1)
+        if not len(rows):
+            return
+        entering = candidates[:, rows].masked_fill(~enters[:, rows], MISSING_SCORE)
+        everyone = torch.cat([self._score[units][rows], entering.T.float()], dim=1)
+        ranked, source = everyone.sort(dim=1, descending=True, stable=True)
+        ranked, source = ranked[:, : self._k], source[:, : self._k]
+        row, rank = (source >= self._k).nonzero(as_tuple=True)
+        batch_row = source[row, rank] - self._k
+
+        old = source.clamp(max=self._k - 1)
+        image = self._image[units][rows].gather(1, old)
+        place = self._place[units][rows].gather(1, old)
+        image[row, rank] = ids[batch_row]
+        if maps.ndim == 4:
+            # argmax gives the first of several maxima: reading order
+            place[row, rank] = maps[batch_row, rows[row]].flatten(1).argmax(1)
+        else:
+            place[row, rank] = 0
+        rows = rows + units.start
+        self._score[rows], self._image[rows], self._place[rows] = ranked, image, place
+
+    def _refuse(self, layer: Layer, maxima: Tensor, ids: Tensor, valid: Tensor) -> None:
+        bad = (~torch.isfinite(maxima)) & valid[:, None]
+        image, unit = (int(i) for i in bad.nonzero()[0])
+        raise ActivationInvalid(
+            f"Layer {layer.name!r}, unit {unit}: the activation over image {int(ids[image])} is "
+            f"{float(maxima[image, unit])}, but activations must be finite: check the weights for "
+            "NaN and the transform for the right mean and deviation."
+        )
+
+    def hits(self) -> Hits:
+        """The hits that may still enter, by unit and rank."""
+        unit, rank = (i.numpy() for i in (self._image.cpu() != MISSING_IMAGE).nonzero(as_tuple=True))
+        width = np.repeat(
+            [layer.width for layer in self._layers], [layer.units for layer in self._layers]
+        )[unit]
+        place = self._place.cpu().numpy()[unit, rank]
+        position = np.stack([place // width, place % width], axis=1).astype(np.int32)
+        score, image = self._score.cpu().numpy(), self._image.cpu().numpy()
+        return Hits(unit.astype(np.int32), score[unit, rank], image[unit, rank], position)
+
+    def sums(self) -> UnitSums:
+        return UnitSums(
+            self._maxima.cpu().numpy(),
+            self._active.cpu().numpy(),
+            self._histogram.view(-1, BINS).cpu().numpy(),
+        )

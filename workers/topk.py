@@ -1,0 +1,215 @@
+"""Keep the k strongest hits of every unit, and fold the partial results of shards into one.
+
+Units of all layers are counted through (``UnitIndex``), so one array holds a whole network.  The
+order of hits is total: (−score, image id, y, x); a unit has at most one hit an image.  Hits fold in
+any order and twice without harm; sums are float64 and are added in shard order.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64
+
+from deconvoy.errors import RunUnreadable
+from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
+
+BINS = len(histogram_edges()) - 1
+
+
+@dataclass(frozen=True)
+class UnitIndex:
+    """Units of all layers, counted through in execution order."""
+
+    offsets: tuple[int, ...]
+    """First unit of each layer, and one more: the number of all units."""
+
+    @staticmethod
+    def of(units: Sequence[int]) -> "UnitIndex":
+        return UnitIndex((0, *np.cumsum(units, dtype=int).tolist()))
+
+    @property
+    def total(self) -> int:
+        return self.offsets[-1]
+
+    def units_of(self, layer: int) -> slice:
+        return slice(self.offsets[layer], self.offsets[layer + 1])
+
+
+@dataclass(frozen=True)
+class Hits:
+    """A list of hits, in no particular order."""
+
+    unit: Int32[np.ndarray, " hit"]
+    score: Float32[np.ndarray, " hit"]
+    image: Int64[np.ndarray, " hit"]
+    position: Int32[np.ndarray, "hit yx"]
+
+    @staticmethod
+    def none() -> "Hits":
+        return Hits(
+            np.zeros(0, np.int32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int64),
+            np.zeros((0, 2), np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def take(self, which: np.ndarray) -> "Hits":
+        return Hits(self.unit[which], self.score[which], self.image[which], self.position[which])
+
+    def __add__(self, other: "Hits") -> "Hits":
+        return Hits(
+            np.concatenate([self.unit, other.unit]),
+            np.concatenate([self.score, other.score]),
+            np.concatenate([self.image, other.image]),
+            np.concatenate([self.position, other.position]),
+        )
+
+
+def strongest(hits: Hits, k: int) -> tuple[Hits, Int64[np.ndarray, " hit"]]:
+    """The k strongest hits of each unit and the rank of each, sorted by unit and rank."""
+    y, x = hits.position[:, 0], hits.position[:, 1]
+    # One hit an image: of several (a shard folded twice) the first in the total order.
+    order = np.lexsort((x, y, -hits.score, hits.image, hits.unit))
+    unit, image = hits.unit[order], hits.image[order]
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[1:] = (unit[1:] == unit[:-1]) & (image[1:] == image[:-1])
+    hits = hits.take(order[~repeated])
+
+    y, x = hits.position[:, 0], hits.position[:, 1]
+    hits = hits.take(np.lexsort((x, y, hits.image, -hits.score, hits.unit)))
+    first = np.searchsorted(hits.unit, hits.unit, side="left")
+    rank = np.arange(len(hits)) - first
+    kept = rank < k
+    return hits.take(kept), rank[kept]
+
+
+@dataclass(frozen=True)
+class UnitSums:
+    """What is added up for every unit over the readable images."""
+
+    maxima: Float64[np.ndarray, " unit"]
+    """Sum of the image maxima."""
+    active: Int64[np.ndarray, " unit"]
+    """Images whose maximum is above zero."""
+    histogram: Int64[np.ndarray, "unit bin"]
+    """Images by maximum; edges from ``deconvoy.schema.histogram_edges``."""
+
+    @staticmethod
+    def zero(units: int) -> "UnitSums":
+        return UnitSums(
+            np.zeros(units), np.zeros(units, np.int64), np.zeros((units, BINS), np.int64)
+        )
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What the scan of one shard, or of a run of consecutive shards, has found."""
+
+    hits: Hits
+    sums: UnitSums
+    images: int
+    """Readable images among them."""
+    skipped: int
+    correct: int
+    """Images whose predicted class is their label."""
+    labelled: int
+
+    def to_bytes(self) -> bytes:
+        """A .npz archive; its members carry checksums."""
+        unit, bin_ = np.nonzero(self.sums.histogram)
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            unit=self.hits.unit,
+            score=self.hits.score,
+            image=self.hits.image,
+            position=self.hits.position,
+            maxima=self.sums.maxima,
+            active=self.sums.active,
+            histogram_unit=unit.astype(np.int32),
+            histogram_bin=bin_.astype(np.int16),
+            histogram_count=self.sums.histogram[unit, bin_],
+            counts=np.array([self.images, self.skipped, self.correct, self.labelled]),
+        )
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(content: bytes, name: str) -> "Partial":
+        """Read ``to_bytes`` back.
+
+        Raises:
+            RunUnreadable: the bytes are not whole; the message carries ``name``.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+                fields = {key: stored[key] for key in stored.files}
+            histogram = np.zeros((len(fields["maxima"]), BINS), np.int64)
+            place = fields["histogram_unit"], fields["histogram_bin"]
+            histogram[place] = fields["histogram_count"]
+            hits = Hits(fields["unit"], fields["score"], fields["image"], fields["position"])
+            sums = UnitSums(fields["maxima"], fields["active"], histogram)
+            return Partial(hits, sums, *(int(count) for count in fields["counts"]))
+        except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
+            raise RunUnreadable(
+                f"The ledger file {name!r} is broken ({error}): delete it and "
+                "`deconvoy resume` computes its shard again."
+            ) from error
+
+
+class Fold:
+    """All partial results so far, folded; memory does not grow with the number of images."""
+
+    def __init__(self, units: int, k: int) -> None:
+        self.k = k
+        self.score: Float32[np.ndarray, "unit rank"] = np.full((units, k), MISSING_SCORE, "f4")
+        self.image: Int64[np.ndarray, "unit rank"] = np.full((units, k), MISSING_IMAGE, "i8")
+        self.position: Int32[np.ndarray, "unit rank yx"] = np.full((units, k, 2), -1, "i4")
+        self.sums = UnitSums.zero(units)
+        self.images = self.skipped = self.correct = self.labelled = 0
+
+    @property
+    def floor(self) -> Float32[np.ndarray, " unit"]:
+        """Score of every unit's last rank: what a new hit must reach to enter."""
+        return self.score[:, -1].copy()
+
+    def add(self, partial: Partial) -> None:
+        """Fold one more partial result in.  Sums depend on the order of calls: shard order."""
+        self._add_hits(partial.hits)
+        self.sums.maxima.__iadd__(partial.sums.maxima)
+        self.sums.active.__iadd__(partial.sums.active)
+        self.sums.histogram.__iadd__(partial.sums.histogram)
+        self.images += partial.images
+        self.skipped += partial.skipped
+        self.correct += partial.correct
+        self.labelled += partial.labelled
+
+    def _add_hits(self, hits: Hits) -> None:
+        touched = np.unique(hits.unit)
+        kept, rank = strongest(self._hits_of(touched) + hits, self.k)
+        self.score[touched] = MISSING_SCORE
+        self.image[touched] = MISSING_IMAGE
+        self.position[touched] = -1
+        self.score[kept.unit, rank] = kept.score
+        self.image[kept.unit, rank] = kept.image
+        self.position[kept.unit, rank] = kept.position
+
+    def _hits_of(self, units: np.ndarray) -> Hits:
+        row, rank = np.nonzero(self.image[units] != MISSING_IMAGE)
+        unit = units[row]
+        return Hits(
+            unit.astype(np.int32),
+            self.score[unit, rank],
+            self.image[unit, rank],
+            self.position[unit, rank],
+        )
+
+    def to_partial(self) -> Partial:
+        """Everything folded so far, as one partial result."""
+        hits = self._hits_of(np.arange(len(self.score)))
+        return Partial(hits, self.sums, self.images, self.skipped, self.correct, self.labelled)
