@@ -190,8 +190,8 @@ def _markdown() -> Iterator[str]:
         dims = ", ".join(field.dims)
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
     yield (
-        "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a checksum "
-        "each; a shard is written by one owner. All others are one chunk a layer.\n"
+        "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "
+        "checksum each; a shard is written by one owner. All others are one chunk a layer.\n"
     )
     yield "## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"
@@ -211,9 +211,11 @@ An item is done when its marker is there, and only then.
 |---|---|
 | `ledger/scan/part-NNNNNN.npz` | marker and partial result of one shard: its hits, its sums |
 | `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
-| `ledger/projection/<layer>/item-NNNNNN.json` | marker of one work item: its units, its projections |
-| `ledger/log.jsonl` | one line a lease granted, committed or lost, with worker and process id (for people; the driver never reads it) |
+| `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
+| `ledger/log.jsonl` | one line a lease granted, committed or lost, with worker and process id |
 | `ledger/driver.lock` | held by the driver at work |
+
+The log is for people; the driver never reads it.
 
 ## Attributes of the root group
 

@@ -30,7 +30,7 @@ class ModelSpec(Section):
     """``torchvision/NAME``, ``deconvoy/zfnet``, ``deconvoy/zfnet_small``,
     ``python/pkg.mod:factory`` or ``path/to/file.py:factory``."""
     weights: str | None = None
-    """A .safetensors, .pt or .pth file, a torchvision weights name, or null: random from the seed."""
+    """A .safetensors, .pt or .pth file, a torchvision weights name, or null: random, by seed."""
     weights_key: str = "auto"
     """Where the tensors lie inside a .pt file: ``state_dict``, ``model``, ``ema``, …"""
     arguments: dict[str, Any] = Field(default_factory=dict)

@@ -1,23 +1,27 @@
 """The worker: builds the model once, then answers leases.  A plain class; executors carry it.
 
 Scan leases return their result; projection leases write whole Zarr shards and return counts.  The
-same lease gives the same bits on any worker with any number of threads: batches have one size, the
-last one is padded, and nothing is kept from lease to lease but decoded pictures.
+same lease gives the same bits on any worker with any number of threads: torch computes with one
+thread (its kernels differ in the last bit with the number of threads), and a worker's threads are
+lanes, each of which computes whole batches.  Batches have one size, the last one is padded, and
+nothing is kept from lease to lease but decoded pictures.
 """
 
 import io
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deconvoy.errors import DeconvoyError, ImageUnreadable
@@ -25,7 +29,7 @@ from deconvoy.schema import image_part_path
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
-from workers.graph import Layer, Network
+from workers.graph import Layer, Network, Step
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
     Assignment,
@@ -35,7 +39,7 @@ from workers.leases import (
     ScanResult,
 )
 from workers.pictures import cut, cut_patches, quantised, stored_size
-from workers.scan import Prediction, ShardScan
+from workers.scan import Prediction, ShardScan, combined
 from workers.topk import Partial
 from workers.writer import projection_dtype, write_pictures
 
@@ -51,11 +55,26 @@ BACKWARD_HITS = 16
 BAD_SHOWN = 5
 
 
+S = TypeVar("S")
+T = TypeVar("T")
+
+_Batch = tuple[list[ImageRef], list[Picture | ImageUnreadable]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images forwarded together, and the hits in them."""
+
+    images: list[Picture]
+    hits: slice
+    image_of_hit: Int64[Tensor, " hit"]
+
+
 class Actor:
     """One worker of a job."""
 
     def __init__(self, assignment: Assignment) -> None:
-        torch.set_num_threads(assignment.threads)
+        torch.set_num_threads(1)
         self._job = assignment
         self._run = RunStore(assignment.url)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -65,9 +84,12 @@ class Actor:
         network = Network(assignment.model.build(), (3, side, side))
         self._network = network.to(self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
-        self._pool = ThreadPoolExecutor(max(1, assignment.threads), thread_name_prefix="decode")
+        self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
+        self._lanes = ThreadPoolExecutor(self._lane_count, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(assignment.threads, thread_name_prefix="decode")
         self._pictures = PictureCache(self._read_id, CACHE_BYTES)
         self._done = 0
+        self._counting = threading.Lock()
 
     def whoami(self) -> dict[str, Any]:
         return {
@@ -75,12 +97,16 @@ class Actor:
             "node": socket.gethostname(),
             "device": str(self._device),
             "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "threads": torch.get_num_threads(),
+            "threads": self._job.threads,
         }
 
     def progress(self) -> int:
         """Images or projections done within the lease at hand."""
         return self._done
+
+    def _advance(self, count: int) -> None:
+        with self._counting:
+            self._done += count
 
     def work(self, lease: ScanLease | ProjectionLease) -> ScanResult | ProjectionResult:
         """Answer one lease.
@@ -95,16 +121,28 @@ class Actor:
 
     def scan(self, lease: ScanLease) -> ScanResult:
         floor = torch.from_numpy(lease.floor.copy()).to(self._device)
-        shard = ShardScan(self._network, self._layers, self._job.k, floor)
-        rows: list[dict[str, Any]] = []
-        for refs, pictures in self._batches(lease.images):
-            rows += self._scan_batch(shard, refs, pictures)
-            self._done += len(refs)
+        lanes: list[ShardScan] = []
+        own = threading.local()
+
+        def lane_of_thread() -> ShardScan:
+            if not hasattr(own, "scan"):
+                own.scan = ShardScan(self._network, self._layers, self._job.k, floor)
+                lanes.append(own.scan)
+            scan: ShardScan = own.scan
+            return scan
+
+        def scan_batch(batch: _Batch) -> list[dict[str, Any]]:
+            rows = self._scan_batch(lane_of_thread(), *batch)
+            self._advance(len(rows))
+            return rows
+
+        rows = [row for batch in self._in_lanes(scan_batch, self._batches(lease)) for row in batch]
         read = [row for row in rows if row["skipped"] is None]
         judged = [row for row in read if row["label"] is not None]
+        hits, sums = combined(lanes, self._job.k)
         partial = Partial(
-            hits=shard.hits(),
-            sums=shard.sums(),
+            hits=hits,
+            sums=sums,
             images=len(read),
             skipped=len(rows) - len(read),
             correct=sum(row["label"] == row["predicted"] for row in judged),
@@ -113,13 +151,16 @@ class Actor:
         bad = [(row["uri"], row["skipped"]) for row in rows if row["skipped"] is not None]
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
 
-    def _batches(
-        self, images: Any
-    ) -> Iterator[tuple[list[ImageRef], list[Picture | ImageUnreadable]]]:
+    def _batches(self, lease: ScanLease) -> Iterator["_Batch"]:
         size = self._job.batch_size
-        futures = read_ahead(self._pool, self._try_read, images, ahead=2 * size)
-        for refs in chunks(images, size):
+        futures = read_ahead(self._pool, self._try_read, lease.images, ahead=2 * size)
+        for refs in chunks(lease.images, size):
             yield list(refs), [next(futures).result() for _ in refs]
+
+    def _in_lanes(self, work: Callable[[S], T], batches: Iterable[S]) -> Iterator[T]:
+        """Results in order, with one batch more under way than there are lanes."""
+        for future in read_ahead(self._lanes, work, batches, ahead=self._lane_count):
+            yield future.result()
 
     def _try_read(self, ref: ImageRef) -> Picture | ImageUnreadable:
         try:
@@ -148,7 +189,6 @@ class Actor:
 
     # Projection -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def project(self, lease: ProjectionLease) -> ProjectionResult:
         layer = self._network.layer(lease.layer)
         storage = self._job.storage
@@ -162,64 +202,71 @@ class Actor:
         projection = np.zeros(shape, projection_dtype(storage))
         scale = np.zeros(shape[:2], np.float32)
         place = lease.units[rows] - lease.start, ranks
-        images = 0
-        for part, distinct, pixels, signal in self._projections(layer, lease, rows, ranks):
-            at = place[0][part], place[1][part]
-            spots = lease.position[rows[part], ranks[part]].astype(np.int64)
-            windows = torch.from_numpy(layer.field.windows(spots))
-            patch[at] = cut_patches(pixels, windows, size).numpy()
-            values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
-            projection[at], scale[at] = values.numpy(), factors.numpy()
-            images += distinct
-            self._done += len(spots)
+        path = self._network.path_to(layer)
+
+        def project_group(group: _Group) -> int:
+            for part, pixels, signal in self._projections(layer, path, lease, rows, ranks, group):
+                at = place[0][part], place[1][part]
+                spots = lease.position[rows[part], ranks[part]].astype(np.int64)
+                windows = torch.from_numpy(layer.field.windows(spots))
+                patch[at] = cut_patches(pixels, windows, size).numpy()
+                values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
+                projection[at], scale[at] = values.numpy(), factors.numpy()
+                self._advance(len(spots))
+            return len(group.images)
+
+        groups = self._groups(lease.image[rows, ranks])
+        images = sum(self._in_lanes(project_group, groups))
         projected = np.zeros(shape[0], bool)
         projected[lease.units - lease.start] = True
         arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
         write_pictures(self._run, lease.layer, lease.start, lease.stop, arrays)
         return ProjectionResult(len(rows), images)
 
-    def _projections(
-        self, layer: Layer, lease: ProjectionLease, rows: np.ndarray, ranks: np.ndarray
-    ) -> Iterator[
-        tuple[
-            slice,
-            int,
-            UInt8[Tensor, "hit channel row col"],
-            Float[Tensor, "hit channel row col"],
-        ]
-    ]:
-        """Hits sorted by image, in batches: which, new images, their pixels, their projections.
-
-        Each distinct image is decoded and forwarded once, whatever the number of hits in it.
-        """
-        path = self._network.path_to(layer)
-        ids = lease.image[rows, ranks]
+    def _groups(self, ids: Int64[np.ndarray, " hit"]) -> Iterator["_Group"]:
+        """Hits sorted by image, in groups of ``FORWARD_IMAGES`` images; each image is decoded once
+        and will be forwarded once, whatever the number of hits in it."""
         distinct, first = np.unique(ids, return_index=True)
         ends = [*first[1:].tolist(), len(ids)]
         futures = read_ahead(
             self._pool, self._pictures, [int(i) for i in distinct], 2 * FORWARD_IMAGES
         )
         for group in chunks(range(len(distinct)), FORWARD_IMAGES):
-            pixels = torch.stack([next(futures).result().pixels for _ in group])
-            images = normalise(pixels.to(self._device), self._job.transform)
-            switches = self._network.switches(images, path)
-            fresh = len(group)
-            start, stop = int(first[group[0]]), ends[group[-1]]
-            for begin in range(start, stop, BACKWARD_HITS):
-                part = slice(begin, min(begin + BACKWARD_HITS, stop))
-                row = torch.from_numpy(np.searchsorted(distinct, ids[part]) - group[0])
-                at = rows[part], ranks[part]
-                signal = project(
-                    self._network,
-                    layer,
-                    switches,
-                    row.to(self._device),
-                    torch.from_numpy(lease.units[at[0]]).to(self._device),
-                    torch.from_numpy(lease.position[at].astype(np.int64)).to(self._device),
-                    self._seeds(layer, lease.score[at]),
-                )
-                yield part, fresh, pixels[row], signal.cpu()
-                fresh = 0
+            pictures = [next(futures).result() for _ in group]
+            hits = slice(int(first[group[0]]), ends[group[-1]])
+            image = np.searchsorted(distinct, ids[hits]) - group[0]
+            yield _Group(pictures, hits, torch.from_numpy(image))
+
+    @torch.no_grad()
+    def _projections(
+        self,
+        layer: Layer,
+        path: Sequence[Step],
+        lease: ProjectionLease,
+        rows: np.ndarray,
+        ranks: np.ndarray,
+        group: "_Group",
+    ) -> list[tuple[slice, Tensor, Tensor]]:
+        """Batches of hits of one group: which, the pixels of their images, their projections."""
+        pixels = torch.stack([picture.pixels for picture in group.images])
+        images = normalise(pixels.to(self._device), self._job.transform)
+        switches = self._network.switches(images, path)
+        batches = []
+        for begin in range(group.hits.start, group.hits.stop, BACKWARD_HITS):
+            part = slice(begin, min(begin + BACKWARD_HITS, group.hits.stop))
+            row = group.image_of_hit[begin - group.hits.start :][: part.stop - begin]
+            at = rows[part], ranks[part]
+            signal = project(
+                self._network,
+                layer,
+                switches,
+                row.to(self._device),
+                torch.from_numpy(lease.units[at[0]]).to(self._device),
+                torch.from_numpy(lease.position[at].astype(np.int64)).to(self._device),
+                self._seeds(layer, lease.score[at]),
+            )
+            batches.append((part, pixels[row], signal.cpu()))
+        return batches
 
     def _seeds(self, layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
         """The recorded activations: of a rectifier with a ceiling the score is its input."""

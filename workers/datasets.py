@@ -138,7 +138,7 @@ def _list_folder(data: DataSpec, classes: Sequence[str], outputs: int) -> Listin
         labels, labels_from = _labels_of_file(data.labels, uris, classes, outputs)
     else:
         labels, labels_from = _labels_of_folders(found, uris, classes, outputs)
-    return Listing(FolderSource(str(root)), uris, labels, _fingerprint(root, uris), labels_from)
+    return Listing(FolderSource(str(root.absolute())), uris, labels, _fingerprint(root, uris), labels_from)
 
 
 def _walk(root: Path) -> Iterator[str]:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 from workers.graph import Layer, Network, Step, padding_of
 from workers.ops import Down
@@ -48,7 +49,8 @@ def project(
             return signal
         places = switches[step.index][image_of_hit] if step.index in switches else None
         for source, part in zip(step.inputs, _down(network, step, signal, places), strict=False):
-            signals[source] = signals[source] + part if source in signals else part
+            if network.steps[source].depends:
+                signals[source] = signals[source] + part if source in signals else part
     raise AssertionError(f"layer {layer.name} does not depend on the image")
 
 
@@ -80,7 +82,7 @@ def _down(
         case Down.COPY:
             return [_unbroadcast(signal, shape) for shape in below]
         case Down.SPLIT:
-            return signal.split([shape[0] for shape in below], dim=1)
+            return torch.split_with_sizes(signal, [shape[0] for shape in below], dim=1)
         case Down.RESHAPE:
             return [signal.reshape(len(signal), *below[0])]
         case Down.MATRIX:
@@ -122,9 +124,10 @@ def filter_back(
         margin = [r - p for r, p in zip(reach, padding, strict=True)]
         return F.conv2d(signal, kernels, padding=margin, dilation=conv.dilation)
     size = (len(signal), *shape)
-    return torch.nn.grad.conv2d_input(
+    below: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
         size, conv.weight, signal, conv.stride, padding, conv.dilation, conv.groups
     )
+    return below
 
 
 def transpose(step: Step, signal: Signal, shape: tuple[int, ...]) -> Signal:

@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Float
 
 Role: TypeAlias = Literal["main", "second", "third", "light", "dark"]
-Polygon: TypeAlias = Float[np.ndarray, "point xy"]
+Polygon: TypeAlias = Float[np.ndarray, "_point 2"]
+"""Corners, x before y; the underscore lets polygons in one list differ in length."""
+Number: TypeAlias = float | int
+"""A coordinate, length or angle; spelt out because checks at run time take no int for a float."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Kind:
 
     draw: Callable[[np.random.Generator], list[Piece]]
     """A new individual: proportions vary."""
-    tilt: float
+    tilt: Number
     """Largest rotation either way, in degrees."""
     mirrored: bool
     """Whether it may face left as well as right."""
@@ -45,23 +48,29 @@ _CIRCLE = np.linspace(0.0, 2 * math.pi, 24, endpoint=False)
 _CIRCLE_XY = np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], axis=1)
 
 
-def _ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Polygon:
+def _ellipse(x: Number, y: Number, rx: Number, ry: Number, turn: Number = 0.0) -> Polygon:
     cos, sin = math.cos(turn), math.sin(turn)
     points: Polygon = _CIRCLE_XY @ np.array([(rx * cos, rx * sin), (-ry * sin, ry * cos)])
     points += (x, y)
     return points
 
 
-def _rectangle(x0: float, y0: float, x1: float, y1: float) -> Polygon:
+def _rectangle(x0: Number, y0: Number, x1: Number, y1: Number) -> Polygon:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], dtype=np.float64)
 
 
-def _polygon(*points: tuple[float, float]) -> Polygon:
+def _polygon(*points: tuple[Number, Number]) -> Polygon:
     return np.array(points, dtype=np.float64)
 
 
 def _arc_band(
-    x: float, y: float, radius: float, width: float, start: float, stop: float, squash: float = 1.0
+    x: Number,
+    y: Number,
+    radius: Number,
+    width: Number,
+    start: Number,
+    stop: Number,
+    squash: Number = 1.0,
 ) -> Polygon:
     """A piece of a ring between two angles (radians, clockwise from the right)."""
     angle = np.linspace(start, stop, 14)
@@ -71,13 +80,13 @@ def _arc_band(
     return ring
 
 
-def _dome(x: float, y: float, rx: float, ry: float) -> Polygon:
+def _dome(x: Number, y: Number, rx: Number, ry: Number) -> Polygon:
     """The upper half of an ellipse standing on y."""
     angle = np.linspace(math.pi, 2 * math.pi, 18)
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], axis=1)
 
 
-def between(rng: np.random.Generator, low: float, high: float) -> float:
+def between(rng: np.random.Generator, low: Number, high: Number) -> float:
     """A number from a range, each as likely."""
     # random() is the one method whose stream numpy is least likely to change.
     return low + (high - low) * rng.random()
@@ -247,7 +256,7 @@ def _cup(rng: np.random.Generator) -> list[Piece]:
 def _tree(rng: np.random.Generator) -> list[Piece]:
     width, trunk = between(rng, 0.6, 0.8), between(rng, 0.1, 0.15)
     pieces = [Piece(_rectangle(-trunk, 0.4, trunk, 1.05), "dark", "trunk")]
-    tiers: tuple[tuple[float, float, Role], ...] = (
+    tiers: tuple[tuple[Number, Number, Role], ...] = (
         (0.55, 1.0, "main"),
         (0.08, 0.8, "second"),
         (-0.38, 0.58, "main"),

@@ -9,7 +9,7 @@ the paper's patches show: the same size at every position, padded beyond the ima
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Nominal:
 
 @dataclass(frozen=True)
 class AxisField:
-    """Fields of all positions along one axis."""
+    """Fields of all positions along one axis; (0, 0) where a position sees padding only."""
 
     low: Int[np.ndarray, " position"]
     high: Int[np.ndarray, " position"]
@@ -34,12 +34,6 @@ class AxisField:
     def of_input(length: int) -> "AxisField":
         position = np.arange(length, dtype=np.int64)
         return AxisField(position, position + 1, Nominal(1, 1, 0))
-
-    @staticmethod
-    def whole(length: int, image: int) -> "AxisField":
-        """Every position sees all of the image."""
-        zeros = np.zeros(length, dtype=np.int64)
-        return AxisField(zeros, zeros + image, None)
 
 
 @dataclass(frozen=True)
@@ -54,22 +48,55 @@ class Window:
 
 def through_window(field: AxisField, window: Window, length: int) -> AxisField:
     """Fields after a sliding window that leaves ``length`` positions."""
-    first = np.arange(length) * window.stride - window.padding
-    last = first + (window.kernel - 1) * window.dilation
-    # Taps in the padding see nothing: move to the first and the last tap inside.
-    first_inside = first + _steps(-first, window.dilation)
-    last_inside = last - _steps(last - (len(field.low) - 1), window.dilation)
-    empty = first_inside > last_inside
-    first_inside = np.clip(first_inside, 0, len(field.low) - 1)
-    last_inside = np.clip(last_inside, 0, len(field.low) - 1)
-    low = np.where(empty, 0, field.low[first_inside])
-    high = np.where(empty, 0, field.high[last_inside])
-    return AxisField(low, high, _nominal_through(field.nominal, window))
+    first = np.arange(length)[:, None] * window.stride - window.padding
+    taps = first + np.arange(window.kernel) * window.dilation
+    return _through_taps(field, taps, _nominal_through(field.nominal, window))
 
 
-def _steps(excess: Int[np.ndarray, " position"], step: int) -> Int[np.ndarray, " position"]:
-    """How far to move, in whole steps, to make up for a positive excess."""
-    return -(-np.maximum(excess, 0) // step) * step
+def through_cells(field: AxisField, length: int) -> AxisField:
+    """Fields after adaptive pooling to ``length`` positions (torch's start and end formula)."""
+    count = len(field.low)
+    if count % length == 0 and length > 1:
+        step = count // length
+        return through_window(field, Window(step, step, 0), length)
+    position = np.arange(length)[:, None]
+    start = position * count // length
+    end = -(-(position + 1) * count // length)
+    taps = start + np.arange((end - start).max())
+    return _through_taps(field, np.where(taps < end, taps, -1), None)
+
+
+def through_selection(field: AxisField, source: Int[np.ndarray, " position"]) -> AxisField:
+    """Fields after padding or slicing: each position is the one of ``source``, or padding (−1)."""
+    return _through_taps(field, source[:, None], _nominal_of(field.nominal, source))
+
+
+def through_everything(field: AxisField, length: int) -> AxisField:
+    """Fields where every position sees all positions below."""
+    taps = np.tile(np.arange(len(field.low)), (length, 1))
+    return _through_taps(field, taps, None)
+
+
+def _through_taps(
+    field: AxisField, taps: Int[np.ndarray, "position tap"], nominal: Nominal | None
+) -> AxisField:
+    """Each position sees the hull of what its taps see; a tap outside the map sees nothing."""
+    inside = (taps >= 0) & (taps < len(field.low))
+    taps = np.where(inside, taps, 0)
+    return _hull(field.low[taps], field.high[taps], inside, nominal)
+
+
+def _hull(
+    low: Int[np.ndarray, "position part"],
+    high: Int[np.ndarray, "position part"],
+    counts: Bool[np.ndarray, "position part"],
+    nominal: Nominal | None,
+) -> AxisField:
+    """The hull of those parts that count and are not empty."""
+    counts = counts & (low < high)
+    highest = np.where(counts, high, 0).max(axis=1)
+    lowest = np.where(counts, low, highest[:, None]).min(axis=1)
+    return AxisField(np.minimum(lowest, highest), highest, nominal)
 
 
 def _nominal_through(nominal: Nominal | None, window: Window) -> Nominal | None:
@@ -82,32 +109,30 @@ def _nominal_through(nominal: Nominal | None, window: Window) -> Nominal | None:
     )
 
 
-def through_cells(field: AxisField, length: int, image: int) -> AxisField:
-    """Fields after adaptive pooling to ``length`` positions (torch's start and end formula)."""
-    count = len(field.low)
-    if length == count:
-        return field
-    if count % length == 0 and length > 1:
-        step = count // length
-        return through_window(field, Window(step, step, 0), length)
-    position = np.arange(length)
-    start = position * count // length
-    end = -(-(position + 1) * count // length)
-    return AxisField(field.low[start], field.high[end - 1], None)
+def _nominal_of(nominal: Nominal | None, source: Int[np.ndarray, " position"]) -> Nominal | None:
+    """The nominal fields of the selected positions, if these are evenly spaced."""
+    (inside,) = np.nonzero(source >= 0)
+    if nominal is None or not len(inside):
+        return None
+    step = int(source[inside[1]] - source[inside[0]]) if len(inside) > 1 else 1
+    first = int(source[inside[0]] - step * inside[0])
+    if step < 1 or (source[inside] != first + step * inside).any():
+        return None
+    return _nominal_through(nominal, Window(1, step, -first))
 
 
-def union(fields: list[AxisField], image: int) -> AxisField:
-    """Fields of a sum or concatenation: the hull of all branches."""
-    lengths = [len(field.low) for field in fields]
-    # Broadcasting (a 1×1 gate times a map) mixes every position of the longer branch's partner.
-    longest = max(lengths)
-    spread = [f if len(f.low) == longest else AxisField.whole(longest, image) for f in fields]
-    low = np.minimum.reduce([field.low for field in spread])
-    high = np.maximum.reduce([field.high for field in spread])
-    return AxisField(low, high, _hull([field.nominal for field in spread]))
+def union(fields: list[AxisField]) -> AxisField:
+    """Fields of a sum or concatenation: the hull of all branches; a map of one position is
+    repeated."""
+    longest = max(len(field.low) for field in fields)
+    low = np.stack([np.broadcast_to(field.low, longest) for field in fields], axis=1)
+    high = np.stack([np.broadcast_to(field.high, longest) for field in fields], axis=1)
+    repeated = any(len(field.low) < longest for field in fields)
+    nominal = None if repeated else _nominal_hull([field.nominal for field in fields])
+    return _hull(low, high, np.ones(low.shape, dtype=bool), nominal)
 
 
-def _hull(nominals: list[Nominal | None]) -> Nominal | None:
+def _nominal_hull(nominals: list[Nominal | None]) -> Nominal | None:
     known = [nominal for nominal in nominals if nominal is not None]
     if len(known) < len(nominals) or len({nominal.stride for nominal in known}) > 1:
         return None
@@ -134,10 +159,13 @@ class Field:
         return rows.size, cols.size
 
     def boxes(self, yx: Int[np.ndarray, "hit 2"]) -> Int[np.ndarray, "hit 4"]:
-        """Clipped field (y0, x0, y1, x1) of each position."""
+        """Clipped field (y0, x0, y1, x1) of each position; all zero where it sees padding only."""
         y, x = yx[:, 0], yx[:, 1]
         sides = [self.rows.low[y], self.cols.low[x], self.rows.high[y], self.cols.high[x]]
-        return np.stack(sides, axis=1).astype(np.int32)
+        boxes = np.stack(sides, axis=1).astype(np.int32)
+        empty = (boxes[:, 0] == boxes[:, 2]) | (boxes[:, 1] == boxes[:, 3])
+        boxes[empty] = 0
+        return boxes
 
     def windows(self, yx: Int[np.ndarray, "hit 2"]) -> Int[np.ndarray, "hit 4"]:
         """Unclipped window (y0, x0, y1, x1) of each position; all have ``window_size``."""

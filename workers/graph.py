@@ -7,19 +7,30 @@ to another convolution or to the output without a rectifier between.  Names are 
 """
 
 import copy
+import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.feature_extraction import NodePathTracer
 
 from deconvoy.errors import ModelUnsupported
-from workers.fields import AxisField, Field, Window, through_cells, through_window, union
+from workers.fields import (
+    AxisField,
+    Field,
+    Window,
+    through_cells,
+    through_everything,
+    through_selection,
+    through_window,
+    union,
+)
 from workers.ops import AS_MODULE, FUNCTION_RULES, Down, Reach, Rule, module_rule
 
 
@@ -34,10 +45,11 @@ class Step:
     rule: Rule | None
     module: nn.Module | None
     inputs: tuple[int, ...]
-    """Steps whose tensors it takes, in the order of its arguments."""
-    shape: tuple[int, ...]
-    """Of its output for one image, without the image axis; empty if it gives no tensor."""
-
+    """Steps whose tensors it takes, in the order of its arguments, one taken twice twice."""
+    shape: tuple[int, ...] = ()
+    """Of its output for one image, without the image axis; empty if it gives no such tensor."""
+    depends: bool = False
+    """Whether its output holds tensors computed from the image."""
 
     def apply_to(self, tensor: Tensor) -> Tensor:
         """Call it on another tensor than the traced one; its other arguments are constants."""
@@ -45,7 +57,9 @@ class Step:
         if self.module is not None:
             result = self.call(tensor)
         else:
-            result = self.call(tensor, *self.node.args[1:], **self.node.kwargs)
+            args = fx.node.map_arg(self.node.args, lambda _: tensor)
+            kwargs = fx.node.map_arg(self.node.kwargs, lambda _: tensor)
+            result = self.call(*args, **kwargs)
         return result
 
 
@@ -74,6 +88,9 @@ Visit = Callable[[Layer, Tensor], None]
 
 _GIVES_NEW_TENSOR = (Down.FILTER, Down.MATRIX, Down.COPY)
 
+_MEASURED_IMAGES = 2
+"""Images of the run that measures shapes; not one, so that ``squeeze`` leaves their axis alone."""
+
 
 class Network:
     """A traced model in evaluation mode, on one device, for one input size.
@@ -84,8 +101,8 @@ class Network:
         input_shape: (channels, height, width) of one preprocessed image.
 
     Raises:
-        ModelUnsupported: the model cannot be traced, or does not return one tensor of one row an
-            image.
+        ModelUnsupported: the model cannot be traced, does not run on images of this size, or does
+            not return one tensor of one row an image.
     """
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -99,15 +116,19 @@ class Network:
                 f"{type(model).__name__} returns {type(returned.args[0]).__name__}, but a model "
                 "must return one tensor of class scores: wrap it to return that one."
             )
-        self._output = returned.args[0]
         self._modules = dict(model.named_modules())
         self._attributes = model
         names = {node: tracer.node_to_qualname.get(node, node.name) for node in self._nodes}
         self.steps = self._measure(names)
+        self._output: fx.Node = returned.args[0]  # an in-place step may have become it only now
         self._fold()
         self._fields = self._receptive_fields()
-        self.layers = tuple(self._find_layers())
-        self._layer_at = {layer.step: layer for layer in self.layers}
+        # What comes after the output in the graph is computed for nothing.
+        self.layers = tuple(sorted(self._find_layers(), key=lambda layer: layer.name == "logits"))
+        self._layers_at = {
+            step.index: [layer for layer in self.layers if layer.step == step.index]
+            for step in self.steps
+        }
         self._last_use = self._last_uses(range(len(self.steps)))
 
     def layer(self, name: str) -> Layer:
@@ -123,15 +144,15 @@ class Network:
         """
         values: dict[int, Any] = {}
         for step in self.steps:
-            layer = self._layer_at.get(step.index)
-            if layer is not None and layer.ceiling is not None:
+            here = self._layers_at[step.index]
+            for layer in (layer for layer in here if layer.ceiling is not None):
                 visit(layer, values[step.inputs[0]])
             values[step.index] = self._run(step, values, images)
-            if layer is not None and layer.ceiling is None:
+            for layer in (layer for layer in here if layer.ceiling is None):
                 visit(layer, values[step.index])
             for done in self._last_use.get(step.index, ()):
                 del values[done]
-        output: Tensor = values[self.layers[-1].step]
+        output: Tensor = values[self._index[self._output]]
         return output
 
     def path_to(self, layer: Layer) -> list[Step]:
@@ -151,11 +172,13 @@ class Network:
             For each max pool its indices, (image, channel, row, col) → flat place in its input.
         """
         pools = [step.index for step in path if step.rule and step.rule.down is Down.UNPOOL]
+        if not pools:
+            return {}
         places: dict[int, Tensor] = {}
         values: dict[int, Any] = {}
         last_use = self._last_uses([step.index for step in path])
         for step in path:
-            if pools and step.index > pools[-1]:
+            if step.index > pools[-1]:
                 break
             if step.index in pools and isinstance(step.module, nn.MaxPool2d):
                 pool = step.module
@@ -185,7 +208,7 @@ class Network:
     def _run(self, step: Step, values: Mapping[int, Any], images: Tensor) -> Any:
         node = step.node
         if node.op == "placeholder":
-            return images
+            return node.args[0] if node.args else images  # an argument left at its default
         if node.op == "get_attr":
             return step.call()
         args = fx.node.map_arg(node.args, lambda n: values[self._index[n]])
@@ -198,24 +221,56 @@ class Network:
         """Run once on zeros to learn every shape, and look every operation up in the table."""
         self._index = {node: index for index, node in enumerate(self._nodes)}
         parameter = next(self._attributes.parameters(), torch.zeros(()))
-        images = torch.zeros(1, *self.input_shape, dtype=parameter.dtype, device=parameter.device)
+        images = torch.zeros(
+            _MEASURED_IMAGES, *self.input_shape, dtype=parameter.dtype, device=parameter.device
+        )
         values: dict[int, Any] = {}
         steps: list[Step] = []
         for index, node in enumerate(self._nodes):
-            call, module, rule = self._look_up(node)
-            tensors = [self._index[n] for n in node.all_input_nodes]
-            tensors = [i for i in tensors if isinstance(values[i], Tensor)]
-            draft = Step(index, names[node], node, call, rule, module, tuple(tensors), ())
-            with torch.no_grad():
-                values[index] = self._run(draft, values, images)
-            value = values[index]
-            if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1:
-                draft = replace(draft, shape=tuple(value.shape[1:]))
-            steps.append(draft)
+            call, module, rule = self._look_up(node, values)
+            sources = [i for i in self._arguments(node) if _holds_tensors(values[i])]
+            draft = Step(index, names[node], node, call, rule, module, tuple(sources))
+            versions = {i: v._version for i, v in values.items() if isinstance(v, Tensor)}
+            values[index] = self._try(draft, values, images)
+            for source in sources:
+                if source in versions and values[source]._version > versions[source]:
+                    self._read_later(values, source, index)
+            depends = _holds_tensors(values[index]) and (
+                any(steps[source].depends for source in sources)
+                or (node.op == "placeholder" and not node.args)
+            )
+            draft = replace(draft, depends=depends, shape=_shape(values[index]) if depends else ())
+            steps.append(replace(draft, rule=None) if _bends_rule(draft, steps) else draft)
         return steps
 
+    def _try(self, step: Step, values: Mapping[int, Any], images: Tensor) -> Any:
+        try:
+            with torch.no_grad():
+                return self._run(step, values, images)
+        except Exception as error:  # whatever torch raises for shapes that do not fit
+            _, height, width = self.input_shape
+            raise ModelUnsupported(
+                f"{type(self._attributes).__name__} does not run on images of {height}×{width} "
+                f"pixels: {step.name} ({_op_name(step)}) fails with: {error} "
+                "Check the transform's crop."
+            ) from error
+
+    def _read_later(self, values: Mapping[int, Any], source: int, index: int) -> None:
+        """Step ``index`` has overwritten ``source``: let all that comes after read its output."""
+        for i, value in values.items():
+            if i != index and value is values[source]:  # also what eval-mode dropout hands on
+                for user in list(self._nodes[i].users):
+                    if self._index.get(user, len(self._nodes)) > index:
+                        user.replace_input_with(self._nodes[i], self._nodes[index])
+
+    def _arguments(self, node: fx.Node) -> list[int]:
+        """The steps in a node's arguments, in order; one that is there twice comes twice."""
+        found: list[int] = []
+        fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(self._index[n]))
+        return found
+
     def _look_up(
-        self, node: fx.Node
+        self, node: fx.Node, values: Mapping[int, Any]
     ) -> tuple[Callable[..., Any], nn.Module | None, Rule | None]:
         if node.op == "placeholder":
             return _no_call, None, Rule("input", Reach.SAME, Down.PASS)
@@ -227,7 +282,9 @@ class Network:
             return module, module, module_rule(module)
         as_module = AS_MODULE.get(target)
         if as_module is not None:
-            made = as_module(*_constants(node.args[1:]), **_constants(node.kwargs))
+            named = {key: value for key, value in node.kwargs.items() if key != "input"}
+            constants = fx.node.map_arg((node.args[1:], named), lambda n: values[self._index[n]])
+            made = as_module(*constants[0], **constants[1])
             if made is not None:
                 made.eval()
                 return made, made, module_rule(made)
@@ -246,8 +303,9 @@ class Network:
             if len(before.node.users) > 1 or before.node is self._output:
                 continue
             norm, conv = step.module, before.module
+            foldable = isinstance(norm, nn.BatchNorm2d) and step.rule is not None
             once = calls.count(before.node.target) == 1
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and once:
+            if foldable and isinstance(conv, nn.Conv2d) and once:
                 self._replace(before.index, fuse_conv_bn_eval(conv, norm), before.rule)
                 self._replace(step.index, nn.Identity(), module_rule(nn.Identity()))
                 fresh.add(step.index)
@@ -271,31 +329,31 @@ class Network:
     def _axis_field(
         self, step: Step, fields: list[Field | None], axis: int, image: int
     ) -> AxisField | None:
-        if not step.shape:
+        if not step.depends:
             return None
         if step.node.op == "placeholder":
             return AxisField.of_input(image)
         length = step.shape[1 + axis] if len(step.shape) == 3 else 1
         below = [(f.rows, f.cols)[axis] for i in step.inputs if (f := fields[i]) is not None]
+        shapes = [self.steps[i].shape for i in step.inputs if fields[i] is not None]
         reach = step.rule.reach if step.rule else Reach.WHOLE
-        if not below or len(step.shape) != 3 or reach is Reach.WHOLE:
-            return AxisField.whole(length, image)
+        if reach is Reach.WHOLE or any(len(shape) != 3 for shape in (step.shape, *shapes)):
+            return through_everything(union([through_everything(b, 1) for b in below]), length)
         if reach is Reach.WINDOW:
             return through_window(below[0], _window(step.module, axis), length)
         if reach is Reach.CELLS:
-            return through_cells(below[0], length, image)
-        if reach in (Reach.PAD, Reach.SLICE):
-            shifted = _shift(step, axis)
-            return through_window(below[0], shifted, length) if shifted else below[0]
-        return union(below, image)
+            return through_cells(below[0], length)
+        if reach is Reach.SELECTION:
+            return through_selection(below[0], _source(step, shapes[0], axis))
+        return union(below)
 
     def _find_layers(self) -> Iterator[Layer]:
         output = self._index[self._output]
         for step in self.steps:
+            if step.rule is not None and step.rule.rectifier:
+                yield self._layer(step.name, step, step.rule)
             if step.index == output:
                 yield self._layer("logits", step)
-            elif step.rule is not None and step.rule.rectifier:
-                yield self._layer(step.name, step)
             elif (named := self._unrectified(step)) is not None and named.index != output:
                 yield self._layer(named.name, named)
 
@@ -307,9 +365,13 @@ class Network:
         frontier, seen, found = list(step.node.users), set[fx.Node](), False
         while frontier and not found:
             node = frontier.pop()
-            rule = None if node.op == "output" else self.steps[self._index[node]].rule
-            found = node.op == "output" or (rule is not None and rule.filters)
-            if node not in seen and not (rule is not None and rule.rectifier):
+            if node.op == "output":
+                found = True
+                break
+            user = self.steps[self._index[node]]
+            found = user.rule is not None and user.rule.filters
+            rectified = user.rule is not None and user.rule.rectifier
+            if node not in seen and user.depends and not rectified:
                 frontier.extend(node.users)
             seen.add(node)
         if not found:
@@ -321,8 +383,7 @@ class Network:
         )
         return after if len(users) == 1 and was_norm else step
 
-    def _layer(self, name: str, step: Step) -> Layer:
-        rule = step.rule
+    def _layer(self, name: str, step: Step, rectifier: Rule | None = None) -> Layer:
         if len(step.shape) not in (1, 3):
             raise ModelUnsupported(
                 f"Layer {name!r} has {len(step.shape)} axes an image ({step.shape}), but a layer "
@@ -332,29 +393,29 @@ class Network:
         field_ = self._fields[step.index]
         if field_ is None:
             raise ModelUnsupported(f"Layer {name!r} does not depend on the image.")
-        rectified = rule is not None and rule.rectifier
         return Layer(
             name=name,
             step=step.index,
-            op=rule.name if rule else str(step.node.target),
+            op=step.rule.name if step.rule else str(step.node.target),
             units=units,
             height=height,
             width=width,
-            rectified=rectified,
-            ceiling=rule.ceiling if rule else None,
+            rectified=rectifier is not None,
+            ceiling=rectifier.ceiling if rectifier else None,
             field=field_,
             obstacle=self._obstacle(step),
         )
 
     def _obstacle(self, top: Step) -> str | None:
         needed = {top.index}
+        lowest: Step | None = None
         for step in reversed(self.steps[: top.index + 1]):
             if step.index not in needed:
                 continue
-            if step.shape and (step.rule is None or step.rule.down is None or _varies(step)):
-                return f"{step.name} ({_op_name(step)}) has no rule for the way down"
+            if step.depends and (step.rule is None or step.rule.down is None):
+                lowest = step
             needed.update(step.inputs)
-        return None
+        return lowest and f"{lowest.name} ({_op_name(lowest)}) has no rule for the way down"
 
     def _sources(self, step: Step) -> list[int]:
         return [self._index[node] for node in step.node.all_input_nodes]
@@ -376,7 +437,10 @@ class Network:
 def _trace(model: nn.Module) -> tuple[NodePathTracer, fx.Graph]:
     tracer = NodePathTracer()
     try:
-        graph = tracer.trace(model)
+        with warnings.catch_warnings():
+            # fx cannot assert that defaults which are no numbers keep their value: nobody sets them
+            warnings.filterwarnings("ignore", message="Was not able to add assertion")
+            graph = tracer.trace(model, _defaults(model))
     except Exception as error:  # whatever the model's own code raises under tracing
         raise ModelUnsupported(
             f"{type(model).__name__} cannot be traced by torch.fx: {error} "
@@ -390,6 +454,13 @@ def _trace(model: nn.Module) -> tuple[NodePathTracer, fx.Graph]:
             "of images."
         )
     return tracer, graph
+
+
+def _defaults(model: nn.Module) -> dict[str, Any] | None:
+    """Arguments that have a default keep it, so that a forward may branch on them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return given or None
 
 
 def _no_call() -> None:
@@ -407,14 +478,35 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
 
 
-def _constants(arguments: Any) -> Any:
-    return fx.node.map_arg(arguments, lambda node: node)
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_tensors(part) for part in value)
+    return isinstance(value, Tensor)
 
 
-def _varies(step: Step) -> bool:
-    """Whether a linear step takes other arguments than constants, so that it is not one map."""
-    computed = len(step.node.all_input_nodes) > 1 and step.module is None
-    return step.rule is not None and step.rule.down is Down.TRANSPOSE and computed
+def _shape(value: Any) -> tuple[int, ...]:
+    """Without the image axis; empty where there is none."""
+    if isinstance(value, Tensor) and value.ndim > 0 and len(value) == _MEASURED_IMAGES:
+        return tuple(value.shape[1:])
+    return ()
+
+
+def _bends_rule(step: Step, below: Sequence[Step]) -> bool:
+    """Whether the call's arguments make it something else than its row in the table says."""
+    if step.rule is None or step.module is not None or step.node.op == "placeholder":
+        return False
+    if not step.shape or not all(below[i].shape for i in step.inputs if below[i].depends):
+        return True
+    match step.rule.down:
+        case Down.TRANSPOSE:  # not one linear map: its other arguments are computed
+            return len(step.node.all_input_nodes) > 1
+        case Down.COPY:
+            return "alpha" in step.node.kwargs
+        case Down.SPLIT:
+            dim = step.node.args[1] if len(step.node.args) > 1 else step.node.kwargs.get("dim", 0)
+            constant = not all(below[i].depends for i in step.inputs)
+            return constant or dim not in (1, -len(step.shape))
+    return False
 
 
 def _op_name(step: Step) -> str:
@@ -444,22 +536,13 @@ def padding_of(module: Any) -> tuple[int, int]:
     return (0, 0) if module.padding == "valid" else _pair(module.padding)
 
 
-def _shift(step: Step, axis: int) -> Window | None:
-    """Padding and slicing as a window of one tap; None where rows and columns stay in place."""
-    if isinstance(step.module, nn.ZeroPad2d):
-        left, _, top, _ = step.module.padding
-        return Window(1, 1, (top, left)[axis])
-    if step.rule is not None and step.rule.reach is Reach.PAD:
-        pads = np.array(step.node.args[1] if len(step.node.args) > 1 else step.node.kwargs["pad"])
-        before = pads[0::2]  # torch counts axes from the last: columns, rows, channels
-        place = 1 - axis
-        return Window(1, 1, int(before[place])) if place < len(before) else None
-    index = step.node.args[1]
-    part = index[2 + axis] if isinstance(index, tuple) and len(index) > 2 + axis else None
-    if not isinstance(part, slice):
-        return None
-    return Window(1, _as_int(part.step, 1), -_as_int(part.start, 0))
-
-
-def _as_int(value: Any, default: int) -> int:
-    return default if value is None else int(value)
+def _source(step: Step, shape: tuple[int, ...], axis: int) -> Int[np.ndarray, " position"]:
+    """From which row (or column) below each one comes that a padding or slicing leaves; −1 where
+    from none.  Found by putting a map of its own row numbers through the step."""
+    numbers = torch.arange(1, shape[1 + axis] + 1).view((-1, 1) if axis == 0 else (1, -1))
+    numbered = numbers.expand(1, *shape).double()
+    # Affine: what remains of the difference is the numbers, not the constant of a padding.
+    moved = step.apply_to(numbered) - step.apply_to(torch.zeros_like(numbered))
+    others = [1, 3 - axis]  # channels, and the other axis of the map
+    source: Int[np.ndarray, " position"] = moved.amax(others)[0].long().numpy() - 1
+    return source

@@ -6,6 +6,7 @@ goes on only with the weights, the images and the batch size it began with.
 
 import difflib
 import fnmatch
+import os
 import platform
 import random
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ class Job:
             batch_size=self.batch_size,
             shard_size=self.spec.compute.shard_size,
             storage=self.spec.storage,
-            url=url,
+            url=os.path.abspath(url),
             threads=threads,
         )
 

@@ -26,10 +26,8 @@ class Reach(Enum):
     """A kernel window: kernel, stride, padding and dilation are the module's."""
     CELLS = auto()
     """The cell of an adaptive pooling."""
-    PAD = auto()
-    """The position before constant padding."""
-    SLICE = auto()
-    """The position before slicing."""
+    SELECTION = auto()
+    """The position before padding or slicing."""
     WHOLE = auto()
     """All of it."""
 
@@ -77,6 +75,8 @@ _PASS = Rule("identity", Reach.SAME, Down.PASS)
 _RESHAPE = Rule("reshape", Reach.WHOLE, Down.RESHAPE)
 _MEAN = Rule("mean", Reach.WHOLE, Down.TRANSPOSE)
 _SUM = Rule("add", Reach.SAME, Down.COPY)
+_UNEVEN_CONV = Rule("conv2d", Reach.WHOLE, down=None, filters=True)
+"""Padded with something else than zeros, or more after than before."""
 
 MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     nn.Conv2d: Rule("conv2d", Reach.WINDOW, Down.FILTER, filters=True),
@@ -92,8 +92,16 @@ MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     nn.Dropout2d: _PASS,
     nn.Identity: _PASS,
     nn.Flatten: _RESHAPE,
-    nn.ZeroPad2d: Rule("pad", Reach.PAD, Down.TRANSPOSE),
+    nn.ZeroPad2d: Rule("pad", Reach.SELECTION, Down.TRANSPOSE),
+    **{
+        kind: Rule(kind.__name__.lower(), Reach.SAME, down=None)
+        for kind in (
+            *(nn.SiLU, nn.GELU, nn.ELU, nn.LeakyReLU, nn.PReLU, nn.Tanh),
+            *(nn.Sigmoid, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.Mish),
+        )
+    },
 }
+"""Those without a way down bend the signal, and the paper has no rule for them."""
 
 FUNCTION_RULES: Mapping[Callable[..., Any] | str, Rule] = {
     torch.add: _SUM,
@@ -112,22 +120,30 @@ FUNCTION_RULES: Mapping[Callable[..., Any] | str, Rule] = {
     torch.mean: _MEAN,
     "mean": _MEAN,
     "contiguous": _PASS,
-    F.pad: Rule("pad", Reach.PAD, Down.TRANSPOSE),
-    operator.getitem: Rule("slice", Reach.SLICE, Down.TRANSPOSE),
+    F.pad: Rule("pad", Reach.SELECTION, Down.TRANSPOSE),
+    **{
+        function: Rule("mul", Reach.SAME, down=None)
+        for function in (operator.mul, torch.mul, "mul", "mul_")
+    },
+    **{
+        function: Rule("sigmoid", Reach.SAME, down=None)
+        for function in (torch.sigmoid, F.sigmoid, "sigmoid")
+    },
+    F.silu: Rule("silu", Reach.SAME, down=None),
+    F.gelu: Rule("gelu", Reach.SAME, down=None),
+    operator.getitem: Rule("slice", Reach.SELECTION, Down.TRANSPOSE),
 }
 """Keys are functions, and names of tensor methods."""
 
 
-def _relu(inplace: bool = False) -> nn.Module:
-    return nn.ReLU()
+def _relu_in_place() -> nn.Module:
+    return nn.ReLU(inplace=True)
 
 
-def _relu6(inplace: bool = False) -> nn.Module:
-    return nn.ReLU6()
-
-
-def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> nn.Module:
-    return nn.ReLU6() if (min_val, max_val) == (0.0, 6.0) else nn.Hardtanh(min_val, max_val)
+def _clamp(min: Any = None, max: Any = None) -> nn.Module | None:
+    if isinstance(min, int | float) and min == 0 and max in (None, 6):
+        return nn.ReLU() if max is None else nn.ReLU6()
+    return None
 
 
 def _max_pool(
@@ -137,7 +153,9 @@ def _max_pool(
     dilation: Any = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> nn.Module:
+) -> nn.Module | None:
+    if return_indices:
+        return None
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
 
 
@@ -151,13 +169,17 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn
 
 
 AS_MODULE: Mapping[Callable[..., Any] | str, Callable[..., nn.Module | None]] = {
-    F.relu: _relu,
-    torch.relu: _relu,
-    torch.relu_: _relu,
-    "relu": _relu,
-    "relu_": _relu,
-    F.relu6: _relu6,
-    F.hardtanh: _hardtanh,
+    F.relu: nn.ReLU,
+    torch.relu: nn.ReLU,
+    torch.relu_: _relu_in_place,
+    "relu": nn.ReLU,
+    "relu_": _relu_in_place,
+    F.relu6: nn.ReLU6,
+    F.hardtanh: nn.Hardtanh,
+    torch.clamp: _clamp,
+    "clamp": _clamp,
+    torch.clamp_min: _clamp,
+    "clamp_min": _clamp,
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: nn.AvgPool2d,
@@ -174,7 +196,9 @@ def module_rule(module: nn.Module) -> Rule | None:
     for kind, rule in MODULE_RULES.items():
         if isinstance(module, kind) and type(module).forward is kind.forward:
             if isinstance(module, nn.Conv2d) and not _pads_evenly(module):
-                return None
+                return _UNEVEN_CONV
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is None:
+                return None  # it normalises by the batch, so images are not apart
             return rule
     if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0):
         return _RELU6
@@ -184,4 +208,5 @@ def module_rule(module: nn.Module) -> Rule | None:
 def _pads_evenly(conv: nn.Conv2d) -> bool:
     """With zeros, as many before as after."""
     reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return conv.padding_mode == "zeros" and (conv.padding != "same" or not any(r % 2 for r in reach))
+    even = conv.padding != "same" or not any(r % 2 for r in reach)
+    return conv.padding_mode == "zeros" and even

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from deconvoy.errors import ActivationInvalid
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
 from workers.graph import Layer, Network
-from workers.topk import BINS, Hits, UnitIndex, UnitSums
+from workers.topk import BINS, Hits, UnitIndex, UnitSums, strongest
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class Prediction:
 
 
 class ShardScan:
-    """The running result of one shard; batches come in increasing order of image ids.
+    """The running result of one lane of a shard; batches come in increasing order of image ids.
+
+    A shard is scanned by as many lanes as the worker has threads, and ``combined`` joins them:
+    which lane took which batch leaves no trace.
 
     Args:
         floor: score each unit's hit must reach to enter the final k; −inf where any may.
@@ -47,7 +50,7 @@ class ShardScan:
         self._image = torch.full((units, k), MISSING_IMAGE, dtype=torch.int64, device=device)
         self._place = torch.zeros((units, k), dtype=torch.int64, device=device)
         self._edges = torch.tensor(histogram_edges(), dtype=torch.float32, device=device)
-        self._maxima = torch.zeros(units, dtype=torch.float64, device=device)
+        self._maxima: list[tuple[int, Float64[Tensor, " unit"]]] = []
         self._active = torch.zeros(units, dtype=torch.int64, device=device)
         self._histogram = torch.zeros(units * BINS, dtype=torch.int64, device=device)
         self._layers = layers
@@ -67,6 +70,9 @@ class ShardScan:
         Raises:
             ActivationInvalid: a layer is NaN or infinite on an image; names both.
         """
+
+        first = int(ids[0])
+        self._maxima.append((first, self._score.new_zeros(len(self._score), dtype=torch.float64)))
 
         def visit(layer: Layer, maps: Tensor) -> None:
             if layer.name in self._number:
@@ -90,7 +96,7 @@ class ShardScan:
         self._keep_strongest(units, candidates, maps, ids)
 
     def _count(self, units: slice, maxima: Float[Tensor, "image unit"]) -> None:
-        self._maxima[units] += maxima.double().sum(0)
+        self._maxima[-1][1][units] = maxima.double().sum(0)
         self._active[units] += (maxima > 0).sum(0)
         bins = torch.bucketize(maxima, self._edges, right=True) - 1
         bins += BINS * torch.arange(maxima.shape[1], device=maxima.device)
@@ -136,7 +142,7 @@ class ShardScan:
 
     def hits(self) -> Hits:
         """The hits that may still enter, by unit and rank."""
-        unit, rank = (i.numpy() for i in (self._image.cpu() != MISSING_IMAGE).nonzero(as_tuple=True))
+        unit, rank = np.nonzero(self._image.cpu().numpy() != MISSING_IMAGE)
         width = np.repeat(
             [layer.width for layer in self._layers], [layer.units for layer in self._layers]
         )[unit]
@@ -146,8 +152,17 @@ class ShardScan:
         return Hits(unit.astype(np.int32), score[unit, rank], image[unit, rank], position)
 
     def sums(self) -> UnitSums:
-        return UnitSums(
-            self._maxima.cpu().numpy(),
-            self._active.cpu().numpy(),
-            self._histogram.view(-1, BINS).cpu().numpy(),
-        )
+        return combined([self], self._k)[1]
+
+
+def combined(lanes: Sequence[ShardScan], k: int) -> tuple[Hits, UnitSums]:
+    """The result of a shard from those of its lanes; floating sums are added in image order."""
+    hits, _ = strongest(sum((lane.hits() for lane in lanes), Hits.none()), k)
+    batches = sorted((batch for lane in lanes for batch in lane._maxima), key=lambda b: b[0])
+    sums = UnitSums.zero(len(lanes[0]._score))
+    for _, maxima in batches:
+        sums.maxima.__iadd__(maxima.cpu().numpy())
+    for lane in lanes:
+        sums.active.__iadd__(lane._active.cpu().numpy())
+        sums.histogram.__iadd__(lane._histogram.view(-1, BINS).cpu().numpy())
+    return hits, sums

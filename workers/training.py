@@ -33,7 +33,7 @@ MAX_FILTER_RMS = 1e-1
 """These three are the paper's."""
 
 BATCH_SIZE = 16
-"""The paper has 128; a few thousand images would make too few steps of that an epoch."""
+"""The paper has 128; of a few thousand images that would make too few steps an epoch."""
 
 DECAY_AT = (0.6, 0.85)
 DECAY = 0.2
@@ -43,7 +43,7 @@ EVALUATION_BATCH = 256
 """Large enough to keep two cores busy, small enough for any machine."""
 
 DEMO_IMAGES = 4096
-DEMO_EPOCHS = 6
+DEMO_EPOCHS = 5
 """About a minute for ``zfnet_small`` on two cores, drawing the images included."""
 
 
@@ -102,8 +102,9 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss, right = _epoch(model, optimizer, batches, seed, epoch)
-        keep = checkpoints is not None and epoch in wanted
-        path = save_checkpoint(model, checkpoints, epoch) if keep else None
+        path = None
+        if checkpoints is not None and epoch in wanted:
+            path = save_checkpoint(model, checkpoints, epoch)
         reports.append(EpochReport(epoch, loss, right, rate, path))
         logger.info("epoch %d of %d: loss %.3f, accuracy %.3f", epoch, epochs, loss, right)
         if on_epoch is not None:
@@ -180,7 +181,7 @@ class _Batches:
     ) -> Iterator[tuple[Float[Tensor, "image channel row col"], Int64[Tensor, " image"]]]:
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
-        for chosen in order.split(self.size):
+        for chosen in torch.split(order, self.size):
             yield (self.images[chosen] / 255 - mean) / std, self.labels[chosen]
 
 
@@ -198,7 +199,7 @@ def _epoch(
             logits = model(pixels.to(device))
             loss = functional.cross_entropy(logits, truth)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             for weight in filters:
                 clip_filters_(weight)
@@ -255,6 +256,6 @@ def _checkpoint_epochs(
     outside = sorted(epoch for epoch in checkpoint_epochs if not 1 <= epoch <= epochs)
     if outside:
         raise RequestError(
-            f"checkpoint_epochs has {outside}: a training of {epochs} epochs can keep 1 to {epochs}."
+            f"checkpoint_epochs has {outside}: a training of {epochs} epochs keeps 1 to {epochs}."
         )
     return frozenset(checkpoint_epochs)

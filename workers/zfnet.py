@@ -24,8 +24,10 @@ SHAPES_MEAN = (0.49, 0.49, 0.49)
 SHAPES_STD = (0.26, 0.26, 0.26)
 """Of ``shapes``, measured; every channel is treated alike there, so the three agree."""
 
-LOGIT_STD = 0.02
-"""Of fc8's first weights: small, so that training starts from undecided outputs."""
+FIRST_STD = {"conv1": 0.01, "conv2": 0.1, "fc8": 0.02}
+"""Spread of the first weights where it is not fan-in's.  conv1 has the paper's 1e-2 and conv2 the
+largest its filter clipping allows: so a step changes conv1 by much of its size, and within a few
+epochs its filters are edges and colours; with like spreads they stay the noise they began as."""
 
 Transform: TypeAlias = dict[str, int | list[float]]
 
@@ -118,18 +120,17 @@ def _stages(layout: Layout, num_classes: int) -> "OrderedDict[str, nn.Module]":
     )
 
 
-def _initialise(model: nn.Sequential) -> None:
-    """Gaussian weights under which the signal neither dies nor explodes on its way; biases 0.
+def _initialise(model: ZFNet) -> None:
+    """Gaussian weights, biases 0; chosen so that training starts at once and conv1 is learned.
 
-    The paper's 1e-2 everywhere needs many epochs to leave the plateau at chance.  Variance
-    1 / fan-in rather than He's 2 / fan-in, because max-pooling makes up for what a rectifier
-    loses; with the latter the small network's rectifiers died in the first epoch at the paper's
-    learning rate.
+    The paper's 1e-2 everywhere leaves eight layers at chance for many epochs.  Variance 1 / fan-in
+    rather than He's 2 / fan-in, because max-pooling makes up for what a rectifier loses; with the
+    latter the rectifiers of the small network died in the first epoch at the paper's learning
+    rate.  fc8 starts small, from undecided outputs.
     """
-    for module in model:
+    for name, module in model.named_children():
         if isinstance(module, nn.Conv2d | nn.Linear):
             fan_in = module.weight[0].numel()
-            last = module is model[-1]
-            nn.init.normal_(module.weight, std=LOGIT_STD if last else fan_in**-0.5)
+            nn.init.normal_(module.weight, std=FIRST_STD.get(name, fan_in**-0.5))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

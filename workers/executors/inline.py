@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
 from deconvoy.errors import RequestError
 from workers.actor import Actor
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
@@ -26,6 +28,7 @@ class InlineExecutor(Executor):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._actor: Actor | None = None
         self._busy = threading.Event()
+        self._threads_before = torch.get_num_threads()
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         assignment = assignment_of(cores())
@@ -69,3 +72,4 @@ class InlineExecutor(Executor):
 
     def shutdown(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(self._threads_before)  # an actor sets one for the whole process

@@ -14,24 +14,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-# Before Ray is imported: its listeners stay on the loopback interface in an embedded cluster, and
-# `uv run` must not make it copy the working directory to every actor.
-EMBEDDED_ENV = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-for _name, _value in EMBEDDED_ENV.items():
-    if _name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" or "RAY_ADDRESS" not in os.environ:
-        os.environ.setdefault(_name, _value)
+# Ray reads these once, when it is imported.  `uv run` must not make it copy the working directory
+# to every actor.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if "RAY_ADDRESS" not in os.environ:
+    # A cluster of our own: listeners on the loopback interface only, and a token of its own (the
+    # default would write one, readable by all, into the home folder).
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
-import ray  # noqa: E402
-import ray.exceptions  # noqa: E402
+import ray
+import ray.exceptions
 
-from deconvoy.errors import ClusterTooSmall, DeconvoyError  # noqa: E402
-from deconvoy.spec import ComputeSpec  # noqa: E402
-from workers.executors import (  # noqa: E402
+from deconvoy.errors import ClusterTooSmall, DeconvoyError
+from deconvoy.spec import ComputeSpec
+from workers.executors import (
     Executor,
     Lease,
     Lost,
@@ -41,8 +41,8 @@ from workers.executors import (  # noqa: E402
     Report,
     Returned,
 )
-from workers.leases import Assignment  # noqa: E402
-from workers.machine import cores  # noqa: E402
+from workers.leases import Assignment
+from workers.machine import cores
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ class RayExecutor(Executor):
 
     Args:
         compute: workers, threads and GPUs asked for.
-        address: of a running cluster; None starts one on this machine and ends it at shutdown.
+        address: of a running cluster, which RAY_ADDRESS must name too before this module is
+            imported; None starts one on this machine and ends it at shutdown.
         num_gpus: pretend the local cluster has so many GPUs (for tests of placement).
 
     Raises:
@@ -137,12 +138,8 @@ class RayExecutor(Executor):
 
     def _add(self) -> None:
         self._count += 1
-        actor = ray.remote(RemoteActor).options(
-            num_cpus=self._cpus,
-            num_gpus=self._gpus,
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={"control": 1},
+        actor = ray.remote(concurrency_groups={"control": 1})(RemoteActor).options(
+            num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
         )
         handle = actor.remote(self._assignment)
         name = f"worker-{self._count}"
@@ -228,10 +225,6 @@ def _connect(address: str | None, num_gpus: int | None) -> None:
     """Join the cluster at ``address``, or start one on this machine for this process alone."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        # A token of our own: the default would write one, readable by all, into the home folder.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         ray.init(
             address="local",  # else RAY_ADDRESS or somebody's running cluster would be joined
             num_cpus=cores(),

@@ -1,0 +1,314 @@
+"""Open a run and read what it holds: arrays of a unit, tables of hits, images and layers.
+
+Everything is read lazily, a unit by its own chunk.  A run can be read while it is being made; what
+is not there yet is told in a sentence.
+"""
+
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zarr
+from jaxtyping import Float32, Int32, Int64, UInt8
+from PIL import Image
+from zarr.errors import BaseZarrError
+
+from deconvoy.errors import MissingExtra, RunNotFound, RunUnreadable
+from deconvoy.figures import UnitPictures, figure2
+from deconvoy.schema import FORMAT, layer_path
+from deconvoy.spec import JobSpec
+from deconvoy.store import RunStore
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One feature map or neuron and its strongest hits, strongest first.
+
+    A missing hit (fewer images than ranks, or a dead unit) has score −inf and image −1.
+    """
+
+    layer: str
+    index: int
+    score: Float32[np.ndarray, " rank"]
+    image: Int64[np.ndarray, " rank"]
+    position: Int32[np.ndarray, "rank yx"]
+    """Row and column in the feature map."""
+    box: Int32[np.ndarray, "rank y0x0y1x1"]
+    """Receptive field in preprocessed-image pixels, half-open, clipped to the image."""
+    window: Int32[np.ndarray, "rank y0x0y1x1"]
+    """What the pictures show, unclipped."""
+    labels: tuple[str, ...]
+    """Class names of the images; empty strings where unknown."""
+    _run: "Run"
+
+    @property
+    def dead(self) -> bool:
+        """No image activates it."""
+        return bool((self.image < 0).all())
+
+    @cached_property
+    def patches(self) -> UInt8[np.ndarray, "rank h w 3"]:
+        """The images in the windows, RGB."""
+        return np.asarray(self._pictures("patch"))
+
+    @cached_property
+    def projections(self) -> Float32[np.ndarray, "rank h w 3"]:
+        """Deconvnet projections in the windows, signed, in units of the normalised input."""
+        stored = np.asarray(self._pictures("projection")).astype(np.float32)
+        scale = np.asarray(self._pictures("scale")).astype(np.float32)
+        return stored * scale[:, None, None, None]
+
+    def _pictures(self, name: str) -> Any:
+        group = self._run.layer_group(self.layer)
+        if "projected" not in group or not _array(group, "projected")[self.index]:
+            raise RunNotFound(
+                f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
+                "it was not projected (yet). Name its layer in analyses.projection.layers; "
+                f"the run is {self._run.status}."
+            )
+        return _array(group, name)[self.index]
+
+    @property
+    def pictures(self) -> UnitPictures:
+        """What figures are drawn from."""
+        return UnitPictures(
+            self.layer, self.index, self.score, self.labels, self.patches, self.projections
+        )
+
+    def figure(self, **look: Any) -> Image.Image:
+        """The unit as in Fig. 2: nine projections beside nine patches (see ``figures.figure2``)."""
+        return figure2([self.pictures], **look)
+
+
+class Run:
+    """A run on disk.
+
+    Raises:
+        RunNotFound: nothing there.
+        RunUnreadable: something else than a run, or one of a newer format.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self._store = RunStore(url)
+        self.url = self._store.url
+        if not self._store.exists("zarr.json"):
+            raise RunNotFound(f"There is no run at {self.url!r}: give the folder `--out` named.")
+        try:
+            self._group = self._store.zarr()
+            self.attributes: dict[str, Any] = dict(self._group.attrs.asdict())
+        except (BaseZarrError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunUnreadable(f"The run at {self.url!r} is broken: {error}") from error
+        if self.attributes.get("format") != FORMAT:
+            raise RunUnreadable(
+                f"{self.url!r} has the format {self.attributes.get('format')!r}, but this version "
+                f"of deconvoy reads {FORMAT!r}: use the version that wrote it."
+            )
+
+    @property
+    def spec(self) -> JobSpec:
+        return JobSpec.parse(self.attributes["spec"])
+
+    @property
+    def status(self) -> str:
+        """``running``, ``done``, ``failed`` or ``stopped``."""
+        return str(self.attributes["state"]["status"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the model's outputs; empty where unknown."""
+        return tuple(self.attributes["classes"])
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """In execution order."""
+        return tuple(self.attributes["layers"])
+
+    def layer_group(self, layer: str) -> zarr.Group:
+        """The Zarr group of a layer.
+
+        Raises:
+            RunNotFound: no such layer, or its scan is not done.
+        """
+        if layer not in self.layer_names:
+            near = get_close_matches(layer, self.layer_names, n=3, cutoff=0.3)
+            raise RunNotFound(
+                f"The run {self.url!r} has no layer {layer!r}; nearest: "
+                f"{', '.join(near or self.layer_names[:3])}."
+            )
+        try:
+            group = self._group[layer_path(layer)]
+        except KeyError:
+            raise RunNotFound(
+                f"Layer {layer!r} of {self.url!r} has no results yet: the run is {self.status}."
+            ) from None
+        assert isinstance(group, zarr.Group)
+        return group
+
+    def unit(self, layer: str, index: int) -> Unit:
+        """One unit of a layer.
+
+        Raises:
+            RunNotFound: no such layer or unit.
+        """
+        group = self.layer_group(layer)
+        units = _array(group, "score").shape[0]
+        if not 0 <= index < units:
+            raise RunNotFound(
+                f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
+            )
+        tables = {n: np.asarray(_array(group, n)[index]) for n in _HIT_TABLES}
+        labels = tuple(self._class_name(i) for i in self.labels_of(tables["image"].tolist()))
+        return Unit(layer, index, **tables, labels=labels, _run=self)
+
+    def layers(self) -> pa.Table:
+        """One row a layer: layer, op, units, height, width, receptive field, dead units, whether
+        it was projected."""
+        rows = []
+        for name in self.layer_names:
+            group = self.layer_group(name)
+            a: dict[str, Any] = dict(group.attrs.asdict())
+            field = a["receptive_field"]
+            rows.append(
+                {
+                    "layer": name,
+                    "op": a["op"],
+                    "units": a["units"],
+                    "height": a["height"],
+                    "width": a["width"],
+                    "field_size": field["nominal_size"],
+                    "field_stride": field["stride"],
+                    "field_offset": field["offset"],
+                    "whole_image": field["whole_image"],
+                    "dead_units": int((np.asarray(_array(group, "image")[:, 0]) < 0).sum()),
+                    "projected_units": int(np.asarray(_array(group, "projected")[:]).sum())
+                    if "projected" in group
+                    else 0,
+                }
+            )
+        return pa.Table.from_pylist(rows)
+
+    def table(self, layer: str | None = None) -> pa.Table:
+        """All hits, of one layer or of all: layer, unit, rank, score, image_id, uri, label, y, x,
+        y0, x0, y1, x1.  Missing hits have no row."""
+        names = [layer] if layer is not None else list(self.layer_names)
+        return pa.concat_tables([self._hits_of(name) for name in names])
+
+    def _hits_of(self, layer: str) -> pa.Table:
+        group = self.layer_group(layer)
+        tables = {name: np.asarray(_array(group, name)[:]) for name in _HIT_TABLES}
+        unit, rank = (tables["image"] >= 0).nonzero()
+        image = tables["image"][unit, rank]
+        position, box = tables["position"][unit, rank], tables["box"][unit, rank]
+        images = self.images()
+        row = np.searchsorted(images.column("id").to_numpy(), image)
+        columns = {
+            "layer": pa.array([layer] * len(unit), pa.string()),
+            "unit": unit.astype(np.int32),
+            "rank": rank.astype(np.int32),
+            "score": tables["score"][unit, rank],
+            "image_id": image,
+            "uri": images.column("uri").take(pa.array(row)),
+            "label": images.column("label").take(pa.array(row)),
+            "y": position[:, 0],
+            "x": position[:, 1],
+            "y0": box[:, 0],
+            "x0": box[:, 1],
+            "y1": box[:, 2],
+            "x1": box[:, 3],
+        }
+        return pa.table(columns)
+
+    def images(self) -> pa.Table:
+        """All images: id, uri, label, width, height, predicted, probability, skipped."""
+        return self._images
+
+    @cached_property
+    def _images(self) -> pa.Table:
+        parts = [
+            pq.read_table(io.BytesIO(self._store.read(f"images/{name}")))
+            for name in self._store.names("images")
+        ]
+        if not parts:
+            raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
+        return pa.concat_tables(parts)
+
+    def labels_of(self, ids: Sequence[int]) -> list[int | None]:
+        """Output indices of the images' true classes; None where unknown (or no such image)."""
+        images = self.images()
+        known = images.column("id").to_numpy()
+        labels = images.column("label")
+        found = []
+        for image_id in ids:
+            row = int(np.searchsorted(known, image_id))
+            there = row < len(known) and known[row] == image_id
+            found.append(labels[row].as_py() if there else None)
+        return found
+
+    def _class_name(self, label: int | None) -> str:
+        if label is None:
+            return ""
+        return self.classes[label] if label < len(self.classes) else f"class {label}"
+
+    def top1(self) -> float | None:
+        """Share of labelled images whose most probable class is their label."""
+        images = self.images().filter(pc.is_valid(pc.field("label")))
+        images = images.filter(pc.is_valid(pc.field("predicted")))
+        if not len(images):
+            return None
+        right = pc.equal(images.column("label"), images.column("predicted"))
+        return float(pc.mean(right.cast(pa.float64())).as_py())
+
+    def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:
+        """Fig. 2 of a layer: its first sixteen projected units, or those named."""
+        if units is None:
+            group = self.layer_group(layer)
+            there = np.asarray(_array(group, "projected")[:]) if "projected" in group else []
+            units = np.flatnonzero(there)[:16].tolist()
+        if not len(units):
+            raise RunNotFound(f"Layer {layer!r} of {self.url!r} has no projections.")
+        return figure2([self.unit(layer, unit).pictures for unit in units], **look)
+
+    def xarray(self, path: str) -> Any:
+        """A group's arrays as a lazy ``xarray.Dataset`` with named dims.
+
+        Args:
+            path: ``layers/<name>``, for example.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise MissingExtra("xarray", "Run.xarray") from None
+        kind, _, layer = path.partition("/")
+        group = layer_path(layer) if kind == "layers" else path
+        return xarray.open_zarr(self._store.root, group=group, consolidated=False)
+
+    def __repr__(self) -> str:
+        return f"Run({self.url!r}, {self.status}, {len(self.layer_names)} layers)"
+
+
+_HIT_TABLES = ("score", "image", "position", "box", "window")
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    try:
+        return group[name]
+    except KeyError:
+        raise RunNotFound(f"{group.path or 'the run'} has no array {name!r}.") from None
+
+
+def open(url: str | os.PathLike[str]) -> Run:
+    """Open a run by its folder.
+
+    Raises:
+        RunNotFound: nothing there.
+        RunUnreadable: no run, or one of another format.
+    """
+    return Run(url)
