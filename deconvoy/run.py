@@ -165,7 +165,7 @@ class Run:
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
         tables = {n: np.asarray(_array(group, n)[index]) for n in _HIT_TABLES}
-        labels = tuple(self._class_name(i) for i in self.labels_of(tables["image"].tolist()))
+        labels = tuple(self.class_name(i) for i in self.labels_of(tables["image"].tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
     def layers(self) -> pa.Table:
@@ -188,9 +188,7 @@ class Run:
                     "field_offset": field["offset"],
                     "whole_image": field["whole_image"],
                     "dead_units": int((np.asarray(_array(group, "image")[:, 0]) < 0).sum()),
-                    "projected_units": int(np.asarray(_array(group, "projected")[:]).sum())
-                    if "projected" in group
-                    else 0,
+                    "projected_units": len(self.projected_units(name)),
                 }
             )
         return pa.Table.from_pylist(rows)
@@ -252,7 +250,16 @@ class Run:
             found.append(labels[row].as_py() if there else None)
         return found
 
-    def _class_name(self, label: int | None) -> str:
+    def projected_units(self, layer: str) -> list[int]:
+        """Units of a layer that have patches and projections."""
+        group = self.layer_group(layer)
+        if "projected" not in group:
+            return []
+        units: list[int] = np.flatnonzero(np.asarray(_array(group, "projected")[:])).tolist()
+        return units
+
+    def class_name(self, label: int | None) -> str:
+        """Name of an output; empty for None."""
         if label is None:
             return ""
         return self.classes[label] if label < len(self.classes) else f"class {label}"
@@ -269,9 +276,7 @@ class Run:
     def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:
         """Fig. 2 of a layer: its first sixteen projected units, or those named."""
         if units is None:
-            group = self.layer_group(layer)
-            there = np.asarray(_array(group, "projected")[:]) if "projected" in group else []
-            units = np.flatnonzero(there)[:16].tolist()
+            units = self.projected_units(layer)[:16]
         if not len(units):
             raise RunNotFound(f"Layer {layer!r} of {self.url!r} has no projections.")
         return figure2([self.unit(layer, unit).pictures for unit in units], **look)

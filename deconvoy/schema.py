@@ -1,14 +1,12 @@
 """Every array of a run, in one table that the writer, the reader and the documentation share.
 
 Axes: ``unit`` a feature map or neuron; ``rank`` 0 is the strongest hit; ``yx`` row and column;
-``y0x0y1x1`` a half-open box; ``y x channel`` a picture, RGB.  Run it to write the table as a page:
-``python -m deconvoy.schema docs/run-format.md``.
+``y0x0y1x1`` a half-open box; ``y x channel`` a picture, RGB.
+``make docs`` writes the table as a page.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -33,7 +31,7 @@ class ArrayField:
     dtype: str
     unit: str
     meaning: str
-    fill: float = 0
+    fill: int | float = 0
     pictures: bool = False
     """Stored one unit a chunk, many a Zarr shard; else one chunk a layer."""
 
@@ -172,7 +170,12 @@ def image_part_path(part: int) -> str:
     return f"images/part-{part:06d}.parquet"
 
 
-def _markdown() -> Iterator[str]:
+def as_markdown() -> str:
+    """This table as the page ``docs/run-format.md``."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
     yield "# The format of a run\n"
     yield (
         "A run is one Zarr v3 group. This page is written from `deconvoy/schema.py` by "
@@ -224,6 +227,3 @@ execution order), `provenance` (model and weights sha256, fingerprint of the lis
 batch size, dtype, layout, device, library versions), `results` (top-1, images read and skipped).
 """
 
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text("\n".join(_markdown()), encoding="utf-8")

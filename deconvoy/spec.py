@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -52,7 +52,7 @@ class Transform(Section):
     """Then divides each channel."""
 
     @model_validator(mode="after")
-    def _three_channels(self) -> Self:
+    def _three_channels(self) -> "Transform":
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError("mean and std are three numbers each, and std is positive")
         return self
@@ -137,7 +137,7 @@ class JobSpec(Section):
     compute: ComputeSpec = ComputeSpec()
 
     @model_validator(mode="after")
-    def _top_comes_once(self) -> Self:
+    def _top_comes_once(self) -> "JobSpec":
         kinds = [analysis.kind for analysis in self.analyses]
         if kinds.count("top") != 1 or kinds.count("projection") > 1:
             raise ValueError(
@@ -155,7 +155,7 @@ class JobSpec(Section):
         return next((a for a in self.analyses if isinstance(a, ProjectionSpec)), None)
 
     @classmethod
-    def parse(cls, fields: Any) -> Self:
+    def parse(cls, fields: Any) -> "JobSpec":
         """The spec these plain fields describe.
 
         Raises:
@@ -172,7 +172,7 @@ class JobSpec(Section):
             raise RequestError(" ".join(_sentences(error))) from None
 
     @classmethod
-    def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> Self:
+    def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "JobSpec":
         """Read a YAML or JSON file; relative paths in it stay relative to the working directory.
 
         Args:

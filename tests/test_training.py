@@ -95,16 +95,19 @@ def test_one_step_is_sgd_with_momentum_worked_by_hand() -> None:
     train(model, images, labels, epochs=1, batch_size=1, learning_rate=0.5, **grey)
     bias, velocity = torch.zeros(2), torch.zeros(2)
     for _ in range(2):
-        rate = 0.5 * training.DECAY**2  # a single epoch is also the last
         velocity = 0.9 * velocity + bias.softmax(0) - torch.tensor([1.0, 0.0])
-        bias = bias - rate * velocity
+        bias = bias - 0.5 * velocity
     torch.testing.assert_close(model[1].bias.detach(), bias)
 
 
-def test_the_rate_falls_twice() -> None:
-    rates = [decayed(1.0, epoch, 20) for epoch in range(1, 21)]
-    expected = [1.0] * 12 + [0.2] * 5 + [0.04] * 3
-    assert rates == pytest.approx(expected)
+def test_the_rate_falls_in_a_straight_line_and_never_to_nothing() -> None:
+    rates = [decayed(0.01, epoch, 4) for epoch in range(1, 5)]
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_each_epoch_runs_at_the_rate_it_reports(forty: tuple[Tensor, Tensor]) -> None:
+    reports = train(_tiny(), *forty, epochs=2, learning_rate=0.004, **SCALE)
+    assert [report.learning_rate for report in reports] == pytest.approx([0.004, 0.002])
 
 
 # --- determinism ---------------------------------------------------------------------------------

@@ -90,6 +90,9 @@ class Actor:
         self._pictures = PictureCache(self._read_id, CACHE_BYTES)
         self._done = 0
         self._counting = threading.Lock()
+        self._stopped = False
+        # Not a decorator on the method: that would keep every actor of a notebook alive.
+        self._uris = lru_cache(maxsize=256)(self._read_uris)
 
     def whoami(self) -> dict[str, Any]:
         return {
@@ -104,7 +107,13 @@ class Actor:
         """Images or projections done within the lease at hand."""
         return self._done
 
+    def stop(self) -> None:
+        """Give up the lease at hand after the batches at hand, from another thread."""
+        self._stopped = True
+
     def _advance(self, count: int) -> None:
+        if self._stopped:
+            raise RuntimeError("The worker was told to stop.")
         with self._counting:
             self._done += count
 
@@ -284,8 +293,7 @@ class Actor:
                 "put it back as it was, then resume."
             ) from error
 
-    @lru_cache(maxsize=256)  # noqa: B019 - an actor lives as long as its process
-    def _uris(self, part: int) -> list[str]:
+    def _read_uris(self, part: int) -> list[str]:
         """Images of one part of the images table; ids are counted through in reading order."""
         table = pq.read_table(io.BytesIO(self._run.read(image_part_path(part))), columns=["uri"])
         uris: list[str] = table.column("uri").to_pylist()

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
 import pyarrow.parquet
@@ -22,6 +22,8 @@ from workers.shapes import CLASSES, render
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 
+SORTED_FOLDERS = "sorted folder names"
+
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -32,6 +34,7 @@ class ImageRef:
     label: int | None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where images come from."""
 
@@ -71,6 +74,8 @@ class Listing:
     """sha256 over name, size and time of change of every file."""
     labels_from: str
     """How labels were found, for people."""
+    folders: tuple[str, ...] = ()
+    """Class folders, sorted, where labels are their places in that order."""
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -138,7 +143,9 @@ def _list_folder(data: DataSpec, classes: Sequence[str], outputs: int) -> Listin
         labels, labels_from = _labels_of_file(data.labels, uris, classes, outputs)
     else:
         labels, labels_from = _labels_of_folders(found, uris, classes, outputs)
-    return Listing(FolderSource(str(root.absolute())), uris, labels, _fingerprint(root, uris), labels_from)
+    folders = _class_folders(found) if labels_from == SORTED_FOLDERS else ()
+    source = FolderSource(str(root.absolute()))
+    return Listing(source, uris, labels, _fingerprint(root, uris), labels_from, folders)
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -164,17 +171,21 @@ def _fingerprint(root: Path, uris: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _class_folders(found: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted({uri.partition("/")[0] for uri in found if "/" in uri}))
+
+
 def _labels_of_folders(
     found: Sequence[str], uris: Sequence[str], classes: Sequence[str], outputs: int
 ) -> tuple[list[int | None], str]:
     folders = [uri.partition("/")[0] if "/" in uri else None for uri in uris]
-    names = sorted({uri.partition("/")[0] for uri in found if "/" in uri})
+    names = _class_folders(found)
     output_of = {name: index for index, name in enumerate(classes)}
     if names and all(name in output_of for name in names):
         return [output_of[f] if f else None for f in folders], "folder names among the classes"
     if len(names) == outputs:
         sorted_names = {name: index for index, name in enumerate(names)}
-        return [sorted_names[f] if f else None for f in folders], "sorted folder names"
+        return [sorted_names[f] if f else None for f in folders], SORTED_FOLDERS
     return [None] * len(uris), (
         f"none: {len(names)} class folders do not fit {outputs} outputs"
         if names

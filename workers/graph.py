@@ -303,9 +303,8 @@ class Network:
             if len(before.node.users) > 1 or before.node is self._output:
                 continue
             norm, conv = step.module, before.module
-            foldable = isinstance(norm, nn.BatchNorm2d) and step.rule is not None
-            once = calls.count(before.node.target) == 1
-            if foldable and isinstance(conv, nn.Conv2d) and once:
+            once = calls.count(before.node.target) == 1 and step.rule is not None
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(conv, nn.Conv2d) and once:
                 self._replace(before.index, fuse_conv_bn_eval(conv, norm), before.rule)
                 self._replace(step.index, nn.Identity(), module_rule(nn.Identity()))
                 fresh.add(step.index)
@@ -415,7 +414,9 @@ class Network:
             if step.depends and (step.rule is None or step.rule.down is None):
                 lowest = step
             needed.update(step.inputs)
-        return lowest and f"{lowest.name} ({_op_name(lowest)}) has no rule for the way down"
+        if lowest is None:
+            return None
+        return f"{lowest.name} ({_op_name(lowest)}) has no rule for the way down"
 
     def _sources(self, step: Step) -> list[int]:
         return [self._index[node] for node in step.node.all_input_nodes]

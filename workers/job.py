@@ -141,10 +141,16 @@ class Job:
         }
 
 
-def settle(spec: JobSpec, packed: PackedModel | None = None, batch_size: int | None = None) -> Job:
+def settle(
+    spec: JobSpec,
+    packed: PackedModel | None = None,
+    batch_size: int | None = None,
+    listing: Listing | None = None,
+) -> Job:
     """Load, trace and list what a spec names.
 
     Args:
+        listing: images at hand instead of those the spec names.
         packed: a model at hand instead of the one the spec names.
         batch_size: that of a run being resumed.
 
@@ -161,7 +167,9 @@ def settle(spec: JobSpec, packed: PackedModel | None = None, batch_size: int | N
                 "outputs: give one name for each output, in order."
             )
         packed = replace(packed, classes=())
-    listing = list_images(spec.data, packed.classes, outputs)
+    listing = listing or list_images(spec.data, packed.classes, outputs)
+    if not packed.classes and listing.folders:
+        packed = replace(packed, classes=listing.folders)
     layers = network.layers
     if spec.layers != "all":
         layers = choose(layers, spec.layers, "layers")

@@ -3,7 +3,8 @@
 A work item is leased to one worker at a time.  It is done when its result is committed, which only
 the driver does and only for the attempt that holds the lease: a worker given up for dead that comes
 back changes nothing.  A lease that shows no progress for ``patience`` seconds, or whose worker
-died, is given to another; after ``MAX_ATTEMPTS`` the item fails, and with it the job.
+died, is given to another; after ``MAX_ATTEMPTS`` the item fails, and with it the job.  Workers that
+die before they are ready are no item's fault: after ``MAX_STILLBORN`` in a row the job fails.
 """
 
 from collections import deque
@@ -12,6 +13,10 @@ from dataclasses import dataclass, field
 
 MAX_ATTEMPTS = 4
 """An item that took down this many workers is the cause, not the victim."""
+
+MAX_STILLBORN = 3
+"""So many workers in a row that died while they were starting will not be followed by a live one:
+the model cannot be built there, or the memory is too small."""
 
 PATIENCE = 600.0
 """Seconds without a step forward after which a worker counts as hung; the longest step, a batch of
@@ -98,7 +103,8 @@ class Replace:
 class Abort:
     """The job has failed; nothing more is granted."""
 
-    item: str
+    item: str | None
+    """The one to blame; None where workers cannot even start."""
     reason: str
 
 
@@ -126,6 +132,8 @@ class Ledger:
     attempts: dict[str, int] = field(default_factory=dict)
     """Leases granted so far for items not done yet."""
     unfinished: set[str] = field(default_factory=set)
+    stillborn: int = 0
+    """Workers lost before they were ready, since one was or an item was finished."""
     failed: Abort | None = None
 
     def add(self, items: Iterable[str]) -> None:
@@ -142,6 +150,7 @@ class Ledger:
         """What follows from an event at ``now`` (seconds of any clock that does not go back)."""
         match event:
             case WorkerReady(worker):
+                self.stillborn = 0
                 if worker not in self.leases:
                     self.idle[worker] = None
                 return self._grants(now)
@@ -181,6 +190,7 @@ class Ledger:
             return []  # fenced: the lease has gone to another
         del self.leases[worker]
         self.idle[worker] = None
+        self.stillborn = 0
         self.unfinished.discard(item)
         self.attempts.pop(item, None)
         return [Commit(item, attempt, worker), *self._grants(now)]
@@ -195,6 +205,11 @@ class Ledger:
         return [*self._again(event.item, event.reason), *self._grants(now)]
 
     def _lose(self, worker: str, reason: str) -> list[Instruction]:
+        if worker not in self.idle and worker not in self.leases:
+            self.stillborn += 1
+            if self.stillborn >= MAX_STILLBORN:
+                died = f"{MAX_STILLBORN} workers in a row died before they were ready"
+                return self._abort(None, f"{died}; the last, {worker}: {reason}")
         self.idle.pop(worker, None)
         lease = self.leases.pop(worker, None)
         again = self._again(lease.item, f"worker {worker}: {reason}") if lease else []
@@ -206,7 +221,7 @@ class Ledger:
         self.waiting.appendleft(item)  # first again, so that shards fold in order
         return []
 
-    def _abort(self, item: str, reason: str) -> list[Instruction]:
+    def _abort(self, item: str | None, reason: str) -> list[Instruction]:
         if self.failed is not None:
             return []
         self.failed = Abort(item, reason)

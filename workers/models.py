@@ -12,7 +12,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -55,9 +55,13 @@ class PackedModel:
     transform_from: str
     """Where the transform comes from, for people."""
     classes: tuple[str, ...]
+    module: nn.Module | None = field(default=None, repr=False, compare=False)
+    """A model at hand, where no name leads to it; such a one stays in its process."""
 
     def build(self) -> nn.Module:
         """The model in evaluation mode, float32, on the CPU."""
+        if self.module is not None:
+            return self.module
         model = _factory(self.name, self.code)(**self.arguments)
         model.load_state_dict(safetensors.torch.load(self.tensors))
         return model.eval()
@@ -220,6 +224,11 @@ def _factory(name: str, code: str | None) -> Factory:
         return OWN[rest]
     if kind == "python" and ":" in rest:
         return _installed_factory(name, rest)
+    if kind == "object":
+        raise RequestError(
+            f"model.name {name!r}: this run was made from a model object by workers.analyse, which "
+            "no other process has: call workers.analyse again with overwrite=True."
+        )
     raise RequestError(
         f"model.name {name!r} is of no known form: torchvision/NAME, deconvoy/zfnet, "
         "deconvoy/zfnet_small, python/pkg.mod:factory or path/to/file.py:factory."
@@ -329,7 +338,7 @@ def _transform(
         return Transform.model_validate(dict(declared)), "the model's factory"
     kind, _, name = spec.name.partition("/")
     if kind == "torchvision":
-        default = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+        default = torchvision.models.get_model_weights(name).DEFAULT
         return _of_preset(default), f"torchvision's default preset of {name}"
     return IMAGENET, "ImageNet's, since the model declares none"
 

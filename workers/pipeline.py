@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from deconvoy.errors import (
 from deconvoy.schema import FORMAT, image_part_path, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
+from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, settle
 from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
@@ -62,6 +63,9 @@ WAIT_SECONDS = 0.5
 
 LOG = "ledger/log.jsonl"
 
+_Results = dict[tuple[str, int], Any]
+"""What has come back for an item and an attempt and is not committed yet."""
+
 
 @dataclass(frozen=True)
 class Advance:
@@ -76,9 +80,20 @@ Observe = Callable[[Advance], None]
 
 
 def create(
-    spec: JobSpec, url: str, *, overwrite: bool = False, packed: PackedModel | None = None
+    spec: JobSpec,
+    url: str,
+    *,
+    overwrite: bool = False,
+    packed: PackedModel | None = None,
+    listing: Listing | None = None,
+    check: Callable[[Job, RunStore], None] | None = None,
 ) -> tuple[Job, RunStore]:
     """Settle a job and make its run, empty.
+
+    Args:
+        packed: a model at hand instead of the one the spec names.
+        listing: images at hand instead of those the spec names.
+        check: may refuse the job before anything is written.
 
     Raises:
         RunExists: something is there already.
@@ -91,12 +106,14 @@ def create(
             f"{url!r} exists already: choose another --out, `deconvoy resume {url}` to go on with "
             "it, or --overwrite to replace it."
         )
-    if occupied and not (run.root / "zarr.json").is_file():
+    if occupied and not _is_run(run):
         raise RunExists(f"{url!r} is no run, so --overwrite does not touch it: choose another.")
-    job = settle(spec, packed)
+    job = settle(spec, packed, listing=listing)
     job.projected_layers()  # refuses what cannot be projected before anything is written
+    if check is not None:
+        check(job, run)
     if occupied:
-        with run.driver_lock():
+        with run.driver_lock():  # raises if somebody works on it
             pass
         run.remove()
     group = run.zarr("w-")
@@ -111,6 +128,15 @@ def create(
         }
     )
     return job, run
+
+
+def _is_run(run: RunStore) -> bool:
+    """Of whatever version: other people's Zarr groups are not ours to delete."""
+    try:
+        content = json.loads((run.root / "zarr.json").read_bytes())
+        return str(content["attributes"]["format"]).startswith(FORMAT.partition("/")[0])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
@@ -139,7 +165,6 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
             )
     if now["versions"] != began["versions"]:
         logger.warning("The run began with %s, now %s.", began["versions"], now["versions"])
-    run.sweep()
     return job, run
 
 
@@ -151,6 +176,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         JobStopped: Ctrl-C.
     """
     with run.driver_lock(), _told_in_state(run):
+        run.sweep()  # only now: the drafts of a driver at work are none of ours
         driver = _Driver(job, run, executor, observe)
         try:
             executor.start(lambda threads: job.assignment(run.url, threads))
@@ -186,6 +212,8 @@ def _told_in_state(run: RunStore) -> Iterator[None]:
             f"Writing to {run.url!r} failed: {error.strerror}. Everything committed is intact; "
             f"make room or mend it, then `deconvoy resume {run.url}`."
         )
+        with suppress(OSError):  # there may be no room even for this
+            tell(status="failed", error=message)
         raise DiskTooSmall(message) from error
     except Exception as error:
         tell(status="failed", error=str(error))
@@ -236,6 +264,10 @@ class _Driver:
             tables = fold.score[units], fold.image[units], fold.position[units]
             write_hits(self.run, layer, *tables, sums, fold.images)
         top1 = fold.correct / fold.labelled if fold.labelled else None
+        attributes = self.run.zarr("r+").attrs
+        devices = sorted({about["device"] for about in self.ready.values()})
+        began: Any = attributes["provenance"]
+        attributes.update({"provenance": {**began, "device": began.get("device") or devices}})
         summary = {
             "images": fold.images,
             "skipped": fold.skipped,
@@ -244,7 +276,7 @@ class _Driver:
             "dead_units": int((fold.image[:, 0] < 0).sum()),
             "units": job.index.total,
         }
-        self.run.zarr("r+").attrs.update({"results": summary})
+        attributes.update({"results": summary})
         return summary
 
     # Projection -------------------------------------------------------------------------------
@@ -252,7 +284,9 @@ class _Driver:
     def project(self, fold: Fold) -> None:
         """Project the layers the spec names, work item by work item."""
         items = {item.name: item for item in self.job.projection_items()}
-        started = {item.layer.name for item in items.values() if self._has_pictures(item.layer.name)}
+        started = {
+            item.layer.name for item in items.values() if self._has_pictures(item.layer.name)
+        }
         for layer in self.job.projected_layers():
             if layer.name not in started:
                 create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
@@ -299,7 +333,7 @@ class _Driver:
         """Lease out the items of one stage until all are committed."""
         ledger = Ledger()
         ledger.add(items)
-        results: dict[str, Any] = {}
+        results: _Results = {}
         within: dict[str, int] = {}
         self.observe(Advance(stage, done, total))
         for worker in self.ready:
@@ -312,9 +346,7 @@ class _Driver:
             done += self._obey(ledger, Tick(), lease_of, commit, results)
             self.observe(Advance(stage, done + sum(within.values()), total))
 
-    def _event(
-        self, report: Report, results: dict[str, Any], within: dict[str, int]
-    ) -> Event | None:
+    def _event(self, report: Report, results: _Results, within: dict[str, int]) -> Event | None:
         match report:
             case Ready(worker, about):
                 self.ready[worker] = about
@@ -331,7 +363,7 @@ class _Driver:
                 return Progressed(worker) if moved else None
             case Returned(worker, lease, result):
                 within.pop(worker, None)
-                results[lease.item] = result
+                results[lease.item, lease.attempt] = result
                 return ItemFinished(worker, lease.item, lease.attempt)
             case Raised(worker, lease, error):
                 within.pop(worker, None)
@@ -347,7 +379,7 @@ class _Driver:
         event: Event,
         lease_of: Callable[[str], Lease],
         commit: Callable[[str, Any], int],
-        results: dict[str, Any],
+        results: _Results,
     ) -> int:
         """Carry out what the ledger says; returns how much more is done now."""
         done = 0
@@ -358,7 +390,7 @@ class _Driver:
                     self._log(event="granted", item=item, attempt=attempt, worker=worker, pid=pid)
                     self.executor.submit(worker, lease_of(item).granted(attempt))
                 case Commit(item, attempt, worker):
-                    done += commit(item, results.pop(item))
+                    done += commit(item, results.pop((item, attempt)))
                     self._log(event="committed", item=item, attempt=attempt, worker=worker)
                 case Replace(worker, reason):
                     self.ready.pop(worker, None)
@@ -367,7 +399,7 @@ class _Driver:
                     self.executor.replace(worker)
                 case Abort(item, reason):
                     self._log(event="aborted", item=item, reason=reason)
-                    raise JobFailed(f"The work item {item} failed: {reason}")
+                    raise JobFailed(_failure(item, reason))
         return done
 
     def _log(self, **fields: Any) -> None:
@@ -452,6 +484,12 @@ class _Scan:
                 f"data.max_bad = {self.job.spec.data.max_bad:g} allows"
                 f"{f' ({shown})' if shown else ''}: mend or remove them, or raise data.max_bad."
             )
+
+
+def _failure(item: str | None, reason: str) -> str:
+    if item is None:
+        return f"No worker starts: {reason}"
+    return f"The work item {item} failed: {reason}"
 
 
 def _number(name: str) -> int:

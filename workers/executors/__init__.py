@@ -5,7 +5,7 @@ An executor decides nothing: it starts workers, hands them leases, and reports.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from workers.leases import Assignment, ProjectionLease, ScanLease
 
@@ -52,6 +52,7 @@ class Raised:
 Report = Ready | Lost | Moved | Returned | Raised
 
 
+@runtime_checkable
 class Executor(Protocol):
     """What the driver needs of whoever carries the workers."""
 

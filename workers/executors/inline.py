@@ -4,10 +4,11 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import torch
 
-from deconvoy.errors import RequestError
+from deconvoy.errors import JobFailed, RequestError
 from workers.actor import Actor
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.leases import Assignment
@@ -17,30 +18,36 @@ from workers.machine import cores
 class InlineExecutor(Executor):
     """Runs leases on one thread beside the driver's, so that progress and Ctrl-C work as ever."""
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, threads: int | Literal["auto"] = "auto") -> None:
         if workers not in (None, 1):
             raise RequestError(
                 f"compute.workers is {workers}, but the inline executor has one worker: leave "
                 "workers out, or use the ray executor."
             )
         self.workers = 1
+        self._threads = cores() if threads == "auto" else threads
         self._reports: queue.Queue[Report] = queue.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
         self._actor: Actor | None = None
+        self._built = 0
         self._busy = threading.Event()
         self._threads_before = torch.get_num_threads()
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
-        assignment = assignment_of(cores())
+        self._assignment = assignment_of(self._threads)
+        self._thread.submit(self._build)
 
-        def build() -> None:
-            try:
-                self._actor = Actor(assignment)
-                self._reports.put(Ready("inline", self._actor.whoami()))
-            except Exception as error:  # told to the driver, which decides
-                self._reports.put(Lost("inline", f"{type(error).__name__}: {error}"))
+    def _build(self) -> None:
+        self._built += 1
+        try:
+            self._actor = Actor(self._assignment)
+            self._reports.put(Ready(self._name, self._actor.whoami()))
+        except Exception as error:  # told to the driver, which decides
+            self._reports.put(Lost(self._name, f"{type(error).__name__}: {error}"))
 
-        self._thread.submit(build)
+    @property
+    def _name(self) -> str:
+        return "inline" if self._built < 2 else f"inline-{self._built}"
 
     def submit(self, worker: str, lease: Lease) -> None:
         self._busy.set()
@@ -48,15 +55,21 @@ class InlineExecutor(Executor):
 
     def _work(self, worker: str, lease: Lease) -> None:
         assert self._actor is not None
+        report: Report
         try:
-            self._reports.put(Returned(worker, lease, self._actor.work(lease)))
+            report = Returned(worker, lease, self._actor.work(lease))
         except Exception as error:  # told to the driver, which decides
-            self._reports.put(Raised(worker, lease, error))
-        finally:
-            self._busy.clear()
+            report = Raised(worker, lease, error)
+        self._busy.clear()  # before the report, which may bring the next lease
+        self._reports.put(report)
 
     def replace(self, worker: str) -> None:
-        raise RuntimeError("The inline worker cannot be replaced: it is this process.")
+        if self._busy.is_set():
+            raise JobFailed(
+                "The inline worker hangs and cannot be replaced, since it is this process: "
+                "resume the run with the ray executor."
+            )
+        self._thread.submit(self._build)
 
     def wait(self, seconds: float) -> list[Report]:
         reports: list[Report] = []
@@ -67,9 +80,11 @@ class InlineExecutor(Executor):
         except queue.Empty:
             pass
         if self._busy.is_set() and self._actor is not None:
-            reports.append(Moved("inline", self._actor.progress()))
+            reports.append(Moved(self._name, self._actor.progress()))
         return reports
 
     def shutdown(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._actor is not None:
+            self._actor.stop()
+        self._thread.shutdown(cancel_futures=True)  # waits for the batch at hand
         torch.set_num_threads(self._threads_before)  # an actor sets one for the whole process

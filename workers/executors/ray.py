@@ -46,6 +46,10 @@ from workers.machine import cores
 
 logger = logging.getLogger(__name__)
 
+# Ray's stubs lack the concurrency groups of its manual, and say nothing of the nodes.
+_remote: Any = ray.remote
+_nodes: Any = ray.nodes
+
 PROGRESS_SECONDS = 1.0
 """How often a busy worker is asked how far it is."""
 
@@ -110,7 +114,7 @@ class RayExecutor(Executor):
         self._owns_cluster = not ray.is_initialized()
         if self._owns_cluster:
             _connect(address, num_gpus)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
         all_gpus = sum(node.get("GPU", 0) for node in nodes)
         all_cores = sum(node.get("CPU", 0) for node in nodes)
         self._gpus = (
@@ -138,7 +142,7 @@ class RayExecutor(Executor):
 
     def _add(self) -> None:
         self._count += 1
-        actor = ray.remote(concurrency_groups={"control": 1})(RemoteActor).options(
+        actor = _remote(concurrency_groups={"control": 1})(RemoteActor).options(
             num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
         )
         handle = actor.remote(self._assignment)

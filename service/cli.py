@@ -1,0 +1,395 @@
+"""The command line.  It parses, asks the launcher or a run, and prints; it computes nothing.
+
+Errors are one sentence on standard error.  Exit codes: 0 done, 1 the job failed, 2 the request was
+wrong, 130 stopped by Ctrl-C.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import deconvoy
+from deconvoy import figures
+from deconvoy.errors import DeconvoyError, RequestError
+from service import launcher, progress
+from service.launcher import ExecutorName
+
+app = typer.Typer(
+    name="deconvoy",
+    help="What does each feature map of a convolutional network see?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+PIPED_WIDTH = 160
+"""Columns where the output is no terminal and nothing says how wide it is."""
+
+out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=PIPED_WIDTH)
+
+Spec = Annotated[Path, typer.Argument(help="Job spec, a YAML or JSON file.", show_default=False)]
+Url = Annotated[str, typer.Argument(help="Folder of a run.", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in data.limit=100."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Workers; default: one per GPU, or per two cores.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="RAY", help="A running Ray cluster; default: one on this machine."),
+]
+ExecutorOption = Annotated[
+    ExecutorName, typer.Option(help="Where the workers live: on Ray, or in this process.")
+]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
+    )
+    for noisy in ("PIL", "matplotlib", "asyncio", "urllib3"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Where to put it.")] = Path("runs/demo"),
+) -> None:
+    """Everything on built-in data, without network: train, analyse, draw."""
+    with progress.shown() as observe:
+        found = launcher.demo(folder, observe=observe, say=_say)
+    run = deconvoy.open(found["folder"].run)
+    out.print(f"\n{_summary(found)}")
+    for layer in _projected(run):
+        path = found["folder"].figures / f"{layer}.png"
+        figures.save(_draw(run, layer, None), path)
+        out.print(f"  {path}", soft_wrap=True)
+    here = found["folder"]
+    out.print(
+        f"\nThe figures above are Fig. 2 of the paper, a page a layer. What to type next:\n"
+        f"  deconvoy show {here.run}\n"
+        f"  deconvoy show {here.run} relu5 3\n"
+        f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"
+        f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
+    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())))
+    if as_json:
+        _print_json(planned)
+    else:
+        _print_plan(planned)
+
+
+@app.command()
+def run(
+    spec: Spec,
+    url: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    workers: Workers = None,
+    address: Address = None,
+    executor: ExecutorOption = "ray",
+    sets: Sets = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+) -> None:
+    """Run a job in the foreground."""
+    overrides = [*(sets or ()), *([f"compute.workers={workers}"] if workers else [])]
+    parsed = deconvoy.JobSpec.from_file(spec, tuple(overrides))
+    with progress.shown() as observe:
+        found = launcher.run(
+            parsed,
+            url,
+            executor=executor,
+            address=address,
+            overwrite=overwrite,
+            observe=observe,
+            say=_say,
+        )
+    _finish(url, found)
+
+
+@app.command()
+def resume(
+    url: Url, workers: Workers = None, address: Address = None, executor: ExecutorOption = "ray"
+) -> None:
+    """Go on where a stopped or killed run left off."""
+    compute = deconvoy.open(url).spec.compute
+    if workers:
+        compute = compute.model_copy(update={"workers": workers})
+    with progress.shown() as observe:
+        found = launcher.resume(
+            url, executor=executor, address=address, compute=compute, observe=observe, say=_say
+        )
+    _finish(url, found)
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="As in model.name of a spec.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """The layers of a model, with size, stride and receptive field."""
+    found = launcher.layers(model)
+    if as_json:
+        _print_json(found)
+        return
+    out.print(f"{model} on {'×'.join(map(str, found['input']))} ({found['transform_from']})")
+    out.print(_layer_table(found["layers"]))
+
+
+@app.command()
+def show(
+    url: Url,
+    layer: Annotated[str | None, typer.Argument(help="Name of a layer.")] = None,
+    unit: Annotated[int | None, typer.Argument(help="Number of a unit.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at results in the terminal: the run, a layer, or a unit."""
+    opened = deconvoy.open(url)
+    if layer is None:
+        _show_run(opened, as_json)
+    elif unit is None:
+        _show_layer(opened, layer, as_json)
+    else:
+        _show_unit(opened, layer, unit, as_json)
+
+
+@app.command()
+def figure(
+    url: Url,
+    layer: Annotated[
+        str | None, typer.Argument(help="Name of a layer; default: a few units of every layer.")
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option("-o", "--out", help="PNG or JPEG file.", show_default=False)
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Which, as in 0-15 or 3,7,12; default: the first sixteen.")
+    ] = None,
+    zoom: Annotated[
+        bool | None,
+        typer.Option("--zoom/--no-zoom", help="Zoom to what carries signal; default: deep layers."),
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(min=0, max=20, help="Blur by so many pixels; default: 1 in deep layers."),
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Signed grey instead of colours.")] = False,
+    tile: Annotated[int, typer.Option(min=16, max=512, help="Side of a tile in pixels.")] = 64,
+) -> None:
+    """Fig. 2 of the paper: each map's nine projections beside its nine patches."""
+    opened = deconvoy.open(url)
+    if path is None:
+        path = Path(f"{layer or 'overview'}.png")
+    if layer is None:
+        if units is not None:
+            raise RequestError("--units needs a LAYER: name the layer they are units of.")
+        picture = _overview(opened, grey=grey, tile=tile)
+    else:
+        picture = _draw(
+            opened, layer, _numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile
+        )
+    figures.save(picture, path)
+    out.print(str(path), soft_wrap=True)
+
+
+def _draw(
+    run_: deconvoy.Run,
+    layer: str,
+    units: list[int] | None,
+    zoom: bool | None = None,
+    sigma: float | None = None,
+    **look: Any,
+) -> Any:
+    """Fig. 2; deep layers are zoomed and smoothed unless told."""
+    deep = _is_deep(run_, layer)
+    zoom = deep if zoom is None else zoom
+    sigma = (1.0 if deep else 0.0) if sigma is None else sigma
+    return run_.figure(layer, units, zoom=zoom, sigma=sigma, **look)
+
+
+def _overview(run_: deconvoy.Run, **look: Any) -> Any:
+    """Four units of every projected layer, those with the strongest ninth hit."""
+    chosen = []
+    for layer in _projected(run_):
+        table = run_.table(layer)
+        last = {u: s for u, s in zip(table["unit"].to_pylist(), table["score"].to_pylist(),
+                                     strict=True)}  # fmt: skip
+        there = run_.projected_units(layer)
+        best = sorted(there, key=lambda u: -last.get(u, float("-inf")))[:4]
+        chosen += [run_.unit(layer, u).pictures for u in best]
+    return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
+
+
+def _is_deep(run_: deconvoy.Run, layer: str) -> bool:
+    """Whether its pictures show half of the image's side or more: tiles are grey unless zoomed."""
+    field: Any = run_.layer_group(layer).attrs["receptive_field"]
+    side = run_.attributes["provenance"]["transform"]["crop"]
+    return bool(field["whole_image"] or 2 * min(field["size"]) >= side)
+
+
+def _projected(run_: deconvoy.Run) -> list[str]:
+    return [name for name in run_.layer_names if run_.projected_units(name)]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """``0-3,7`` → [0, 1, 2, 3, 7]."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
+    results: dict[str, Any] = run_.attributes.get("results", {})
+    if as_json:
+        fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
+        listed = run_.layers().to_pylist() if results else []
+        _print_json({**fields, "results": results, "layers": listed})
+        return
+    out.print(f"{run_.url}: {run_.status}, {run_.attributes['provenance']['model']}")
+    if not results:
+        out.print("No results yet: the scan is not done.")
+        return
+    out.print(_summary(results))
+    rows = [dict(run_.layer_group(name).attrs.asdict()) for name in run_.layer_names]
+    found = run_.layers().to_pylist()
+    out.print(_layer_table(rows, found))
+
+
+def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:
+    rows = run_.table(layer).to_pylist()
+    if as_json:
+        _print_json(rows)
+        return
+    table = Table("unit", "score", "ninth", "labels of the nine", box=None)
+    by_unit: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_unit.setdefault(row["unit"], []).append(row)
+    units = run_.layer_group(layer).attrs["units"]
+    for unit in range(int(str(units))):
+        hits = by_unit.get(unit, [])
+        if not hits:
+            table.add_row(str(unit), "", "", "dead: no image activates it")
+            continue
+        labels = escape(", ".join(_counted([run_.class_name(hit["label"]) for hit in hits])))
+        table.add_row(str(unit), f"{hits[0]['score']:.4g}", f"{hits[-1]['score']:.4g}", labels)
+    out.print(table)
+
+
+def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None:
+    found = run_.unit(layer, unit)
+    rows = [row for row in run_.table(layer).to_pylist() if row["unit"] == unit]
+    if as_json:
+        _print_json(rows)
+        return
+    out.print(f"{layer}, unit {unit}{': dead, no image activates it' if found.dead else ''}")
+    table = Table("rank", "score", "label", "y, x", "box y0 x0 y1 x1", "image", box=None)
+    for row in rows:
+        box = " ".join(str(row[side]) for side in ("y0", "x0", "y1", "x1"))
+        label = run_.class_name(row["label"])
+        table.add_row(
+            str(row["rank"] + 1), f"{row['score']:.5g}", escape(label),
+            f"{row['y']}, {row['x']}", box, escape(row["uri"]),
+        )  # fmt: skip
+    out.print(table)
+
+
+def _counted(labels: Sequence[str]) -> list[str]:
+    counts = {label: labels.count(label) for label in labels if label}
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return [f"{count}× {label}" for label, count in ordered]
+
+
+def _layer_table(layers_: list[Any], found: list[dict[str, Any]] | None = None) -> Table:
+    table = Table(box=None)
+    for heading in ("layer", "op", "units", "size", "field", "stride"):
+        left = heading in ("layer", "op")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    table.add_column("projectable" if found is None else "projected")
+    if found is not None:
+        table.add_column("dead", justify="right")
+    for number, layer in enumerate(layers_):
+        field = layer["receptive_field"]
+        size = "image" if field["whole_image"] else f"{field['size'][0]}×{field['size'][1]}"
+        stride = "" if field["stride"] is None else str(field["stride"][0])
+        row = [escape(layer["layer"]), layer["op"], f"{layer['units']:,}",
+               f"{layer['height']}×{layer['width']}", size, stride]  # fmt: skip
+        if found is None:
+            row.append("yes" if layer["projectable"] else f"no: {escape(layer['obstacle'])}")
+        else:
+            row += [f"{found[number]['projected_units']:,}", f"{found[number]['dead_units']:,}"]
+        table.add_row(*row)
+    return table
+
+
+def _print_plan(planned: dict[str, Any]) -> None:
+    for name, value in planned["summary"].items():
+        out.print(f"{name:<12}{escape(str(value))}", soft_wrap=True)
+    out.print(_layer_table(planned["layers"]))
+
+
+def _summary(found: dict[str, Any]) -> str:
+    dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
+    skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
+    top1 = "" if found["top1"] is None else f"; top-1 {found['top1']:.1%}"
+    return f"{found['images']:,} images{skipped}{top1}; {found['units']:,} units{dead}"
+
+
+def _finish(url: str, found: dict[str, Any]) -> None:
+    out.print(f"{_summary(found)}\nDone: {url}. Next: deconvoy show {url}", soft_wrap=True)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        typer.main.get_command(app)(args=given, prog_name="deconvoy")
+    except SystemExit as end:
+        # Ours have codes of their own; of Typer's, 1 only means Ctrl-C.
+        sys.exit(130 if end.code == 1 else end.code)
+    except DeconvoyError as error:
+        if "--debug" in given:
+            raise
+        with contextlib.suppress(BrokenPipeError):
+            _say(f"deconvoy: {error}")
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Start the compute from the front door: the only module of ``service`` that reaches ``workers``.
+
+Imports of ``workers`` stay inside the functions, so that help, queries and reading results load
+neither torch nor Ray.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
+
+ExecutorName = Literal["ray", "inline"]
+Say = Callable[[str], None]
+
+@contextmanager
+def _extra(name: str, needed_for: str) -> Iterator[None]:
+    """Turn a missing third-party package into a sentence that names its extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("workers", "deconvoy", "service"):
+            raise
+        raise MissingExtra(name, needed_for) from error
+
+
+def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -> Any:
+    """The executor asked for.
+
+    Args:
+        address: of a running Ray cluster; None starts one on this machine.
+    """
+    if name == "inline":
+        from workers.executors.inline import InlineExecutor
+
+        if address is not None:
+            raise RequestError("--address is for the ray executor; the inline one runs here.")
+        asked = None if compute.workers == "auto" else compute.workers
+        return InlineExecutor(asked, compute.threads)
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address  # read when Ray is imported
+    with _extra("ray", "Running on Ray"):
+        from workers.executors.ray import RayExecutor
+    return RayExecutor(compute, address)
+
+
+def plan(spec: JobSpec) -> dict[str, Any]:
+    """What a job would do, take and need."""
+    with _extra("workers", "Planning a job"):
+        from workers.job import settle
+        from workers.plan import plan as plan_job
+
+    planned: dict[str, Any] = plan_job(settle(spec)).to_json()
+    return planned
+
+
+def run(
+    spec: JobSpec,
+    url: str,
+    *,
+    executor: ExecutorName = "ray",
+    address: str | None = None,
+    overwrite: bool = False,
+    observe: Any,
+    say: Say,
+) -> dict[str, Any]:
+    """Run a job in the foreground; returns its results in short."""
+    with _extra("workers", "Running a job"):
+        from workers import pipeline
+        from workers.plan import require_room
+
+    job, store = pipeline.create(spec, url, overwrite=overwrite, check=require_room)
+    _say_job(job, say)
+    with _stoppable():
+        return pipeline.execute(job, store, executor_of(executor, spec.compute, address), observe)
+
+
+def resume(
+    url: str,
+    *,
+    executor: ExecutorName = "ray",
+    address: str | None = None,
+    compute: ComputeSpec | None = None,
+    observe: Any,
+    say: Say,
+) -> dict[str, Any]:
+    """Go on with a run."""
+    with _extra("workers", "Running a job"):
+        from workers import pipeline
+
+    job, store = pipeline.reopen(url)
+    _say_job(job, say)
+    chosen = compute or job.spec.compute
+    with _stoppable():
+        return pipeline.execute(job, store, executor_of(executor, chosen, address), observe)
+
+
+def _say_job(job: Any, say: Say) -> None:
+    transform = job.packed.transform
+    say(f"model      {job.packed.name}: {len(job.layers)} layers, {job.index.total:,} units")
+    say(
+        f"transform  resize {transform.resize}, crop {transform.crop} ({job.packed.transform_from})"
+    )
+    say(f"images     {len(job.listing):,}; labels from {job.listing.labels_from}")
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM end a job as Ctrl-C does: cleanly, resumable."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def layers(model: str) -> dict[str, Any]:
+    """The layers of a model, with size, stride and receptive field."""
+    with _extra("workers", "Reading a model"):
+        from workers.job import trace
+        from workers.models import pack
+        from workers.writer import layer_attributes
+
+    packed = pack(ModelSpec(name=model), seed=0)
+    network = trace(packed)
+    return {
+        "model": model,
+        "input": list(network.input_shape),
+        "transform_from": packed.transform_from,
+        "layers": [layer_attributes(layer) for layer in network.layers],
+    }
+
+
+def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:
+    """Train, analyse and draw on built-in data; returns what was found and where it is."""
+    with _extra("workers", "The demo"):
+        from workers import demo as workers_demo
+
+    folder = workers_demo.prepare(out)
+    trained = workers_demo.train_small(folder, say)
+    spec = workers_demo.write_spec(folder, trained.checkpoint)
+    say(f"analysing {workers_demo.IMAGES:,} images it has never seen, every layer")
+    found = run(spec, str(folder.run), overwrite=True, observe=observe, say=lambda _: None)
+    return {**found, "folder": folder, "training_accuracy": trained.accuracy}

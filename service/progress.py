@@ -1,0 +1,112 @@
+"""Show how a job gets on: bars in a terminal, plain lines where there is none."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+LINE_SECONDS = 10.0
+"""Time between plain lines."""
+
+WORDS = {"scan": "images scanned", "projection": "projections done"}
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """How far a stage is."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    def __call__(self, advance: Advance, /) -> None: ...
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def shown() -> Iterator[Observer]:
+    """What to tell of each advance; written to standard error."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("{task.description:>17}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=60) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(advance: Advance) -> None:
+            if advance.stage not in tasks:
+                # what was there at the start (a resumed run) is not this run's speed
+                tasks[advance.stage] = progress.add_task(
+                    WORDS[advance.stage], total=advance.total, completed=advance.done
+                )
+            progress.update(tasks[advance.stage], completed=advance.done)
+
+        yield tell
+
+
+class _Lines:
+    """A line at the start and the end of each stage, and now and then between."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._started = self._told = 0.0
+        self._began_with = self._last = 0
+
+    def __call__(self, advance: Advance) -> None:
+        now = time.monotonic()
+        if advance.stage != self._stage:
+            self._stage, self._started, self._began_with = advance.stage, now, advance.done
+            self._last = -1
+        due = now - self._told > LINE_SECONDS or advance.done == advance.total or self._last < 0
+        if due and advance.done != self._last:
+            self._told, self._last = now, advance.done
+            sys.stderr.write(f"{self._line(advance, now - self._started)}\n")
+            sys.stderr.flush()
+
+    def _line(self, advance: Advance, seconds: float) -> str:
+        line = f"{WORDS[advance.stage]}: {advance.done:,} of {advance.total:,}"
+        new = advance.done - self._began_with
+        if new <= 0 or seconds <= 0:
+            return line
+        rate = new / seconds
+        if advance.done == advance.total:
+            return f"{line} in {seconds:.0f} s ({rate:,.1f}/s)"
+        left = (advance.total - advance.done) / rate
+        return f"{line}, {rate:,.1f}/s, about {_span(left)} left"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,146 @@
+"""What a person types: the commands end to end, and what wrong ones get."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import deconvoy
+from service.cli import main
+
+SMALL = {
+    "model": {"name": "deconvoy/zfnet_small"},
+    "data": {"uri": "shapes?size=20&seed=3"},
+    "layers": ["relu1", "relu2", "logits"],
+    "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1, 2]}}],
+    "compute": {"batch_size": 4, "shard_size": 8},
+}
+
+Type = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def type_(capfd: pytest.CaptureFixture[str]) -> Type:
+    """Type a command; its exit code, standard output and standard error."""
+
+    def typed(*arguments: str | Path) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        code = end.value.code
+        assert isinstance(code, int)
+        return code, captured.out, captured.err
+
+    return typed
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(spec: Path) -> Path:
+    """A run made by the command line."""
+    url = spec.parent / "run"
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(spec), "--out", str(url), "--executor", "inline"])
+    assert end.value.code == 0
+    return url
+
+
+def test_run_prints_what_it_found_and_what_to_type_next(type_: Type, spec: Path) -> None:
+    url = spec.parent / "another"
+    code, out, err = type_("run", spec, "--out", url, "--executor", "inline")
+    assert code == 0
+    assert "20 images" in out and "top-1" in out and f"deconvoy show {url}" in out
+    assert "images scanned: 20 of 20" in err and "projections done" in err
+    assert "transform  resize 64, crop 64 (the model's factory)" in err
+
+
+def test_a_finished_run_is_resumed_without_doing_anything(type_: Type, finished: Path) -> None:
+    before = (finished / "ledger/log.jsonl").read_text().count('"granted"')
+    code, out, _ = type_("resume", finished, "--executor", "inline")
+    assert code == 0 and "20 images" in out
+    assert (finished / "ledger/log.jsonl").read_text().count('"granted"') == before
+
+
+def test_show_goes_from_run_to_layer_to_unit(type_: Type, finished: Path) -> None:
+    assert "relu1" in type_("show", finished)[1]
+    assert "×" in type_("show", finished, "relu2")[1]
+    _, out, _ = type_("show", finished, "relu2", "1")
+    assert "relu2, unit 1" in out
+    code, out, _ = type_("show", finished, "relu2", "1", "--json")
+    hits = json.loads(out)
+    assert code == 0 and [hit["rank"] for hit in hits] == list(range(len(hits)))
+    assert hits == [r for r in deconvoy.open(finished).table("relu2").to_pylist() if r["unit"] == 1]
+    whole = json.loads(type_("show", finished, "--json")[1])
+    assert [layer["layer"] for layer in whole["layers"]] == SMALL["layers"]
+
+
+def test_figure_of_a_layer_and_of_all(type_: Type, finished: Path, tmp_path: Path) -> None:
+    for arguments in (["relu2", "--units", "0-1,2"], []):
+        path = tmp_path / f"{len(arguments)}.png"
+        code, out, _ = type_("figure", finished, *arguments, "-o", path)
+        assert code == 0 and str(path) in out and path.read_bytes()[1:4] == b"PNG"
+
+
+def test_layers_lists_the_receptive_fields(type_: Type) -> None:
+    code, out, _ = type_("layers", "deconvoy/zfnet_small", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["layers"][0]["receptive_field"]["size"] == [7, 7]
+    assert "relu1" in type_("layers", "deconvoy/zfnet_small")[1]
+
+
+def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
+    code, out, _ = type_("plan", spec, "--set", "data.limit=10")
+    assert code == 0 and "10" in out and "relu1" in out
+    assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["layer"] == "relu1"
+
+
+WRONG: list[tuple[str, list[str], int, str]] = [
+    ("no such command", ["figur"], 2, "No such command"),
+    ("no such spec", ["plan", "nowhere.yaml"], 2, "cannot be read"),
+    ("unknown field", ["plan", "{spec}", "--set", "data.urii=x"], 2, "did you mean 'uri'"),
+    ("no number", ["plan", "{spec}", "--set", "data.limit=many"], 2, "data.limit"),
+    ("k of 0", ["plan", "{spec}", "--set", "analyses=[{kind: top, k: 0}]"], 2, "greater than"),
+    ("no key", ["plan", "{spec}", "--set", "limit"], 2, "--set takes key=value"),
+    ("no such model", ["layers", "torchvision/resnt18"], 2, "did you mean torchvision/resnet18"),
+    ("no known form", ["layers", "resnet18"], 2, "did you mean torchvision/resnet18"),
+    ("no such data", ["plan", "{spec}", "--set", "data.uri=nowhere"], 2, "does not exist"),
+    ("no such layer", ["plan", "{spec}", "--set", "layers=[rel1]"], 2, "nearest: relu1"),
+    ("no workers", ["run", "{spec}", "--out", "x", "--workers", "0"], 2, "x>=1"),
+    ("taken", ["run", "{spec}", "--out", "{run}", "--executor", "inline"], 2, "--overwrite"),
+    ("not a run", ["show", "{folder}"], 2, "There is no run"),
+    ("nothing to resume", ["resume", "{folder}"], 2, "There is no run"),
+    ("unknown layer", ["show", "{run}", "relu9"], 2, "nearest"),
+    ("unknown unit", ["show", "{run}", "relu1", "99"], 2, "units 0 to 31"),
+    ("no such units", ["figure", "{run}", "relu1", "--units", "a-b"], 2, "0-15"),
+    ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "was not projected"),
+    ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
+    ("units of no layer", ["figure", "{run}", "--units", "0-3"], 2, "needs a LAYER"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
+def test_wrong_requests_get_one_sentence(
+    type_: Type,
+    spec: Path,
+    finished: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    says: str,
+) -> None:
+    places = {"spec": spec, "run": finished, "folder": tmp_path}
+    got, _, err = type_(*[argument.format(**places) for argument in arguments])
+    said = " ".join(err.replace("│", " ").split())
+    assert got == code, said
+    assert says in said
+    assert "Traceback" not in err
