@@ -19,6 +19,7 @@ from workers.fields import (
 from workers.graph import Layer, Network
 
 WITHOUT_RULE = {name: case for name, (case, _) in networks.WITHOUT_RULE.items()}
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 TINY = {**networks.TINY, **WITHOUT_RULE}
 
 # Boxes are exact but for these, where an operation is not known to be local: a hull of all.
@@ -26,6 +27,7 @@ LARGER_THAN_NEEDED = {
     "layer_norm", "instance_norm", "transposed_conv", "padding_mode", "chunk", "pool_with_places",
     "same_padding_of_an_even_kernel", "crop_to_a_computed_size", "concat_of_rows", "transpose",
     "reshape_across_images", "norm_without_statistics", "clamp_elsewhere",
+    "weighted_sum",
 }  # fmt: skip
 
 
@@ -74,7 +76,6 @@ def test_windows_have_one_size_and_contain_the_box_unless_they_are_the_image(nam
         windows, boxes = layer.field.windows(positions), layer.field.boxes(positions)
         sizes = windows[:, 2:] - windows[:, :2]
         assert (sizes == layer.field.window_size).all(), layer.name
-        assert (windows[:, :2] <= boxes[:, :2]).all() or not boxes.any(1).all(), layer.name
         seeing = boxes.any(axis=1)
         assert (windows[seeing, :2] <= boxes[seeing, :2]).all(), layer.name
         assert (windows[seeing, 2:] >= boxes[seeing, 2:]).all(), layer.name

@@ -24,6 +24,8 @@ WITHOUT_RULE = {name: case for name, (case, _) in networks.WITHOUT_RULE.items()}
 EVERY = {**networks.TINY, **WITHOUT_RULE, **networks.REAL}
 EXACT = 1e-9
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
 
 def visited(network: Network, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The output, and what each layer's visitor sees, copied at once."""
@@ -73,7 +75,9 @@ def test_every_layer_of_a_shared_network_equals_the_oracles(name: str) -> None:
 # --- names ---
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY) - {"arguments_left_at_defaults"}))
+# torchvision cannot trace the one, and of the other it keeps a convolution with its norm and its
+# rectifier as one node.
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"arguments_left_at_defaults", "mobilenet_v2"}))
 def test_layers_are_named_as_torchvision_names_nodes_in_order(name: str) -> None:
     case = EVERY[name]
     model = case.model()
@@ -108,7 +112,10 @@ def test_linear_bottlenecks_of_mobilenet_are_layers_named_after_their_norm() -> 
     network = Network(mobilenet_v2().eval(), (3, 32, 32))
     linear = [layer.name for layer in network.layers[:-1] if not layer.rectified]
     assert linear == networks.BOTTLENECKS
-    assert {layer.ceiling for layer in network.layers if layer.rectified} == {6.0}
+    rectified = [layer for layer in network.layers if layer.rectified]
+    assert {layer.ceiling for layer in rectified} == {6.0}
+    names = [layer.name for layer in rectified]
+    assert names[:3] == ["features.0.2", "features.1.conv.0.2", "features.2.conv.0.2"]
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -181,6 +188,12 @@ def test_the_forward_pass_keeps_no_more_than_it_needs() -> None:
     assert max(alive) <= 2
 
 
+def test_an_image_axis_survives_a_squeeze() -> None:
+    case = networks.called(lambda x, a: a(x).mean((2, 3), True).squeeze(), networks.conv(3, 4, 3))
+    *_, logits = Network(case.model(), case.shape).layers
+    assert (logits.units, logits.height, logits.width) == (4, 1, 1)
+
+
 def test_layers_pickle() -> None:
     layers = Network(networks.TINY["concat"].model(), (3, 13, 11)).layers
     assert [layer.name for layer in pickle.loads(pickle.dumps(layers))] == [
@@ -226,7 +239,7 @@ class TwoInputs(nn.Module):
         (of_three_axes, ["relu", "2 axes", "feature maps"]),
         (lambda x, layer: layer(x).view(1, 2, 3), ["Functional", "13×11", "view", "invalid"]),
         (lambda x, layer: layer(layer(x)), ["13×11 pixels", "parts.0", "channels", "crop"]),
-        (lambda x, layer: F.relu(torch.zeros(2, 3)), ["relu", "does not depend on the image"]),
+        (lambda x, layer: layer.bias + 1, ["logits", "does not depend on the image"]),
     ],
 )
 def test_a_model_that_does_not_fit_gets_a_sentence(

@@ -7,7 +7,7 @@ what must never break: one lease an item, each item committed exactly once, late
 from collections import Counter
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -272,7 +272,8 @@ class Cluster(RuleBasedStateMachine):
 
     def _obey(self, instructions: list[Instruction]) -> None:
         for instruction in instructions:
-            assert self.aborted is None, "nothing follows an abort"
+            if self.aborted:
+                assert isinstance(instruction, Replace), "nothing is granted after an abort"
             match instruction:
                 case Grant(worker, item, attempt):
                     self.granted[item] += 1
@@ -387,6 +388,11 @@ def test_any_order_of_events_commits_every_item_exactly_once() -> None:
     run_state_machine_as_test(
         Cluster,
         settings=settings(
-            max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, database=None
+            max_examples=150,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],  # shrinking takes minutes
         ),
     )

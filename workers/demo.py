@@ -78,7 +78,7 @@ def train_small(folder: Folder, say: Callable[[str], None]) -> Trained:
     before = torch.get_num_threads()
     torch.set_num_threads(cores())
     try:
-        images, labels = draw_shapes(DEMO_IMAGES, TRAINING_SEED)
+        images, labels = draw_shapes(seed=TRAINING_SEED, size=DEMO_IMAGES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TRAINING_SEED)
             model = zfnet_small()

@@ -383,15 +383,15 @@ class Network:
         return after if len(users) == 1 and was_norm else step
 
     def _layer(self, name: str, step: Step, rectifier: Rule | None = None) -> Layer:
+        field_ = self._fields[step.index]
+        if field_ is None:
+            raise ModelUnsupported(f"Layer {name!r} does not depend on the image.")
         if len(step.shape) not in (1, 3):
             raise ModelUnsupported(
                 f"Layer {name!r} has {len(step.shape)} axes an image ({step.shape}), but a layer "
                 "is a stack of feature maps (channel, row, col) or a vector of neurons."
             )
         units, height, width = step.shape if len(step.shape) == 3 else (*step.shape, 1, 1)
-        field_ = self._fields[step.index]
-        if field_ is None:
-            raise ModelUnsupported(f"Layer {name!r} does not depend on the image.")
         return Layer(
             name=name,
             step=step.index,

@@ -59,7 +59,7 @@ class EpochReport:
 
 
 def draw_shapes(
-    seed: int, size: int
+    *, seed: int, size: int
 ) -> tuple[UInt8[Tensor, "image channel row col"], Int64[Tensor, " image"]]:
     """The first ``size`` images of the set ``seed`` and their labels."""
     drawn = [render(seed, index) for index in range(size)]

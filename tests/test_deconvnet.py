@@ -1,0 +1,229 @@
+"""Projections: hand-worked steps, and whole ones against the oracle's, which runs the plain module.
+
+Exact means: in float64 within 1e-9 of the largest value of the oracle's projection.
+"""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+from tests import networks, reference
+from tests.networks import Case
+from tests.reference import Seed
+from tests.shared_data import needs_shared
+from workers.deconvnet import filter_back, project, seeded, unpool
+from workers.graph import Layer, Network
+
+EXACT = 1e-9
+
+
+def strongest_places(activation: Tensor, units: Tensor) -> Tensor:
+    """Where each unit is strongest, "unit yx"; ``activation`` is "unit row col"."""
+    places = activation[units].flatten(1).argmax(1)
+    return torch.stack([places // activation.shape[2], places % activation.shape[2]], 1)
+
+
+def projected(
+    network: Network, layer: Layer, images: Tensor, image_of_hit: Tensor, unit: Tensor,
+    position: Tensor, seed: Tensor,
+) -> Tensor:  # fmt: skip
+    with torch.no_grad():
+        switches = network.switches(images, network.path_to(layer))
+        return project(network, layer, switches, image_of_hit, unit, position, seed)
+
+
+def assert_projections_equal_the_oracles(case: Case, every: int) -> None:
+    """Of every ``every``-th layer and the last: four units, two images, strong and border places.
+
+    All hits of a layer are projected in one batch; the oracle takes them one by one.
+    """
+    model, images = case.model(), case.images(2)
+    network = Network(model, case.shape)
+    activations = reference.layer_outputs(model, images.clone(), case.unrectified)
+    for number in sorted({*range(0, len(network.layers), every), len(network.layers) - 1}):
+        layer, activation = network.layers[number], activations[number]
+        unit = torch.tensor([0, layer.units // 3, layer.units - 1, 0])
+        image_of_hit = torch.tensor([1, 0, 1, 0])
+        position = torch.cat([strongest_places(activation[i], unit[h : h + 1])
+                              for h, i in enumerate(image_of_hit)])  # fmt: skip
+        position[3] = torch.tensor([layer.height - 1, layer.width - 1])
+        seed = activation[image_of_hit, unit, position[:, 0], position[:, 1]]
+        seed[3] = 1.5
+        ours = projected(network, layer, images, image_of_hit, unit, position, seed)
+        for hit in range(4):
+            y, x = position[hit].tolist()
+            value = float(seed[hit])
+            oracle_seed = Seed(number, int(unit[hit]), y, x, value)
+            image = images[image_of_hit[hit]]
+            (theirs,) = reference.deconvnets(model, image, [oracle_seed], case.unrectified)
+            assert ours[hit].shape == theirs.shape
+            error = (ours[hit] - theirs).abs().max()
+            assert error <= EXACT * theirs.abs().max(), (layer.name, hit)
+            y0, x0, y1, x1 = layer.field.boxes(position[hit : hit + 1].numpy())[0]
+            outside = ours[hit].clone()
+            outside[:, y0:y1, x0:x1] = 0
+            assert not outside.any(), (layer.name, hit)
+
+
+@pytest.mark.parametrize("name", networks.TINY)
+def test_projections_of_a_tiny_network_equal_the_oracles(name: str) -> None:
+    assert_projections_equal_the_oracles(networks.TINY[name], every=1)
+
+
+@pytest.mark.parametrize("name", networks.REAL)
+def test_projections_of_a_real_network_equal_the_oracles(name: str) -> None:
+    case = networks.REAL[name]
+    assert_projections_equal_the_oracles(case, every=max(len(case.unrectified) // 2, 4))
+
+
+@needs_shared
+@pytest.mark.parametrize("name", networks.OF_SHARED_FILES)
+def test_projections_of_a_shared_network_equal_the_oracles(name: str) -> None:
+    assert_projections_equal_the_oracles(networks.OF_SHARED_FILES[name], every=12)
+
+
+def test_layers_below_an_operation_without_rule_are_projected() -> None:
+    with_silu = networks.chain(
+        networks.conv(3, 4, 3), nn.ReLU, networks.conv(4, 4, 3), nn.ReLU, nn.SiLU
+    ).model()
+    case = networks.chain(networks.conv(3, 4, 3), nn.ReLU, networks.conv(4, 4, 3), nn.ReLU)
+    plain, images = case.model(), case.images(1)
+    network = Network(with_silu, case.shape)
+    layer = network.layers[1]
+    zero = torch.zeros(1, dtype=torch.int64)
+    position, seed = torch.tensor([[4, 5]]), torch.ones(1, dtype=torch.float64)
+    ours = projected(network, layer, images, zero, zero, position, seed)[0]
+    theirs = reference.deconvnet(plain, images[0], 1, 0, 4, 5, seed=1.0)
+    assert (ours - theirs).abs().max() <= EXACT * theirs.abs().max()
+
+
+# --- what the paper says, on paper ---
+
+
+def one_filter(weight: list[list[float]], **options: int) -> nn.Conv2d:
+    layer = nn.Conv2d(1, 1, (len(weight), len(weight[0])), bias=False, **options)  # type: ignore[arg-type]
+    layer.weight.data = torch.tensor([[weight]])
+    return layer
+
+
+def project_at(
+    model: nn.Module, pixels: list[list[float]], layer: int, y: int, x: int, seed: float
+) -> list[list[float]]:
+    """One unit of one picture of one channel, down to the pixels."""
+    images = torch.tensor([[pixels]])
+    network = Network(model, (1, *images.shape[2:]))
+    zero = torch.zeros(1, dtype=torch.int64)
+    ours = projected(
+        network, network.layers[layer], images, zero, zero, torch.tensor([[y, x]]),
+        torch.tensor([seed]),
+    )  # fmt: skip
+    return ours[0, 0].tolist()
+
+
+def test_a_filter_comes_down_transposed_and_without_its_bias() -> None:
+    model = nn.Sequential(one_filter([[1.0, -2.0]]), nn.ReLU())
+    assert project_at(model, [[5.0, 1.0, 4.0]], 0, 0, 1, seed=3.0) == [[0.0, 3.0, -6.0]]
+
+
+def test_the_signal_is_rectified_by_its_own_sign_not_by_the_forward_one() -> None:
+    # Image (-1, 2) -> relu (0, 2) -> (1, -1)·relu = -2. Seed 1: signal (1, -1) -> rectified (1, 0).
+    # The forward mask would leave (0, -1), both masks (0, 0).
+    model = nn.Sequential(nn.ReLU(), one_filter([[1.0, -1.0]]))
+    assert project_at(model, [[-1.0, 2.0]], 1, 0, 0, seed=1.0) == [[1.0, 0.0]]
+
+
+def test_the_layers_own_rectifier_rectifies_the_seed() -> None:
+    model = nn.Sequential(one_filter([[2.0]]), nn.ReLU())
+    assert project_at(model, [[3.0]], 0, 0, 0, seed=-1.0) == [[0.0]]
+
+
+def test_logits_keep_the_sign_of_the_seed() -> None:
+    assert project_at(nn.Sequential(one_filter([[2.0]])), [[-3.0]], 0, 0, 0, seed=-6.0) == [[-12.0]]
+
+
+def test_overlapping_pools_that_share_a_maximum_accumulate() -> None:
+    # Windows (1, 9) and (9, 2) both have their maximum in the middle; 4 and 5 come down to 9.
+    model = nn.Sequential(nn.MaxPool2d((1, 2), 1), one_filter([[4.0, 5.0]]))
+    assert project_at(model, [[1.0, 9.0, 2.0]], 0, 0, 0, seed=1.0) == [[0.0, 9.0, 0.0]]
+
+
+def test_unpooling_keeps_hits_and_channels_apart() -> None:
+    signal = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[5.0, 6.0]], [[7.0, 8.0]]]])
+    places = torch.tensor([[[[0, 2]], [[2, 2]]], [[[1, 1]], [[0, 1]]]])
+    below = unpool(signal, places, (2, 1, 3))
+    assert below.tolist() == [
+        [[[1.0, 0.0, 2.0]], [[0.0, 0.0, 7.0]]],
+        [[[0.0, 11.0, 0.0]], [[7.0, 8.0, 0.0]]],
+    ]
+
+
+def test_a_seed_is_alone_in_its_layer() -> None:
+    network = Network(networks.TINY["groups"].model(), (3, 13, 11))
+    layer = network.layers[0]
+    two = torch.tensor([1.5, -2.5])
+    signal = seeded(network, layer, torch.tensor([2, 0]), torch.tensor([[1, 3], [0, 0]]), two)
+    assert signal.nonzero().tolist() == [[0, 2, 1, 3], [1, 0, 0, 0]]
+    assert signal[signal != 0].tolist() == [1.5, -2.5]
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1, 2, 5])
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_filtering_back_is_the_adjoint(
+    stride: int, kernel: int, padding: int, dilation: int
+) -> None:
+    conv = nn.Conv2d(3, 4, (kernel, 3), stride, padding, dilation).double().requires_grad_(False)
+    below = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    signal = torch.randn_like(nn.functional.conv2d(below, conv.weight, None, stride, padding, dilation))
+    ours = filter_back(conv, signal, (3, 9, 8))
+    theirs = conv2d_input(below.shape, conv.weight, signal, stride, padding, dilation)  # type: ignore[no-untyped-call]
+    assert (ours - theirs).abs().max() < 1e-12
+
+
+# --- what callers rely on ---
+
+
+def test_a_hit_projects_alike_alone_and_in_a_batch() -> None:
+    case = networks.TINY["sum_with_projection"]
+    images = case.images(3)
+    network = Network(case.model(), case.shape)
+    layer = network.layers[-1]
+    image_of_hit, unit = torch.tensor([2, 0, 2]), torch.tensor([1, 3, 0])
+    position = torch.tensor([[0, 0], [3, 2], [6, 5]])
+    seed = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    together = projected(network, layer, images, image_of_hit, unit, position, seed)
+    for hit in range(3):
+        alone = projected(
+            network, layer, images[image_of_hit[hit]][None], torch.tensor([0]),
+            unit[hit : hit + 1], position[hit : hit + 1], seed[hit : hit + 1],
+        )  # fmt: skip
+        assert (alone[0] - together[hit]).abs().max() < 1e-12
+
+
+def test_a_dead_hit_projects_to_zeros() -> None:
+    case = networks.TINY["pool_overlapping"]
+    network = Network(case.model(), case.shape)
+    zero = torch.zeros(1, dtype=torch.int64)
+    signal = projected(
+        network, network.layers[0], case.images(1), zero, zero,
+        torch.zeros(1, 2, dtype=torch.int64), torch.zeros(1, dtype=torch.float64),
+    )  # fmt: skip
+    assert not signal.any()
+
+
+def test_projecting_leaves_weights_and_seed_alone() -> None:
+    case = networks.TINY["norm_first"]
+    network = Network(case.model(), case.shape)
+    before = [p.clone() for step in network.steps if step.module for p in step.module.parameters()]
+    seed = torch.ones(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.int64)
+    projected(
+        network, network.layers[-1], case.images(1), zero, zero,
+        torch.zeros(1, 2, dtype=torch.int64), seed,
+    )  # fmt: skip
+    after = [p for step in network.steps if step.module for p in step.module.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert not any(p.requires_grad or p.grad is not None for p in after)
+    assert seed.tolist() == [1.0]
