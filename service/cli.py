@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -350,9 +350,36 @@ def _layer_table(layers_: list[Any], found: list[dict[str, Any]] | None = None) 
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
-    for name, value in planned["summary"].items():
-        out.print(f"{name:<12}{escape(str(value))}", soft_wrap=True)
-    out.print(_layer_table(planned["layers"]))
+    transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
+    rows = {
+        "model": planned["model"],
+        "transform": f"resize {transform['resize']}, crop {transform['crop']} "
+        f"({planned['transform_from']})",
+        "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
+        f"{planned['batch_size']}; labels from {planned['labels_from']}",
+        "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
+        f"{planned['projections']:,} projections",
+        "workers": f"{planned['workers']} × {planned['threads']} threads",
+        "time": _parts(seconds, progress.span),
+        "storage": f"{_parts(sizes, _amount)}; {_amount(planned['free_bytes'])} free",
+    }
+    for name, value in rows.items():
+        out.print(f"{name:<11}{escape(value)}", soft_wrap=True)
+    out.print(_layer_table([{**layer, "layer": layer["name"]} for layer in planned["layers"]]))
+
+
+def _parts(values: dict[str, float], shown: Callable[[float], str]) -> str:
+    """The total, then what it is made of."""
+    parts = ", ".join(f"{name} {shown(v)}" for name, v in values.items() if name != "total")
+    return f"about {shown(values['total'])} ({parts})"
+
+
+def _amount(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
 
 
 def _summary(found: dict[str, Any]) -> str:

@@ -103,10 +103,11 @@ class _Lines:
         if advance.done == advance.total:
             return f"{line} in {seconds:.0f} s ({rate:,.1f}/s)"
         left = (advance.total - advance.done) / rate
-        return f"{line}, {rate:,.1f}/s, about {_span(left)} left"
+        return f"{line}, {rate:,.1f}/s, about {span(left)} left"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Seconds, for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

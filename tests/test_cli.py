@@ -99,7 +99,7 @@ def test_layers_lists_the_receptive_fields(type_: Type) -> None:
 def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
     code, out, _ = type_("plan", spec, "--set", "data.limit=10")
     assert code == 0 and "10" in out and "relu1" in out
-    assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["layer"] == "relu1"
+    assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
 
 WRONG: list[tuple[str, list[str], int, str]] = [
@@ -107,13 +107,13 @@ WRONG: list[tuple[str, list[str], int, str]] = [
     ("no such spec", ["plan", "nowhere.yaml"], 2, "cannot be read"),
     ("unknown field", ["plan", "{spec}", "--set", "data.urii=x"], 2, "did you mean 'uri'"),
     ("no number", ["plan", "{spec}", "--set", "data.limit=many"], 2, "data.limit"),
-    ("k of 0", ["plan", "{spec}", "--set", "analyses=[{kind: top, k: 0}]"], 2, "greater than"),
+    ("k of 0", ["plan", "{spec}", "--set", "analyses=[{kind: top, k: 0}]"], 2, "greater than or equal to 1"),
     ("no key", ["plan", "{spec}", "--set", "limit"], 2, "--set takes key=value"),
     ("no such model", ["layers", "torchvision/resnt18"], 2, "did you mean torchvision/resnet18"),
     ("no known form", ["layers", "resnet18"], 2, "did you mean torchvision/resnet18"),
     ("no such data", ["plan", "{spec}", "--set", "data.uri=nowhere"], 2, "does not exist"),
     ("no such layer", ["plan", "{spec}", "--set", "layers=[rel1]"], 2, "nearest: relu1"),
-    ("no workers", ["run", "{spec}", "--out", "x", "--workers", "0"], 2, "x>=1"),
+    ("no workers", ["run", "{spec}", "--out", "x", "--workers", "0"], 2, "greater than or equal to 1"),
     ("taken", ["run", "{spec}", "--out", "{run}", "--executor", "inline"], 2, "--overwrite"),
     ("not a run", ["show", "{folder}"], 2, "There is no run"),
     ("nothing to resume", ["resume", "{folder}"], 2, "There is no run"),
@@ -139,7 +139,9 @@ def test_wrong_requests_get_one_sentence(
     says: str,
 ) -> None:
     places = {"spec": spec, "run": finished, "folder": tmp_path}
-    got, _, err = type_(*[argument.format(**places) for argument in arguments])
+    for name, place in places.items():
+        arguments = [argument.replace(f"{{{name}}}", str(place)) for argument in arguments]
+    got, _, err = type_(*arguments)
     said = " ".join(err.replace("│", " ").split())
     assert got == code, said
     assert says in said

@@ -388,7 +388,7 @@ def test_any_order_of_events_commits_every_item_exactly_once() -> None:
     run_state_machine_as_test(
         Cluster,
         settings=settings(
-            max_examples=150,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -107,7 +107,7 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
 def _list_shapes(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing:
     wanted = dict(parse_qsl(data.uri.partition("?")[2], keep_blank_values=True))
     unknown = set(wanted) - {"size", "seed"}
-    if unknown or not all(value.isdigit() for value in wanted.values()):
+    if unknown or not all(value.isdecimal() for value in wanted.values()):
         raise RequestError(
             f"data.uri {data.uri!r}: shapes takes whole numbers for size and seed, as in "
             "shapes?size=1000&seed=1."
@@ -166,8 +166,12 @@ def _spaced(count: int, limit: int | None) -> list[int]:
 def _fingerprint(root: Path, uris: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for uri in uris:
-        status = os.stat(root / uri)
-        digest.update(f"{uri}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(root / uri)
+        except OSError:  # a dangling link; reading it will say so
+            digest.update(f"{uri}\0unreadable\n".encode())
+        else:
+            digest.update(f"{uri}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -201,17 +205,17 @@ def _labels_of_file(
     known = set(uris)
     labels: dict[str, int] = {}
     for uri, label in rows.items():
-        index = int(label) if label.lstrip("-").isdigit() else output_of.get(label)
+        index = int(label) if label.isdecimal() else output_of.get(label)
         if index is None or not 0 <= index < outputs:
             raise RequestError(
                 f"data.labels {path!r}: the label {label!r} of {uri!r} is neither an output index "
                 f"below {outputs} nor one of the model's class names."
             )
         labels[uri] = index
-    if rows and not known & set(rows):
+    if not known & set(rows):
         raise RequestError(
             f"data.labels {path!r} names none of the images below the data folder; its paths are "
-            f"relative to that folder, as in {uris[0]!r} (it has {next(iter(rows))!r})."
+            f"relative to that folder, as in {uris[0]!r} (it has {next(iter(rows), 'none')!r})."
         )
     return [labels.get(uri) for uri in uris], f"the file {path}"
 
@@ -221,9 +225,10 @@ def _read_labels(path: str) -> Mapping[str, str]:
         if path.endswith(".parquet"):
             table = pyarrow.parquet.read_table(path, columns=["path", "label"])
             columns = table.to_pydict()
-            return {p: str(label) for p, label in zip(*columns.values(), strict=True)}
-        with open(path, newline="", encoding="utf-8") as file:
-            return {row["path"]: row["label"] for row in csv.DictReader(file)}
+            rows = zip(columns["path"], columns["label"], strict=True)
+            return {uri: str(label) for uri, label in rows}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return {row["path"]: row["label"] or "" for row in csv.DictReader(file)}
     except (OSError, KeyError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise RequestError(
             f"data.labels {path!r} cannot be read ({error}): it is a CSV or Parquet file with the "

@@ -21,8 +21,9 @@ from torch import Tensor
 from deconvoy.errors import ImageUnreadable
 from deconvoy.spec import Transform
 
-MAX_PIXELS = 100_000_000
-"""Larger files are skipped before decoding: a decompression bomb must not take the worker down."""
+MAX_PIXELS = 80_000_000
+"""Larger files are skipped before decoding: a decompression bomb must not take the worker down.
+Less than Pillow's own bound, which it guards with a warning only."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -68,6 +69,11 @@ def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row
     if short != transform.resize:
         # the longer side is cut, not rounded, as in torchvision
         longer = int(transform.resize * long / short)
+        if longer * transform.resize > MAX_PIXELS:
+            raise ImageUnreadable(
+                f"{width}×{height} pixels would be {longer}×{transform.resize} after resizing, "
+                f"more than {MAX_PIXELS:,}"
+            )
         size = (transform.resize, longer) if width <= height else (longer, transform.resize)
         image = image.resize(size, Image.Resampling.BILINEAR)
     pixels = _cropped(np.asarray(image), transform.crop)

@@ -1,0 +1,124 @@
+"""Small jobs, and what two runs are compared by: for tests of everything that makes a run.
+
+The job is small in every way: an untrained network of 64-pixel images, a few units a layer.  Two
+runs are equal when every file of their results is, byte for byte.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from deconvoy.spec import JobSpec
+from tests import reference
+from workers import pipeline
+from workers.executors.inline import InlineExecutor
+from workers.job import Job, trace
+
+LAYERS = ("relu2", "relu5", "relu7", "logits")
+
+RESULTS = ("layers", "images")
+"""The folders of a run that hold what was found; the ledger holds how."""
+
+
+def small_spec(**changes: Any) -> JobSpec:
+    """40 images in five shards, four layers; ``changes`` replace or fill whole sections."""
+    fields: dict[str, Any] = {
+        "model": {"name": "deconvoy/zfnet_small"},
+        "data": {"uri": "shapes?size=40&seed=1"},
+        "layers": list(LAYERS),
+        "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1, 40]}}],
+        "compute": {"shard_size": 8, "batch_size": 4},
+    }
+    for name, value in changes.items():
+        merge = isinstance(value, Mapping) and isinstance(fields.get(name), Mapping)
+        fields[name] = {**fields[name], **value} if merge else value
+    return JobSpec.parse(fields)
+
+
+def ignore(_: pipeline.Advance) -> None:
+    """Observe nothing."""
+
+
+def run_inline(spec: JobSpec, url: Path, observe: pipeline.Observe = ignore) -> dict[str, Any]:
+    job, run = pipeline.create(spec, str(url))
+    return pipeline.execute(job, run, InlineExecutor(), observe)
+
+
+def resume_inline(url: Path) -> dict[str, Any]:
+    job, run = pipeline.reopen(str(url))
+    return pipeline.execute(job, run, InlineExecutor(), ignore)
+
+
+def results_of(url: Path) -> dict[str, bytes]:
+    """Every file of the results, by its path."""
+    files = [p for folder in RESULTS for p in (url / folder).rglob("*") if p.is_file()]
+    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    of_one, of_other = results_of(one), results_of(other)
+    assert of_one.keys() == of_other.keys()
+    differing = [path for path, content in of_one.items() if of_other[path] != content]
+    assert not differing, f"{len(differing)} of {len(of_one)} files differ: {differing[:5]}"
+
+
+def log_of(url: Path) -> list[dict[str, Any]]:
+    """The ledger's log; a last line that is still being written is left out."""
+    place = url / pipeline.LOG
+    lines = place.read_text(encoding="utf-8").splitlines(keepends=True) if place.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def grants_of(url: Path) -> Counter[str]:
+    """How often each work item was granted."""
+    return Counter(event["item"] for event in log_of(url) if event["event"] == "granted")
+
+
+def committed_in(url: Path) -> set[str]:
+    """Items with a marker."""
+    markers = (url / "ledger").rglob("*-??????.*")
+    names = (p.relative_to(url / "ledger").as_posix().rpartition(".")[0] for p in markers)
+    return {name for name in names if "prefix" not in name}
+
+
+def model_of(job: Job) -> nn.Module:
+    """The untraced module with the job's weights, for the oracle."""
+    return job.packed.build()
+
+
+def images_of(job: Job) -> list[tuple[int, Tensor]]:
+    """Every image of the job as the model's input, with its id; normalised by the oracle."""
+    transform, source = job.packed.transform, job.listing.source
+    return [
+        (
+            number,
+            reference.normalise(source.read(uri, transform).pixels, transform.mean, transform.std),
+        )
+        for number, uri in enumerate(job.listing.uris)
+    ]
+
+
+def write_photographs(folder: Path, count: int, side: int = 80) -> list[Path]:
+    """Images of noise in files, in two class folders: what a folder of photographs looks like."""
+    generator = torch.Generator().manual_seed(count)
+    places = []
+    for number in range(count):
+        place = folder / "ab"[number % 2] / f"{number:03d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        size = (3, side + number, side)
+        pixels = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place)
+        places.append(place)
+    return places
+
+
+def places_of(job: Job) -> list[int]:
+    """The place of each of the job's layers among all layers, as the oracle counts them."""
+    names = [layer.name for layer in trace(job.packed).layers]
+    return [names.index(layer.name) for layer in job.layers]

@@ -1,0 +1,920 @@
+"""Test whole jobs, inline: what they find, what they survive, and what they refuse.
+
+The oracle for what they find is `tests/reference.py`.  For what they survive it is a calm run: byte
+for byte the same files, and nothing computed twice.
+"""
+
+import errno
+import json
+import math
+import os
+import shutil
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+import deconvoy
+from deconvoy.errors import (
+    DiskTooSmall,
+    JobFailed,
+    JobStopped,
+    RequestError,
+    RunBusy,
+    RunExists,
+    RunUnreadable,
+    TooManyBadImages,
+)
+from deconvoy.schema import PAD_PIXEL
+from deconvoy.spec import JobSpec
+from deconvoy.store import RunStore
+from tests import reference
+from tests.runs import (
+    LAYERS,
+    assert_same_results,
+    committed_in,
+    grants_of,
+    ignore,
+    images_of,
+    log_of,
+    model_of,
+    places_of,
+    results_of,
+    resume_inline,
+    run_inline,
+    small_spec,
+    write_photographs,
+)
+from workers import pipeline
+from workers.executors import Executor, Lease
+from workers.executors.inline import InlineExecutor
+from workers.leases import ScanLease
+from workers.topk import Partial
+
+SCORES_AGREE = 1e-5
+"""Relative: BatchNorm folded or not, batches of one or of four."""
+
+ONE_MAP = {"layers": ["relu2"], "analyses": [{"kind": "top"}]}
+"""Changes of the small spec to the quickest job there is."""
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small job, undisturbed."""
+    url = tmp_path_factory.mktemp("calm") / "run"
+    run_inline(small_spec(), url)
+    return url
+
+
+class PowerCut(Exception):
+    """The driver stops here, without a chance to tidy up."""
+
+
+# --- what it finds -------------------------------------------------------------------------------
+
+
+def test_every_hit_of_every_layer_equals_the_brute_force(calm: Path) -> None:
+    job, _ = pipeline.reopen(str(calm))
+    expected = reference.brute_force(model_of(job), images_of(job))
+    run = deconvoy.open(calm)
+    for place, layer in zip(places_of(job), job.layers, strict=True):
+        for index, hits in enumerate(expected[place]):
+            unit = run.unit(layer.name, index)
+            assert unit.image.tolist() == [hit.image for hit in hits]
+            assert unit.position.tolist() == [[hit.y, hit.x] for hit in hits]
+            np.testing.assert_allclose(unit.score, [hit.score for hit in hits], rtol=SCORES_AGREE)
+
+
+def test_every_stored_projection_equals_the_slow_deconvnet_to_half_a_step(calm: Path) -> None:
+    job, _ = pipeline.reopen(str(calm))
+    model, images = model_of(job), dict(images_of(job))
+    place_of = dict(zip((layer.name for layer in job.layers), places_of(job), strict=True))
+    compared = 0
+    for name in ("relu2", "relu5"):
+        for index in (0, 1, 40):
+            unit = deconvoy.open(calm).unit(name, index)
+            for rank in np.flatnonzero(unit.image >= 0)[::4]:
+                y, x = unit.position[rank].tolist()
+                image = images[int(unit.image[rank])]
+                whole = reference.deconvnet(model, image, place_of[name], index, y, x)
+                expected = _in_window(whole, unit.window[rank])
+                step = np.abs(expected).max() / 127
+                np.testing.assert_allclose(
+                    unit.projections[rank], expected, rtol=0, atol=0.501 * step
+                )
+                compared += 1
+    assert compared >= 6
+
+
+def _in_window(picture: torch.Tensor, window: np.ndarray, fill: float = 0.0) -> np.ndarray:
+    """The part of a picture ("channel row col") in a window, as "row col channel"."""
+    y0, x0, y1, x1 = window.tolist()
+    height, width = picture.shape[1:]
+    shown = np.full((y1 - y0, x1 - x0, 3), fill)
+    for y in range(max(y0, 0), min(y1, height)):
+        for x in range(max(x0, 0), min(x1, width)):
+            shown[y - y0, x - x0] = picture[:, y, x].numpy()
+    return shown
+
+
+def test_every_stored_patch_is_the_image_in_its_window(calm: Path) -> None:
+    job, _ = pipeline.reopen(str(calm))
+    run = deconvoy.open(calm)
+    beyond = 0
+    for name in ("relu2", "relu5"):
+        unit = run.unit(name, 40)
+        for rank in np.flatnonzero(unit.image >= 0):
+            uri = job.listing.uris[int(unit.image[rank])]
+            pixels = job.listing.source.read(uri, job.packed.transform).pixels
+            shown = _in_window(pixels, unit.window[rank], PAD_PIXEL)
+            np.testing.assert_array_equal(unit.patches[rank], shown)
+            beyond += int((unit.window[rank] != unit.box[rank]).any())
+    assert beyond, "no window reaches beyond its image, so the padding was not tested"
+
+
+def test_the_statistics_of_a_unit_are_those_of_all_image_maxima(calm: Path) -> None:
+    job, run = pipeline.reopen(str(calm))
+    model, images = model_of(job), images_of(job)
+    maxima = [
+        reference.layers(model, pixels[None])[1].ranking[0].amax((1, 2)) for _, pixels in images
+    ]
+    expected = torch.stack(maxima).double()  # "image unit"
+    group = deconvoy.open(calm).layer_group("relu2")
+    np.testing.assert_allclose(group["mean"][:], expected.mean(0), rtol=1e-6)
+    np.testing.assert_array_equal(group["density"][:], (expected > 0).double().mean(0))
+    assert (np.asarray(group["histogram"][:]).sum(1) == len(images)).all()
+
+
+def test_the_images_table_has_every_image_with_the_models_answer(calm: Path) -> None:
+    job, _ = pipeline.reopen(str(calm))
+    images = deconvoy.open(calm).images().to_pydict()
+    assert images["id"] == list(range(40))
+    assert images["uri"] == [str(i) for i in range(40)]
+    assert images["label"] == [i % 10 for i in range(40)]
+    assert set(images["skipped"]) == {None}
+    logits = reference.layer_outputs(model_of(job), torch.stack([p for _, p in images_of(job)]))[-1]
+    probability, predicted = logits.flatten(1).softmax(1).max(1)
+    assert images["predicted"] == predicted.tolist()
+    np.testing.assert_allclose(images["probability"], probability.numpy(), rtol=1e-5)
+
+
+def test_the_summary_is_returned_and_kept_in_the_run(tmp_path: Path) -> None:
+    summary = run_inline(small_spec(), tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    assert run.attributes["results"] == summary
+    assert run.status == "done"
+    assert summary["images"] == summary["labelled"] == 40
+    assert summary["top1"] == run.top1()
+    dead = sum(run.layers().column("dead_units").to_pylist())
+    assert summary["dead_units"] == dead
+
+
+def test_progress_starts_at_zero_never_goes_back_and_ends_at_the_total(tmp_path: Path) -> None:
+    seen: list[pipeline.Advance] = []
+    run_inline(small_spec(), tmp_path / "run", seen.append)
+    for stage in ("scan", "projection"):
+        done = [advance.done for advance in seen if advance.stage == stage]
+        (total,) = {advance.total for advance in seen if advance.stage == stage}
+        assert done[0] == 0
+        assert done == sorted(done)
+        assert done[-1] == total
+    assert total == len(
+        [
+            1
+            for name in ("relu2", "relu5")
+            for unit in (0, 1, 40)
+            for image in deconvoy.open(tmp_path / "run").unit(name, unit).image
+            if image >= 0
+        ]
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_no_bit(calm: Path, tmp_path: Path, threads: int) -> None:
+    job, run = pipeline.create(small_spec(), str(tmp_path / "run"))
+    pipeline.execute(job, run, InlineExecutor(threads=threads), ignore)
+    assert_same_results(calm, tmp_path / "run")
+
+
+def test_a_model_from_a_file_is_analysed_like_any_other(calm: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            from workers.zfnet import zfnet_small
+
+            def small(outputs):
+                return zfnet_small(outputs)
+            """
+        )
+    )
+    model = {"name": f"{file}:small", "arguments": {"outputs": 10}}
+    run_inline(small_spec(model=model), tmp_path / "run")
+    assert_same_results(calm, tmp_path / "run")
+
+
+# --- what it survives ----------------------------------------------------------------------------
+
+
+@contextmanager
+def power_cut_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The ``write``-th whole file of the driver (from 1) is never written, nor anything later."""
+    written = 0
+    whole = RunStore.write
+
+    def write_or_die(self: RunStore, path: str, content: bytes) -> None:
+        nonlocal written
+        written += 1
+        if written >= write:
+            raise PowerCut(path)
+        whole(self, path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunStore, "write", write_or_die)
+        with pytest.raises(PowerCut):
+            yield
+
+
+# Two files a shard (its images, its marker), five shards; then one marker a projection item.
+@pytest.mark.parametrize("write", [1, 2, 3, 4, 9, 10, 11, 12])
+def test_a_driver_that_dies_at_any_write_goes_on_to_the_same_bits(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    url = tmp_path / "run"
+    job, run = pipeline.create(small_spec(), str(url))
+    with power_cut_at(write, monkeypatch):
+        pipeline.execute(job, run, InlineExecutor(), ignore)
+    finished = committed_in(url)
+    assert len(finished) == (write - 1) // 2 if write < 11 else write - 6
+    resume_inline(url)
+    assert_same_results(calm, url)
+    grants = grants_of(url)
+    assert {item for item in finished if grants[item] != 1} == set()
+    assert committed_in(url) == set(grants)
+
+
+def test_a_driver_that_dies_in_the_merge_goes_on_to_the_same_bits(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "run"
+
+    def write_or_die(run: RunStore, layer: Any, *tables: Any) -> None:
+        if layer.name == "relu5":
+            raise PowerCut
+        whole(run, layer, *tables)
+
+    whole = pipeline.write_hits
+    monkeypatch.setattr(pipeline, "write_hits", write_or_die)
+    with pytest.raises(PowerCut):
+        run_inline(small_spec(), url)
+    monkeypatch.undo()
+    resume_inline(url)
+    assert_same_results(calm, url)
+    assert set(grants_of(url).values()) == {1}
+
+
+@pytest.mark.parametrize("told", [1, 3, 8])
+def test_an_observer_that_raises_stops_a_job_that_can_go_on(
+    calm: Path, tmp_path: Path, told: int
+) -> None:
+    url, count = tmp_path / "run", 0
+
+    def observe(_: pipeline.Advance) -> None:
+        nonlocal count
+        count += 1
+        if count == told:
+            raise PowerCut("closed")
+
+    with pytest.raises(PowerCut):
+        run_inline(small_spec(), url, observe)
+    assert deconvoy.open(url).status == "failed"
+    assert deconvoy.open(url).attributes["state"]["error"] == "closed"
+    resume_inline(url)
+    assert_same_results(calm, url)
+    assert deconvoy.open(url).status == "done"
+    assert "error" not in deconvoy.open(url).attributes["state"]
+
+
+def test_resuming_a_finished_run_computes_nothing_and_changes_no_bit(
+    calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    before = grants_of(url)
+    resume_inline(url)
+    assert grants_of(url) == before
+    assert_same_results(calm, url)
+
+
+def test_compacted_markers_give_the_same_bits(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "COMPACT_EVERY", 2)
+    run_inline(small_spec(), tmp_path / "run")
+    assert_same_results(calm, tmp_path / "run")
+    kept = sorted(p.name for p in (tmp_path / "run/ledger/scan").iterdir())
+    assert kept == ["part-000004.npz", "prefix-000003.npz"]
+
+
+@pytest.mark.parametrize("write", [6, 7, 10, 13])
+def test_a_driver_that_dies_around_a_compaction_goes_on_to_the_same_bits(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
+) -> None:
+    monkeypatch.setattr(pipeline, "COMPACT_EVERY", 2)
+    url = tmp_path / "run"
+    job, run = pipeline.create(small_spec(), str(url))
+    with power_cut_at(write, monkeypatch):
+        pipeline.execute(job, run, InlineExecutor(), ignore)
+    resume_inline(url)
+    assert_same_results(calm, url)
+    scans = {item: n for item, n in grants_of(url).items() if item.startswith("scan/")}
+    assert sum(scans.values()) <= 6, "only the shard whose marker was lost is scanned again"
+
+
+def test_markers_a_compaction_left_behind_are_not_folded_twice(calm: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    job, run = pipeline.reopen(str(url))
+    fold = pipeline.Fold(job.index.total, job.k)
+    for part in range(3):
+        name = f"ledger/scan/part-{part:06d}.npz"
+        fold.add(Partial.from_bytes(run.read(name), name))
+    run.write("ledger/scan/prefix-000002.npz", fold.to_partial().to_bytes())
+    resume_inline(url)
+    assert_same_results(calm, url)
+
+
+class Shuffled(InlineExecutor):
+    """Works on the leases of three workers in one thread, the last one first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers = 3
+        self._leases: list[tuple[str, Lease]] = []
+
+    def start(self, assignment_of: Callable[[int], Any]) -> None:
+        super().start(assignment_of)
+        (ready,) = super().wait(60)
+        assert isinstance(ready, pipeline.Ready), ready
+        for name in ("first", "second", "third"):
+            self._reports.put(pipeline.Ready(name, ready.about))
+
+    def submit(self, worker: str, lease: Lease) -> None:
+        self._leases.append((worker, lease))
+
+    def wait(self, seconds: float) -> list[Any]:
+        if self._reports.empty() and self._leases:
+            super().submit(*self._leases.pop())
+        return super().wait(60)
+
+
+def test_shards_committed_out_of_order_fold_in_order(calm: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    job, run = pipeline.create(small_spec(), str(url))
+    pipeline.execute(job, run, Shuffled(), ignore)
+    order = [e["item"] for e in log_of(url) if e["event"] == "committed"]
+    assert order != sorted(order), "the shards came in order, so nothing was tested"
+    assert_same_results(calm, url)
+
+
+def test_a_resume_after_shards_out_of_order_scans_only_the_missing_ones(
+    calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    (url / "ledger/scan/part-000001.npz").unlink()
+    (url / pipeline.LOG).unlink()
+    resume_inline(url)
+    assert grants_of(url) == {"scan/part-000001": 1}
+    assert_same_results(calm, url)
+
+
+def test_what_killed_writers_left_half_written_is_swept_on_resume(
+    calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    drafts = [url / "ledger/scan/part-000001.npz.77.partial", url / "layers/relu2/x.partial"]
+    for draft in drafts:
+        draft.write_bytes(b"half")
+    resume_inline(url)
+    assert not any(draft.exists() for draft in drafts)
+
+
+def test_a_marker_cut_short_is_refused_by_name_and_not_taken_for_a_result(
+    calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    marker = url / "ledger/scan/part-000001.npz"
+    marker.write_bytes(marker.read_bytes()[:-100])
+    with pytest.raises(RunUnreadable, match=r"part-000001\.npz.*delete it"):
+        resume_inline(url)
+    marker.unlink()
+    resume_inline(url)
+    assert_same_results(calm, url)
+
+
+def test_ctrl_c_stops_the_job_says_how_to_go_on_and_loses_nothing(
+    calm: Path, tmp_path: Path
+) -> None:
+    url, count = tmp_path / "run", 0
+
+    def observe(_: pipeline.Advance) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(JobStopped, match=f"deconvoy resume {url}") as stopped:
+        run_inline(small_spec(), url, observe)
+    assert stopped.value.exit_code == 130
+    assert deconvoy.open(url).status == "stopped"
+    finished = committed_in(url)
+    assert finished
+    resume_inline(url)
+    assert_same_results(calm, url)
+    assert {item for item in finished if grants_of(url)[item] != 1} == set()
+
+
+def test_a_worker_that_is_stopped_gives_up_its_lease_within_a_batch(tmp_path: Path) -> None:
+    job, run = pipeline.create(small_spec(**ONE_MAP), str(tmp_path / "run"))
+    executor = InlineExecutor()
+    executor.start(lambda threads: job.assignment(run.url, threads))
+    executor.wait(60)
+    floor = np.full(job.index.total, -np.inf, np.float32)
+    executor.submit("inline", ScanLease("scan/all", job.listing.refs(0, 40) * 1000, floor, 1))
+    executor.wait(1)
+    executor.shutdown()  # would last minutes otherwise
+    (raised,) = [r for r in executor.wait(0) if isinstance(r, pipeline.Raised)]
+    assert "told to stop" in str(raised.error)
+
+
+@pytest.mark.parametrize("where", ["a marker", "the images table", "a table of a layer"])
+def test_a_full_disk_fails_the_job_with_everything_committed_intact(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    url = tmp_path / "run"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path = {"a marker": "ledger/scan/part-000003.npz", "the images table": "images/part-000003"}
+    whole = RunStore.write
+
+    def write(self: RunStore, name: str, content: bytes) -> None:
+        if name.startswith(path.get(where, "nowhere")):
+            raise full
+        whole(self, name, content)
+
+    def write_hits(*_: Any) -> None:
+        raise full
+
+    monkeypatch.setattr(RunStore, "write", write)
+    if where == "a table of a layer":
+        monkeypatch.setattr(pipeline, "write_hits", write_hits)
+    with pytest.raises(DiskTooSmall, match=f"No space left on device.*deconvoy resume {url}"):
+        run_inline(small_spec(), url)
+    monkeypatch.undo()
+    run = deconvoy.open(url)
+    assert run.status == "failed"
+    assert "No space left" in run.attributes["state"]["error"]
+    assert run.images().num_rows >= 24
+    resume_inline(url)
+    assert_same_results(calm, url)
+
+
+def test_a_disk_too_full_for_the_state_still_tells_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "run"
+    job, run = pipeline.create(small_spec(**ONE_MAP), str(url))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def observe(_: pipeline.Advance) -> None:
+        monkeypatch.setattr(RunStore, "write", full)
+        monkeypatch.setattr(RunStore, "zarr", full)
+
+    with pytest.raises(DiskTooSmall, match="No space left on device"):
+        pipeline.execute(job, run, InlineExecutor(), observe)
+
+
+def test_a_worker_that_cannot_be_built_fails_the_job_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise MemoryError("the model is too large")
+
+    url = tmp_path / "run"
+    job, run = pipeline.create(small_spec(**ONE_MAP), str(url))
+    monkeypatch.setattr("workers.executors.inline.Actor", refuse)
+    with pytest.raises(JobFailed, match="No worker starts.*MemoryError: the model is too large"):
+        pipeline.execute(job, run, InlineExecutor(), ignore)
+    monkeypatch.undo()
+    resume_inline(url)
+
+
+def test_an_item_that_raises_now_and_then_is_tried_again(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.actor import Actor
+
+    work, failed = Actor.work, set()
+
+    def flaky(self: Actor, lease: Lease) -> Any:
+        if lease.item.endswith("2") and lease.item not in failed:
+            failed.add(lease.item)
+            raise RuntimeError("the network hiccuped")
+        return work(self, lease)
+
+    monkeypatch.setattr(Actor, "work", flaky)
+    run_inline(small_spec(), tmp_path / "run")
+    assert grants_of(tmp_path / "run")["scan/part-000002"] == 2
+    raised = [e for e in log_of(tmp_path / "run") if e["event"] == "raised"]
+    assert [e["reason"] for e in raised] == ["RuntimeError: the network hiccuped"]
+    assert_same_results(calm, tmp_path / "run")
+
+
+# --- images that are not as they should be -------------------------------------------------------
+
+
+def test_unreadable_images_are_recorded_and_skipped_and_ids_are_carried(tmp_path: Path) -> None:
+    places = write_photographs(tmp_path / "images", 20)
+    places[3].write_bytes(b"not an image")
+    places[8].write_bytes(places[8].read_bytes()[:200])
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.1}
+    summary = run_inline(small_spec(data=data, **ONE_MAP), tmp_path / "run")
+    assert (summary["images"], summary["skipped"]) == (18, 2)
+    run = deconvoy.open(tmp_path / "run")
+    images = run.images().to_pydict()
+    assert images["id"] == list(range(20))
+    bad = {uri: why for uri, why in zip(images["uri"], images["skipped"], strict=True) if why}
+    assert set(bad) == {p.relative_to(tmp_path / "images").as_posix() for p in places[3:9:5]}
+    assert all("not readable as an image" in why for why in bad.values())
+
+    job, _ = pipeline.reopen(str(tmp_path / "run"))
+    transform = job.packed.transform
+    readable = [
+        (number, reference.normalise(job.listing.source.read(uri, transform).pixels, transform.mean, transform.std))
+        for number, uri in enumerate(job.listing.uris)
+        if uri not in bad
+    ]  # fmt: skip
+    for unit, hits in enumerate(reference.brute_force(model_of(job), readable)[1]):
+        assert run.unit("relu2", unit).image.tolist() == [hit.image for hit in hits]
+
+
+def test_the_statistics_leave_skipped_images_out(tmp_path: Path) -> None:
+    places = write_photographs(tmp_path / "images", 6)
+    run_inline(small_spec(data={"uri": str(tmp_path / "images")}, **ONE_MAP), tmp_path / "whole")
+    for number in range(3):
+        (tmp_path / "images/a" / f"bad{number}.png").write_bytes(b"")
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.5}
+    run_inline(small_spec(data=data, **ONE_MAP), tmp_path / "run")
+    assert len(places) == 6
+    for name in ("mean", "density", "histogram"):
+        whole = deconvoy.open(tmp_path / "whole").layer_group("relu2")[name][:]
+        group = deconvoy.open(tmp_path / "run").layer_group("relu2")
+        np.testing.assert_allclose(group[name][:], whole, rtol=1e-12)
+
+
+def test_too_many_unreadable_images_fail_the_job_and_are_named(tmp_path: Path) -> None:
+    places = write_photographs(tmp_path / "images", 20)
+    for place in places[::4]:
+        place.write_bytes(b"not an image")
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.1}
+    with pytest.raises(TooManyBadImages, match=r"of 20 images.*data\.max_bad = 0\.1.*\d\.png"):
+        run_inline(small_spec(data=data, **ONE_MAP), tmp_path / "run")
+    assert deconvoy.open(tmp_path / "run").status == "failed"
+    with pytest.raises(TooManyBadImages):  # also where the markers alone tell so
+        resume_inline(tmp_path / "run")
+
+
+def test_an_image_that_vanishes_after_the_scan_fails_the_job_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photographs(tmp_path / "images", 4)
+    url = tmp_path / "run"
+    analyses = [{"kind": "top"}, {"kind": "projection", "units": {"ids": [0]}}]
+    spec = small_spec(data={"uri": str(tmp_path / "images")}, layers=["relu2"], analyses=analyses)
+
+    def observe(advance: pipeline.Advance) -> None:
+        if advance.stage == "projection":
+            shutil.rmtree(tmp_path / "images/a")
+
+    with pytest.raises(JobFailed, match=r"a/00\d\.png.*put it back"):
+        run_inline(spec, url, observe)
+
+
+def test_fewer_than_nine_images_leave_the_last_ranks_missing(tmp_path: Path) -> None:
+    spec = small_spec(data={"uri": "shapes?size=5&seed=1"})
+    run_inline(spec, tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    for layer in LAYERS:
+        unit = run.unit(layer, 1)
+        there = unit.image >= 0
+        assert there.sum() <= 5
+        assert (unit.score[~there] == -math.inf).all()
+        assert (unit.position[~there] == -1).all()
+        assert (unit.box[~there] == 0).all()
+    assert run.unit("logits", 0).image[:5].tolist() != [-1] * 5
+    missing = run.unit("relu2", 1).projections[5:]
+    assert not missing.any()
+    assert run.table("logits").num_rows == 50
+
+
+def test_one_image_is_the_strongest_of_every_unit_it_excites(tmp_path: Path) -> None:
+    spec = small_spec(data={"uri": "shapes?size=1&seed=1"})
+    run_inline(spec, tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    images = np.concatenate([run.layer_group(layer)["image"][:] for layer in LAYERS])
+    assert set(images[:, 0].tolist()) == {0, -1}
+    assert (images[:, 1:] == -1).all()
+
+
+def test_dead_units_have_no_hits_and_are_counted(calm: Path) -> None:
+    run = deconvoy.open(calm)
+    dead = {row["layer"]: row["dead_units"] for row in run.layers().to_pylist()}
+    assert sum(dead.values()) > 0
+    for layer in LAYERS:
+        images = run.layer_group(layer)["image"][:]
+        density = run.layer_group(layer)["density"][:]
+        assert dead[layer] == (images[:, 0] < 0).sum()
+        if layer != "logits":
+            assert dead[layer] == (density == 0).sum()
+
+
+def test_units_that_are_only_negative_still_have_their_strongest_images(tmp_path: Path) -> None:
+    file = tmp_path / "negative.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            import torch
+            from workers.zfnet import zfnet_small
+
+            def negative():
+                model = zfnet_small()
+                torch.nn.init.constant_(model.fc8.bias, -100.0)
+                return model
+            """
+        )
+    )
+    run_inline(small_spec(model={"name": f"{file}:negative"}, layers=["logits"]), tmp_path / "run")
+    group = deconvoy.open(tmp_path / "run").layer_group("logits")
+    assert (np.asarray(group["score"][:]) < -90).all()
+    assert (np.asarray(group["image"][:]) >= 0).all()
+    assert not np.asarray(group["density"][:]).any()
+
+
+def test_equal_images_rank_by_their_id(tmp_path: Path) -> None:
+    places = write_photographs(tmp_path / "images", 4)
+    for number in range(12):
+        shutil.copy(places[0], tmp_path / "images" / "b" / f"copy{number:02d}.png")
+    spec = small_spec(data={"uri": str(tmp_path / "images")}, layers=["relu2", "logits"])
+    run_inline(spec, tmp_path / "run")
+    job, _ = pipeline.reopen(str(tmp_path / "run"))
+    same = {n for n, uri in enumerate(job.listing.uris) if "copy" in uri or uri == "a/000.png"}
+    assert len(same) == 13
+    expected = reference.brute_force(model_of(job), images_of(job))
+    run = deconvoy.open(tmp_path / "run")
+    tied = 0
+    for place, layer in zip(places_of(job), job.layers, strict=True):
+        for index, hits in enumerate(expected[place]):
+            images = run.unit(layer.name, index).image.tolist()
+            assert images == [hit.image for hit in hits]
+            tied += len(set(images) & same) == 9
+    assert tied > 10
+
+
+def test_images_smaller_than_the_crop_are_padded(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images", 12, side=20)
+    transform = {"resize": 40, "crop": 64}
+    data = {"uri": str(tmp_path / "images"), "transform": transform}
+    run_inline(small_spec(data=data), tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    assert run.images().column("width").to_pylist() == [20] * 12
+    patches = run.unit("relu5", 40).patches if not run.unit("relu5", 40).dead else None
+    assert patches is not None
+    rim = np.concatenate([patches[0, :, 0], patches[0, :, -1]])
+    assert set(rim.flatten().tolist()) <= {0, PAD_PIXEL}
+
+
+# --- numbers that are not as they should be ------------------------------------------------------
+
+
+def test_nan_in_the_weights_fails_the_job_and_names_layer_and_image(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(
+        textwrap.dedent(
+            """
+            import torch
+            from workers.zfnet import zfnet_small
+
+            def broken():
+                model = zfnet_small()
+                with torch.no_grad():
+                    model.conv3.weight[7] = float("nan")
+                return model
+            """
+        )
+    )
+    spec = small_spec(model={"name": f"{file}:broken"}, layers="all")
+    with pytest.raises(JobFailed, match=r"'relu3', unit 7.*image 0 is nan") as failed:
+        run_inline(spec, tmp_path / "run")
+    assert "given up after" not in str(failed.value), "trying again cannot help"
+    assert set(grants_of(tmp_path / "run").values()) == {1}
+
+
+# --- what it refuses -----------------------------------------------------------------------------
+
+
+def test_a_place_that_is_taken_is_left_alone(calm: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunExists, match="--overwrite"):
+        pipeline.create(small_spec(), str(calm))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RunExists):
+        pipeline.create(small_spec(), str(tmp_path / "file"))
+
+
+def test_an_empty_folder_is_a_place_for_a_run(tmp_path: Path) -> None:
+    pipeline.create(small_spec(**ONE_MAP), str(tmp_path))
+    assert (tmp_path / "zarr.json").is_file()
+
+
+def test_overwrite_replaces_a_run_wholly(calm: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    pipeline.create(small_spec(**ONE_MAP), str(url), overwrite=True)
+    assert not results_of(url)
+    assert not committed_in(url)
+
+
+@pytest.mark.parametrize("theirs", ["a folder", "a Zarr group"])
+def test_overwrite_never_touches_what_is_no_run(tmp_path: Path, theirs: str) -> None:
+    if theirs == "a Zarr group":
+        zarr.create_group(tmp_path / "precious", attributes={"format": "years of work"})
+    (tmp_path / "precious").mkdir(exist_ok=True)
+    (tmp_path / "precious/thesis.txt").write_text("years of work")
+    with pytest.raises(RunExists, match="is no run"):
+        pipeline.create(small_spec(), str(tmp_path / "precious"), overwrite=True)
+    assert (tmp_path / "precious/thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": {"name": "torchvision/resnet81"}},
+        {"data": {"uri": "nowhere"}},
+        {"layers": ["relu99"]},
+        {"analyses": [{"kind": "top"}, {"kind": "projection", "layers": ["conv9"]}]},
+    ],
+    ids=["model", "data", "layers", "projection"],
+)
+def test_a_job_that_does_not_fit_writes_nothing(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        pipeline.create(small_spec(**wrong), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_job_does_not_cost_the_run_it_was_to_replace(calm: Path) -> None:
+    before = results_of(calm)
+    with pytest.raises(RequestError):
+        pipeline.create(small_spec(layers=["relu99"]), str(calm), overwrite=True)
+    assert results_of(calm) == before
+
+
+def test_a_second_driver_is_told_of_the_first_and_disturbs_nothing(
+    calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+    draft = url / "images" / "part-000009.parquet.1.partial"
+
+    def observe(advance: pipeline.Advance) -> None:
+        if advance.done == 8:
+            draft.write_bytes(b"being written")
+            job, run = pipeline.reopen(str(url))
+            with pytest.raises(RunBusy, match=f"process {os.getpid()}"):
+                pipeline.execute(job, run, InlineExecutor(), ignore)
+            assert draft.exists(), "swept away under the hands of the first driver"
+            with pytest.raises(RunBusy):
+                pipeline.create(small_spec(), str(url), overwrite=True)
+            draft.unlink()
+
+    run_inline(small_spec(), url, observe)
+    assert_same_results(calm, url)
+
+
+def test_only_a_run_can_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nothing to resume"):
+        pipeline.reopen(str(tmp_path))
+
+
+def test_a_run_of_another_format_is_not_touched(calm: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    group = zarr.open_group(url)
+    group.attrs["format"] = "deconvoy-run/99"
+    with pytest.raises(RunUnreadable, match="deconvoy-run/99"):
+        pipeline.reopen(str(url))
+
+
+def _begun(tmp_path: Path, **changes: Any) -> tuple[Path, JobSpec]:
+    """A run over files of ours, begun and not finished."""
+    write_photographs(tmp_path / "images", 6)
+    torch.save(_weights(), tmp_path / "weights.pt")
+    file = tmp_path / "mine.py"
+    file.write_text("from workers.zfnet import zfnet_small as small\n")
+    model = {"name": f"{file}:small", "weights": str(tmp_path / "weights.pt")}
+    data = {"uri": str(tmp_path / "images")}
+    spec = small_spec(model=model, data=data, **ONE_MAP, **changes)
+    pipeline.create(spec, str(tmp_path / "run"))
+    return tmp_path / "run", spec
+
+
+def _weights(shift: float = 0.0) -> dict[str, torch.Tensor]:
+    from workers.zfnet import zfnet_small
+
+    torch.manual_seed(0)
+    return {name: value + shift for name, value in zfnet_small().state_dict().items()}
+
+
+def test_a_run_goes_on_only_with_the_weights_it_began_with(tmp_path: Path) -> None:
+    url, _ = _begun(tmp_path)
+    torch.save(_weights(shift=0.1), tmp_path / "weights.pt")
+    with pytest.raises(RequestError, match="another model_sha256"):
+        pipeline.reopen(str(url))
+    torch.save(_weights(), tmp_path / "weights.pt")
+    resume_inline(url)
+
+
+def test_a_run_goes_on_only_with_the_code_it_began_with(tmp_path: Path) -> None:
+    url, _ = _begun(tmp_path)
+    with (tmp_path / "mine.py").open("a") as file:
+        file.write("# changed\n")
+    with pytest.raises(RequestError, match="another model_sha256"):
+        pipeline.reopen(str(url))
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "other pixels", "renamed"])
+def test_a_run_goes_on_only_with_the_images_it_began_with(tmp_path: Path, change: str) -> None:
+    url, _ = _begun(tmp_path)
+    place = tmp_path / "images/a/000.png"
+    if change == "added":
+        shutil.copy(place, tmp_path / "images/a/more.png")
+    elif change == "removed":
+        place.unlink()
+    elif change == "renamed":
+        place.rename(tmp_path / "images/a/0000.png")
+    else:
+        place.write_bytes(place.read_bytes() + b"\0")
+    with pytest.raises(RequestError, match="another listing_fingerprint"):
+        pipeline.reopen(str(url))
+
+
+def test_a_run_goes_on_only_with_the_transform_it_began_with(tmp_path: Path) -> None:
+    url, _ = _begun(tmp_path)
+    group = zarr.open_group(url)
+    spec: Any = group.attrs["spec"]
+    spec["data"]["transform"] = {"resize": 72, "crop": 64}
+    group.attrs["spec"] = spec
+    with pytest.raises(RequestError, match="another transform"):
+        pipeline.reopen(str(url))
+
+
+def test_a_run_keeps_the_batch_size_it_began_with(calm: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    automatic = small_spec(compute={"batch_size": "auto"})
+    job, _ = pipeline.create(automatic, str(url))
+    began = job.batch_size
+    group = zarr.open_group(url)
+    provenance: Any = group.attrs["provenance"]
+    group.attrs["provenance"] = {**provenance, "batch_size": began + 1}
+    resumed, _ = pipeline.reopen(str(url))
+    assert resumed.batch_size == began + 1
+
+
+def test_the_inline_executor_has_one_worker() -> None:
+    with pytest.raises(RequestError, match=r"compute\.workers is 3.*ray executor"):
+        InlineExecutor(3)
+
+
+def test_a_hung_inline_worker_ends_the_job_in_a_sentence(tmp_path: Path) -> None:
+    executor: Executor = InlineExecutor()
+    executor._busy.set()  # type: ignore[attr-defined]
+    with pytest.raises(JobFailed, match="ray executor"):
+        executor.replace("inline")
+
+
+def test_the_log_tells_who_had_which_lease(calm: Path) -> None:
+    granted = [event for event in log_of(calm) if event["event"] == "granted"]
+    assert granted[0] == granted[0] | {
+        "item": "scan/part-000000",
+        "attempt": 1,
+        "worker": "inline",
+        "pid": os.getpid(),
+    }
+    assert {json.dumps(event) for event in granted}

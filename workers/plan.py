@@ -1,0 +1,430 @@
+"""Foretell a job: its layers, its work, its time on this machine, and the bytes it will store.
+
+Work is counted from the traced graph; speed and compression are measured by a pilot on a few of the
+job's own images (``workers.pilot``) and scaled to all of them the way the driver cuts the job into
+leases.  Nothing of the pilot stays.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import nn
+
+from deconvoy.errors import DiskTooSmall
+from deconvoy.spec import ComputeSpec, Transform
+from deconvoy.store import RunStore
+from workers.actor import CACHE_BYTES
+from workers.graph import Layer, Network, Step
+from workers.job import Job, ProjectionItem, trace
+from workers.machine import cores
+from workers.pictures import stored_size
+from workers.pilot import LayerSample, Pilot, images_in_lane, measure, rounds
+from workers.pipeline import COMPACT_EVERY
+from workers.topk import BINS
+from workers.writer import layer_attributes, projection_dtype
+
+PILOT_LANES = 8
+"""Lanes the pilot fills at most; more are taken to be as fast each."""
+
+RAY_SECONDS = 12.0
+"""Starting Ray, and torch in its actors: measured on two cores, both at once."""
+
+LOG_BYTES = 150
+"""A line of the ledger's log; two an item."""
+
+ITEM_MARKER_BYTES = 60
+"""A projection marker without its units, which are about five bytes each."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What is known of a layer beforehand, and what its projections will take."""
+
+    name: str
+    op: str
+    units: int
+    height: int
+    width: int
+    receptive_field: Mapping[str, Any]
+    """size, stride, offset, whole_image: as in the attributes of the run's layer."""
+    obstacle: str | None
+    """Why it cannot be projected; None where it can."""
+    projected_units: int
+    multiply_adds: int
+    """From one image to this layer."""
+    seconds: float
+    """Lane-seconds of its projections: seconds of one thread, all lanes being busy."""
+    bytes: int
+    """Of its pictures."""
+
+    @property
+    def projectable(self) -> bool:
+        return self.obstacle is None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job foretold.  Seconds are for ``workers`` × ``threads`` on this machine."""
+
+    model: str
+    layers: tuple[LayerPlan, ...]
+    transform: Transform
+    transform_from: str
+    images: int
+    labels_from: str
+    shards: int
+    batch_size: int
+    workers: int
+    threads: int
+    multiply_adds_per_image: int
+    multiply_adds: int
+    """Of the whole scan."""
+    projections: int
+    """About so many hits will be projected."""
+    seconds: Mapping[str, float]
+    """start, scan, merge, projection, total."""
+    bytes: Mapping[str, int]
+    """patch, projection, tables, images, ledger, metadata, total."""
+    free_bytes: int
+    pilot_images: int
+    """Images measured for this."""
+
+    def to_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        fields["transform"] = self.transform.model_dump(mode="json")
+        for layer, row in zip(self.layers, fields["layers"], strict=True):
+            row["projectable"] = layer.projectable
+        return fields
+
+
+def plan(job: Job, at: str = ".") -> Plan:
+    """Foretell a settled job; takes seconds, since a few of its images are run.
+
+    Args:
+        at: where the run would be; its disk's free space is told.
+    """
+    work = works_of(job)
+    crew = _crew_of(job.spec.compute)
+    pilot = measure(job, min(crew.lanes, PILOT_LANES), work)
+    forecast = _Forecast(job, crew, work, pilot)
+    total = max(work.values())
+    return Plan(
+        model=job.packed.name,
+        layers=tuple(forecast.layer_plan(layer) for layer in job.layers),
+        transform=job.packed.transform,
+        transform_from=job.packed.transform_from,
+        images=len(job.listing),
+        labels_from=job.listing.labels_from,
+        shards=job.shards,
+        batch_size=job.batch_size,
+        workers=crew.workers,
+        threads=crew.threads,
+        multiply_adds_per_image=total,
+        multiply_adds=total * len(job.listing),
+        projections=round(sum(cost.hits for cost in forecast.costs)),
+        seconds=_totalled(forecast.seconds()),
+        bytes=_totalled(forecast.bytes()),
+        free_bytes=RunStore(at).bytes_free(),
+        pilot_images=pilot.images,
+    )
+
+
+def require_room(job: Job, run: RunStore) -> None:
+    """Refuse a job that its disk cannot hold.
+
+    The bytes before compression are compared first, which costs nothing; only where they do not
+    fit does a pilot measure what compression leaves of them.
+
+    Raises:
+        DiskTooSmall: says what is needed, what is free, and what to do.
+    """
+    free = run.bytes_free() + (run.bytes_used() if run.root.exists() else 0)
+    if most_bytes(job) <= free:
+        return
+    needed = plan(job, run.url).bytes["total"]
+    if needed > free:
+        raise DiskTooSmall(
+            f"The run needs about {_amount(needed)}, but {run.url!r} has room for "
+            f"{_amount(free)}: free some space or choose another --out; or store less by a "
+            "smaller storage.max_side, fewer analyses.projection.layers, or a sample of their "
+            "units (units: {sample: 0.1})."
+        )
+
+
+def most_bytes(job: Job) -> int:
+    """What a run stores at most: its bytes before compression."""
+    pictures = sum(
+        len(item.units) * sum(_raw_bytes(job, item.layer)) for item in job.projection_items()
+    )
+    units = job.index.total
+    tables = units * (job.k * (4 + 8 + 3 * 16) + 8 * BINS + 16)
+    marker = units * (job.k * 24 + 16 + 14 * min(BINS, job.spec.compute.shard_size))
+    metadata = 40_000 * (len(job.layers) + 1) + 50 * len(job.packed.classes)
+    items = job.shards + len(job.projection_items())
+    images = 400 * len(job.listing) + 8_000 * job.shards
+    return (
+        pictures
+        + tables
+        + min(job.shards, COMPACT_EVERY) * marker
+        + metadata
+        + images
+        + (items * 4 * LOG_BYTES)
+    )
+
+
+def works_of(job: Job) -> dict[str, int]:
+    """Multiply-adds from one image to each layer, by name; the last is the whole pass."""
+    network: Network = trace(job.packed)
+    return {
+        layer.name: sum(map(_multiply_adds, network.path_to(network.layer(layer.name))))
+        for layer in network.layers
+    }
+
+
+def _multiply_adds(step: Step) -> int:
+    match step.module:
+        case nn.Conv2d() | nn.Linear():
+            return math.prod(step.shape) * step.module.weight[0].numel()
+    return 0
+
+
+@dataclass(frozen=True)
+class _Crew:
+    workers: int
+    threads: int
+    lanes_each: int
+
+    @property
+    def lanes(self) -> int:
+        return self.workers * self.lanes_each
+
+
+def _crew_of(compute: ComputeSpec) -> _Crew:
+    """Workers and threads as the executors will choose them on this machine."""
+    gpus = torch.cuda.device_count() if compute.gpus_per_worker != 0 else 0
+    if compute.workers != "auto":
+        workers = compute.workers
+    elif gpus:
+        each = 1.0 if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
+        workers = max(1, int(gpus / each))
+    else:
+        workers = max(1, cores() // 2)
+    share = max(1, cores() // workers)
+    threads = share if compute.threads == "auto" else compute.threads
+    return _Crew(workers, threads, 1 if gpus else threads)
+
+
+@dataclass(frozen=True)
+class _ItemCost:
+    """What one work item of the projection is expected to be."""
+
+    item: ProjectionItem
+    hits: float
+    images: float
+    """Distinct ones."""
+    seconds: float
+    """Of its lease."""
+
+
+class _Forecast:
+    """The pilot's numbers scaled to the whole job."""
+
+    def __init__(self, job: Job, crew: _Crew, work: Mapping[str, int], pilot: Pilot) -> None:
+        self.job, self.crew, self.work, self.pilot = job, crew, work, pilot
+        self.total_work = max(1, *work.values())
+        self.costs = [self._cost(item) for item in job.projection_items()]
+
+    # Time -------------------------------------------------------------------------------------
+
+    def seconds(self) -> dict[str, float]:
+        job, crew = self.job, self.crew
+        shards = [stop - start for start, stop in map(job.shard, range(job.shards))]
+        leases = [
+            rounds(rounds(images, job.batch_size), crew.lanes_each) * self.pilot.batch_seconds
+            for images in shards
+        ]
+        decoded = self._decoded_by_worker() * self.pilot.decode_seconds / crew.lanes_each
+        return {
+            "start": self.pilot.start_seconds + RAY_SECONDS,
+            "scan": _makespan(leases, crew.workers),
+            "merge": self.pilot.merge_seconds * len(job.layers),
+            "projection": decoded + _makespan([c.seconds for c in self.costs], crew.workers),
+        }
+
+    def _decoded_by_worker(self) -> float:
+        """Pictures one worker decodes for its projections; what fits in its cache but once."""
+        side = self.job.packed.transform.crop
+        asked = sum(cost.images for cost in self.costs) / self.crew.workers
+        everything = len(self.job.listing)
+        return min(asked, everything) if everything <= CACHE_BYTES // (3 * side**2) else asked
+
+    def _cost(self, item: ProjectionItem) -> _ItemCost:
+        start = self._start(item.layer)
+        hits = float(self.expected_hits[start + item.units].sum())
+        images = self._distinct(item.layer, hits)
+        forward, backward = self._lane_seconds(item.layer)
+        busiest = images_in_lane(math.ceil(images), self.crew.lanes_each)
+        seconds = busiest * (forward + backward * hits / max(images, 1e-9))
+        return _ItemCost(item, hits, images, seconds)
+
+    def _lane_seconds(self, layer: Layer) -> tuple[float, float]:
+        """Of a lane, to forward one image to a layer and to project one hit down from it."""
+        forward = self._forward_seconds(self.work[layer.name])
+        return forward, self._interpolated(layer, self._backward_seconds)
+
+    def _forward_seconds(self, work: int) -> float:
+        return self.pilot.batch_seconds / self.job.batch_size * work / self.total_work
+
+    def _backward_seconds(self, sample: LayerSample) -> float:
+        """What remains of a measured lease without its forward passes, for each hit."""
+        busiest = images_in_lane(sample.images, self.pilot.lanes)
+        each = sample.seconds / busiest - self._forward_seconds(sample.work)
+        # A lease measured too short by a hiccup must not make projections free.
+        return max(each, 0.1 * sample.seconds / busiest) * sample.images / sample.hits
+
+    def _interpolated(self, layer: Layer, value: Any) -> float:
+        """A number measured at some layers, at this one: between those next to it in work."""
+        samples = self.pilot.samples
+        if not samples:
+            return 0.0
+        works = [sample.work for sample in samples]
+        return float(np.interp(self.work[layer.name], works, [value(s) for s in samples]))
+
+    # Hits -------------------------------------------------------------------------------------
+
+    @cached_property
+    def expected_hits(self) -> Float64[np.ndarray, " unit"]:
+        """How many hits each unit will have: k, unless it is silent on nearly all images."""
+        job, seen = self.job, max(1, self.pilot.images)
+        images = len(job.listing)
+        expected = np.full(job.index.total, float(min(job.k, images)))
+        for number, layer in enumerate(job.layers):
+            units = job.index.units_of(number)
+            if layer.rectified:
+                active = self.pilot.fold.sums.active[units]
+                rate = np.where(active > 0, active, _waking(active) / 2) / seen
+                expected[units] = np.minimum(expected[units], rate * images)
+        return expected
+
+    def _distinct(self, layer: Layer, hits: float) -> float:
+        """Images among so many hits of a layer: some are hit far more often than others."""
+        start = self._start(layer)
+        ids = self.pilot.fold.image[start : start + layer.units]
+        counts = np.bincount(ids[ids >= 0], minlength=1)
+        counts = counts[counts > 0]
+        if not len(counts):
+            return 0.0
+        spacing = max(1.0, len(self.job.listing) / max(1, self.pilot.images))
+        share = counts / counts.sum() / spacing
+        images = spacing * float((1 - (1 - share) ** hits).sum())
+        return min(images, hits)
+
+    def _start(self, layer: Layer) -> int:
+        return self.job.index.offsets[self.job.layers.index(layer)]
+
+    # Bytes ------------------------------------------------------------------------------------
+
+    def bytes(self) -> dict[str, int]:
+        job, sizes = self.job, self.pilot.sizes
+        pictures = [self._picture_bytes(cost) for cost in self.costs]
+        projected = job.projected_layers()
+        index = 2 * sum(16 * (c.item.stop - c.item.start) + 4 for c in self.costs)
+        scales = sum(len(c.item.units) * job.k * 4 for c in self.costs)
+        metadata = sizes.layer_metadata * len(job.layers) + sizes.picture_metadata * len(projected)
+        return {
+            "patch": round(sum(patch for patch, _ in pictures)),
+            "projection": round(sum(projection for _, projection in pictures)),
+            "tables": round(sizes.unit * job.index.total) + scales + index,
+            "images": round(sizes.images_part * job.shards + sizes.images_row * len(job.listing)),
+            "ledger": self._ledger_bytes(),
+            "metadata": round(metadata) + self._root_bytes(),
+        }
+
+    def _picture_bytes(self, cost: _ItemCost) -> tuple[float, float]:
+        patch, projection = _raw_bytes(self.job, cost.item.layer)
+        share = cost.hits / self.job.k
+        return (
+            share * patch * self._interpolated(cost.item.layer, lambda s: s.patch),
+            share * projection * self._interpolated(cost.item.layer, lambda s: s.projection),
+        )
+
+    def _ledger_bytes(self) -> int:
+        """Markers that remain at the end, and the log."""
+        job, sizes = self.job, self.pilot.sizes
+        compacted = job.shards - job.shards % COMPACT_EVERY
+        # A lease knows the hits of the shards before it, so s shards on a k-th part can still enter.
+        known = (max(1, part - self.crew.workers + 1) for part in range(compacted, job.shards))
+        markers = sum(sizes.marker_sums + sizes.marker_hits / part for part in known)
+        prefix = sizes.prefix if compacted else 0
+        log = 2 * LOG_BYTES * (job.shards + len(self.costs) + self.crew.workers)
+        items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)
+        return round(markers + prefix + log + items)
+
+    def _root_bytes(self) -> int:
+        """The root group's attributes, as Zarr indents them."""
+        job = self.job
+        names = [layer.name for layer in job.layers]
+        written = [job.spec.to_json(), job.provenance(), names, list(job.packed.classes)]
+        return sum(len(json.dumps([part], indent=2)) for part in written)
+
+    def layer_plan(self, layer: Layer) -> LayerPlan:
+        own = [cost for cost in self.costs if cost.item.layer is layer]
+        forward, backward = self._lane_seconds(layer)
+        return LayerPlan(
+            name=layer.name,
+            op=layer.op,
+            units=layer.units,
+            height=layer.height,
+            width=layer.width,
+            receptive_field=layer_attributes(layer)["receptive_field"],
+            obstacle=layer.obstacle,
+            projected_units=sum(len(cost.item.units) for cost in own),
+            multiply_adds=self.work[layer.name],
+            seconds=sum(c.images * forward + c.hits * backward for c in own),
+            bytes=round(sum(sum(self._picture_bytes(cost)) for cost in own)),
+        )
+
+
+def _waking(active: np.ndarray) -> float:
+    """Share of the units silent so far that more images will wake.
+
+    Chao (1984), "Nonparametric estimation of the number of classes": from how many units were
+    active on exactly one image, and on exactly two.
+    """
+    silent, once, twice = (int((active == times).sum()) for times in (0, 1, 2))
+    return min(1.0, once * (once - 1) / (2 * (twice + 1)) / silent) if silent else 0.0
+
+
+def _makespan(leases: Iterable[float], workers: int) -> float:
+    """Seconds until all leases are answered, each given to the worker that is free first."""
+    busy = [0.0] * workers
+    for seconds in leases:
+        busy[busy.index(min(busy))] += seconds
+    return max(busy)
+
+
+def _raw_bytes(job: Job, layer: Layer) -> tuple[int, int]:
+    """Patches and projections of one unit before compression."""
+    height, width = stored_size(layer.field.window_size, job.spec.storage.max_side)
+    values = job.k * height * width * 3
+    return values, values * projection_dtype(job.spec.storage).itemsize
+
+
+def _totalled(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**parts, "total": sum(parts.values())}
+
+
+def _amount(size: float) -> str:
+    """Bytes for people: three digits and a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
