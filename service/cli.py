@@ -51,7 +51,7 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(metavar="RAY", help="A running Ray cluster; default: one on this machine."),
+    typer.Option(metavar="RAY", help="A running Ray cluster; default: RAY_ADDRESS, else one started here."),
 ]
 ExecutorOption = Annotated[
     ExecutorName, typer.Option(help="Where the workers live: on Ray, or in this process.")

@@ -33,7 +33,8 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
     """The executor asked for.
 
     Args:
-        address: of a running Ray cluster; None starts one on this machine.
+        address: of a running Ray cluster; default: ``RAY_ADDRESS``, else one on this machine is
+            started for this job.
     """
     if name == "inline":
         from workers.executors.inline import InlineExecutor
@@ -42,6 +43,7 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
             raise RequestError("--address is for the ray executor; the inline one runs here.")
         asked = None if compute.workers == "auto" else compute.workers
         return InlineExecutor(asked, compute.threads)
+    address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         os.environ["RAY_ADDRESS"] = address  # read when Ray is imported
     with _extra("ray", "Running on Ray"):

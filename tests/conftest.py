@@ -6,6 +6,7 @@ pyproject.toml), so nothing here may import them before pytest has installed tha
 
 import random
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -42,6 +43,21 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """A local Ray cluster with two fake GPUs, for all tests of a session; yields its address.
+
+    Starting one takes ten seconds.  Jobs on the CPU ask for ``gpus_per_worker: 0`` there.
+    """
+    from workers.executors.ray import connect, disconnect
+
+    folder = connect(None, num_gpus=2)
+    import ray
+
+    yield ray.get_runtime_context().gcs_address
+    disconnect(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -152,22 +152,24 @@ class Shared(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = self.relu(self.first(images))
         maps = self.relu(self.norm(self.again(maps)))
-        return self.relu(self.norm(self.again(maps))).mean((2, 3))
+        last: Tensor = self.relu(self.norm(self.again(maps)))
+        return last.mean((2, 3))
 
 
 def _rectified_in_place(images: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     maps = first(images)
     F.relu(maps, inplace=True)  # what it returns is not used, what it does is
-    return second(maps) + maps
+    sum_: Tensor = second(maps) + maps
+    return sum_
 
 
 def _rectified_by_method(images: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    maps = second(first(images).relu_())
+    maps: Tensor = second(first(images).relu_())
     return maps.add_(images[:, :1]).relu_().flatten(1)
 
 
 def _residual(images: Tensor, way: nn.Module, short: nn.Module) -> Tensor:
-    sum_ = way(images)
+    sum_: Tensor = way(images)
     sum_ += short(images)
     return torch.relu(sum_)
 

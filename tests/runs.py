@@ -6,7 +6,7 @@ runs are equal when every file of their results is, byte for byte.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,14 @@ def model_of(job: Job) -> nn.Module:
     return job.packed.build()
 
 
-def images_of(job: Job) -> list[tuple[int, Tensor]]:
+def images_of(job: Job, leave_out: Collection[str] = ()) -> list[tuple[int, Tensor]]:
     """Every image of the job as the model's input, with its id; normalised by the oracle."""
-    transform, source = job.packed.transform, job.listing.source
-    return [
-        (
-            number,
-            reference.normalise(source.read(uri, transform).pixels, transform.mean, transform.std),
-        )
-        for number, uri in enumerate(job.listing.uris)
-    ]
+    transform, images = job.packed.transform, []
+    for number, uri in enumerate(job.listing.uris):
+        if uri not in leave_out:
+            pixels = job.listing.source.read(uri, transform).pixels
+            images.append((number, reference.normalise(pixels, transform.mean, transform.std)))
+    return images
 
 
 def write_photographs(folder: Path, count: int, side: int = 80) -> list[Path]:

@@ -33,7 +33,7 @@ LARGER_THAN_NEEDED = {
 
 def everywhere(layer: Layer) -> np.ndarray:
     """All positions of a layer, "position yx"."""
-    return np.stack(np.mgrid[0 : layer.height, 0 : layer.width], axis=-1).reshape(-1, 2)
+    return np.argwhere(np.ones((layer.height, layer.width)))
 
 
 def spans(field: AxisField) -> list[tuple[int, int]]:
@@ -68,7 +68,7 @@ def contains(outer: list[int], inner: tuple[int, ...]) -> bool:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", {**TINY, **networks.REAL})
+@pytest.mark.parametrize("name", [*TINY, *networks.REAL])
 def test_windows_have_one_size_and_contain_the_box_unless_they_are_the_image(name: str) -> None:
     case: Case = {**TINY, **networks.REAL}[name]
     for layer in Network(case.model(), case.shape).layers:

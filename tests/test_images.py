@@ -1,9 +1,10 @@
-"""Pixels equal torchvision's classic transforms on every kind of file; what is broken is refused."""
+"""Pixels equal torchvision's classic transforms on every kind of file; a broken one is refused."""
 
 import io
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ FILES: dict[str, tuple[str, Callable[[], Image.Image]]] = {
     "webp": ("webp", lambda: noise(60, 50)),
     "bmp": ("bmp", lambda: noise(60, 50)),
     "tiff": ("tiff", lambda: noise(60, 50)),
-    **{f"turned_{i}": ("jpg", lambda i=i: turned(i)) for i in range(1, 9)},
+    **{f"turned_{i}": ("jpg", partial(turned, i)) for i in range(1, 9)},
 }
 
 
@@ -102,7 +103,8 @@ def test_pixels_equal_the_classic_transforms(name: str, transform: str, tmp_path
 
 
 def test_a_turned_file_is_upright_and_keeps_the_files_size(tmp_path: Path) -> None:
-    upright, lying = (decode(saved(f"turned_{i}", tmp_path).read_bytes(), TRANSFORM) for i in (1, 6))
+    files = [saved(f"turned_{i}", tmp_path) for i in (1, 6)]
+    upright, lying = (decode(file.read_bytes(), TRANSFORM) for file in files)
     assert not torch.equal(upright.pixels, lying.pixels)
     assert (lying.width, lying.height) == (60, 45)
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from deconvoy.errors import DeconvoyError, ImageUnreadable
+from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
 from deconvoy.schema import image_part_path
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
@@ -90,7 +90,7 @@ class Actor:
         self._pictures = PictureCache(self._read_id, CACHE_BYTES)
         self._done = 0
         self._counting = threading.Lock()
-        self._stopped = False
+        self._stopping = threading.Event()
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
 
@@ -108,12 +108,12 @@ class Actor:
         return self._done
 
     def stop(self) -> None:
-        """Give up the lease at hand after the batches at hand, from another thread."""
-        self._stopped = True
+        """Give the lease at hand up after the batches under way; it raises JobStopped."""
+        self._stopping.set()
+        self._lanes.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _advance(self, count: int) -> None:
-        if self._stopped:
-            raise RuntimeError("The worker was told to stop.")
         with self._counting:
             self._done += count
 
@@ -169,6 +169,8 @@ class Actor:
     def _in_lanes(self, work: Callable[[S], T], batches: Iterable[S]) -> Iterator[T]:
         """Results in order, with one batch more under way than there are lanes."""
         for future in read_ahead(self._lanes, work, batches, ahead=self._lane_count):
+            if self._stopping.is_set():
+                raise JobStopped("The worker was told to stop.")
             yield future.result()
 
     def _try_read(self, ref: ImageRef) -> Picture | ImageUnreadable:

@@ -8,6 +8,7 @@ works.  This module must not import torch, which the driver of a cluster may lac
 import logging
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -111,9 +112,18 @@ class RayExecutor(Executor):
     def __init__(
         self, compute: ComputeSpec, address: str | None = None, num_gpus: int | None = None
     ) -> None:
+        self._pool: dict[str, _Worker] = {}
+        self._count = 0
         self._owns_cluster = not ray.is_initialized()
-        if self._owns_cluster:
-            _connect(address, num_gpus)
+        self._folder = connect(address, num_gpus) if self._owns_cluster else None
+        try:
+            self._measure(compute)
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _measure(self, compute: ComputeSpec) -> None:
+        """Cut the cluster into workers."""
         nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
         all_gpus = sum(node.get("GPU", 0) for node in nodes)
         all_cores = sum(node.get("CPU", 0) for node in nodes)
@@ -126,14 +136,12 @@ class RayExecutor(Executor):
             self.workers = max(1, int(all_gpus / self._gpus))
         else:
             self.workers = max(1, int(all_cores) // 2)
-        self._cpus = _share(all_cores, self.workers)
+        self._cpus = _share([node.get("CPU", 0.0) for node in nodes], self.workers)
         if compute.threads != "auto":
             self._threads = compute.threads
         else:
             self._threads = max(1, int(self._cpus))
         _require_room(nodes, self._cpus, self._gpus)
-        self._pool: dict[str, _Worker] = {}
-        self._count = 0
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         self._assignment = ray.put(assignment_of(self._threads))
@@ -152,7 +160,7 @@ class RayExecutor(Executor):
     def submit(self, worker: str, lease: Lease) -> None:
         entry = self._pool[worker]
         entry.lease, entry.call = lease, entry.handle.work.remote(lease)
-        entry.asked_at = time.monotonic()
+        entry.asked, entry.asked_at = None, time.monotonic()  # an older answer is of the last lease
 
     def replace(self, worker: str) -> None:
         entry = self._pool.pop(worker, None)
@@ -178,7 +186,7 @@ class RayExecutor(Executor):
             value = ray.get(ref)
         except ray.exceptions.RayTaskError as error:
             return self._raised(worker, ref, error)
-        except (ray.exceptions.RayActorError, ray.exceptions.TaskCancelledError) as error:
+        except ray.exceptions.RayError as error:  # dead, cut off, or its answer lost with its node
             return self._lost(worker, error)
         if ref == worker.ready:
             worker.ready = None
@@ -204,7 +212,7 @@ class RayExecutor(Executor):
         if worker.lost:
             return None
         worker.lost, worker.ready, worker.call, worker.asked = True, None, None, None
-        return Lost(worker.name, _first_line(error))
+        return Lost(worker.name, _reason(error))
 
     def _ask(self) -> None:
         now = time.monotonic()
@@ -218,28 +226,34 @@ class RayExecutor(Executor):
             ray.kill(worker.handle)
         self._pool.clear()
         if self._owns_cluster and ray.is_initialized():
-            ray.shutdown()
+            disconnect(self._folder)
 
 
 def _pending(worker: _Worker) -> list[Any]:
     return [ref for ref in (worker.ready, worker.call, worker.asked) if ref is not None]
 
 
-def _connect(address: str | None, num_gpus: int | None) -> None:
-    """Join the cluster at ``address``, or start one on this machine for this process alone."""
+def connect(address: str | None, num_gpus: int | None) -> str | None:
+    """Join the cluster at ``address``, or start one on this machine for this process alone.
+
+    Returns:
+        The folder the cluster of our own keeps its sockets and logs in.
+    """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        folder = tempfile.mkdtemp(prefix="dv-", dir="/tmp")  # sockets need a short path
         ray.init(
             address="local",  # else RAY_ADDRESS or somebody's running cluster would be joined
             num_cpus=cores(),
             num_gpus=num_gpus,
             include_dashboard=False,
-            _temp_dir=tempfile.mkdtemp(prefix="dv-", dir="/tmp"),  # sockets need a short path
+            _temp_dir=folder,
             **quiet,
         )
-        return
+        return folder
     try:
         ray.init(address=address, **quiet)
+        return None
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         hint = CONNECT_HINT.format(version=ray.__version__)
         raise DeconvoyError(
@@ -247,9 +261,18 @@ def _connect(address: str | None, num_gpus: int | None) -> None:
         ) from error
 
 
-def _share(all_cores: float, workers: int) -> float:
-    """Cores each worker reserves: whole ones, or a fraction where workers outnumber cores."""
-    share = all_cores / workers
+def disconnect(folder: str | None) -> None:
+    """Leave the cluster; one that ``connect`` started ends, and its folder goes: Ray never cleans
+    up its logs."""
+    ray.shutdown()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _share(cores_of_nodes: list[float], workers: int) -> float:
+    """Cores each worker reserves: whole ones, or a fraction where workers outnumber cores; never
+    more than one node has."""
+    share = min(sum(cores_of_nodes) / workers, max(cores_of_nodes))
     return float(int(share)) if share >= 1 else int(share * 1000) / 1000
 
 
@@ -263,6 +286,13 @@ def _require_room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> No
         f"has {most_gpus:g} GPUs and {most_cpus:g} cores. Lower compute.gpus_per_worker, or add "
         "a node."
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why a worker is lost; of one that could not be built, what its constructor raised."""
+    if isinstance(error, ray.exceptions.RayActorError) and error.actor_init_failed:
+        return str(error).strip().splitlines()[-1]
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,174 @@
+"""Test the Ray executor: the same bits from any number of workers, a GPU each, and no hanging.
+
+One cluster serves the session; its two GPUs are pretended, which is all that placement needs.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deconvoy
+from deconvoy.errors import ClusterTooSmall, DeconvoyError, JobFailed
+from deconvoy.spec import ComputeSpec
+from tests.runs import assert_same_results, grants_of, ignore, log_of, run_inline, small_spec
+from workers import pipeline
+
+pytestmark = pytest.mark.ray
+
+
+def run_on_ray(spec: deconvoy.JobSpec, url: Path) -> dict[str, Any]:
+    from workers.executors.ray import RayExecutor
+
+    job, run = pipeline.create(spec, str(url))
+    return pipeline.execute(job, run, RayExecutor(spec.compute), ignore)
+
+
+def on_workers(workers: int, gpus: float = 0.0, **more: Any) -> dict[str, Any]:
+    """The compute section of a small job."""
+    return {"compute": {"workers": workers, "gpus_per_worker": gpus, **more}}
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All projectable layers of the small job, done without Ray."""
+    url = tmp_path_factory.mktemp("inline") / "run"
+    run_inline(small_spec(layers="all"), url)
+    return url
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_gives_the_bits_of_the_inline_executor(
+    ray_cluster: str, inline: Path, tmp_path: Path, workers: int
+) -> None:
+    summary = run_on_ray(small_spec(layers="all", **on_workers(workers)), tmp_path / "run")
+    assert_same_results(inline, tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    assert run.attributes["results"] == summary == deconvoy.open(inline).attributes["results"]
+    assert set(grants_of(tmp_path / "run").values()) == {1}
+    busy = {e["worker"] for e in log_of(tmp_path / "run") if e["event"] == "granted"}
+    assert len(busy) <= workers
+
+
+def test_each_worker_sees_its_own_gpu_and_a_third_waits_while_the_job_is_done(
+    ray_cluster: str, inline: Path, tmp_path: Path
+) -> None:
+    run_on_ray(small_spec(layers="all", **on_workers(3, gpus=1.0)), tmp_path / "run")
+    ready = [event for event in log_of(tmp_path / "run") if event["event"] == "ready"]
+    assert sorted(event["gpus"] for event in ready) == ["0", "1"]
+    assert_same_results(inline, tmp_path / "run")
+
+
+def test_workers_that_can_never_be_scheduled_are_refused_at_once(ray_cluster: str) -> None:
+    from workers.executors.ray import RayExecutor
+
+    with pytest.raises(ClusterTooSmall, match=r"4 GPUs .* 2 GPUs .*compute\.gpus_per_worker"):
+        RayExecutor(ComputeSpec(workers=1, gpus_per_worker=4.0))
+
+
+def test_one_worker_a_gpu_is_what_a_cluster_with_gpus_gives(ray_cluster: str) -> None:
+    from workers.executors.ray import RayExecutor
+
+    assert RayExecutor(ComputeSpec()).workers == 2
+    assert RayExecutor(ComputeSpec(gpus_per_worker=0.5)).workers == 4
+
+
+def test_a_worker_reserves_whole_cores_or_a_share_of_one_and_never_more_than_a_node_has() -> None:
+    from workers.executors.ray import _share
+
+    assert _share([8.0], 2) == 4
+    assert _share([8.0], 3) == 2
+    assert _share([2.0], 3) == 0.666
+    assert _share([4.0, 4.0], 1) == 4
+
+
+def write_factory(folder: Path, body: str) -> str:
+    """A model file whose factory behaves elsewhere than in this process; returns its name."""
+    file = folder / "mine.py"
+    head = f"""
+        import os
+        from workers.zfnet import zfnet_small
+
+        def elsewhere():
+            return os.getpid() != {_pid()}
+    """
+    file.write_text(textwrap.dedent(head) + textwrap.dedent(body))
+    return f"{file}:small"
+
+
+def _pid() -> int:
+    import os
+
+    return os.getpid()
+
+
+def test_a_model_that_cannot_be_built_on_the_workers_fails_the_job_with_the_reason(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    name = write_factory(
+        tmp_path,
+        """
+        def small():
+            if elsewhere():
+                raise LookupError("no licence on this node")
+            return zfnet_small()
+        """,
+    )
+    spec = small_spec(model={"name": name}, layers=["relu2"], **on_workers(2))
+    with pytest.raises(JobFailed, match="LookupError: no licence on this node"):
+        run_on_ray(spec, tmp_path / "run")
+    assert deconvoy.open(tmp_path / "run").status == "failed"
+
+
+def test_an_error_of_ours_arrives_from_a_worker_as_it_was_raised(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    name = write_factory(
+        tmp_path,
+        """
+        import torch
+
+        def small():
+            model = zfnet_small()
+            with torch.no_grad():
+                model.conv2.bias[3] = float("inf")
+            return model
+        """,
+    )
+    spec = small_spec(model={"name": name}, layers=["relu2"], **on_workers(1))
+    with pytest.raises(JobFailed, match=r"Layer 'relu2', unit 3.*is inf") as failed:
+        run_on_ray(spec, tmp_path / "run")
+    assert "ray::" not in str(failed.value)
+    assert set(grants_of(tmp_path / "run").values()) == {1}
+
+
+def test_a_cluster_that_does_not_answer_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from workers.executors import ray as ray_executor
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance\nand much more")
+
+    monkeypatch.setattr(ray_executor.ray, "init", refuse)
+    with pytest.raises(DeconvoyError, match=r"'10\.0\.0\.1:6379'.*running Ray.*RAY_AUTH_TOKEN"):
+        ray_executor.connect("10.0.0.1:6379", None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_on_the_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every actor of a job is gone when it is over, however it ended."""
+    yield
+    if "ray_cluster" not in request.fixturenames:
+        return
+    import time
+
+    import ray
+
+    for _ in range(100):
+        if ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"actors hold on: {ray.available_resources()}")
