@@ -115,10 +115,17 @@ class ComputeSpec(Section):
     """Threads a worker computes with; ``auto``: its share of the cores."""
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
     """Images a forward pass; fixed in the run at start."""
-    shard_size: Annotated[int, Field(ge=1, le=100_000)] = 256
+    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
     """Images a lease; shards and batches are cut from the data alone."""
     precision: Literal["float32"] = "float32"
     """Of the scan; stored scores are float32."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> "ComputeSpec":
+        gpus = self.gpus_per_worker
+        if gpus != "auto" and gpus > 1 and gpus != int(gpus):
+            raise ValueError("gpus_per_worker above 1 is a whole number")
+        return self
 
 
 class JobSpec(Section):

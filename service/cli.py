@@ -51,7 +51,7 @@ Workers = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option(metavar="RAY", help="A running Ray cluster; default: RAY_ADDRESS, else one started here."),
+    typer.Option(metavar="RAY", help="A running Ray; default: RAY_ADDRESS, else one started here."),
 ]
 ExecutorOption = Annotated[
     ExecutorName, typer.Option(help="Where the workers live: on Ray, or in this process.")
@@ -415,6 +415,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         with contextlib.suppress(BrokenPipeError):
             _say(f"deconvoy: {error}")
         sys.exit(error.exit_code)
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        place = f" {error.filename!r}" if error.filename else ""
+        _say(f"deconvoy: the system refused{place}: {error.strerror or error}.")
+        sys.exit(1)
     sys.exit(0)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.run import Run
 from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
 
 ExecutorName = Literal["ray", "inline"]
@@ -76,10 +77,21 @@ def run(
         from workers import pipeline
         from workers.plan import require_room
 
-    job, store = pipeline.create(spec, url, overwrite=overwrite, check=require_room)
-    _say_job(job, say)
+    carriers: list[Any] = []
+
+    def check(job: Any, store: Any) -> None:
+        """Refuse before anything is written or replaced."""
+        require_room(job, store)
+        _say_job(job, say)
+        carriers.append(executor_of(executor, spec.compute, address))
+
     with _stoppable():
-        return pipeline.execute(job, store, executor_of(executor, spec.compute, address), observe)
+        try:
+            job, store = pipeline.create(spec, url, overwrite=overwrite, check=check)
+            return pipeline.execute(job, store, carriers[0], observe)
+        finally:
+            for carrier in carriers:
+                carrier.shutdown()
 
 
 def resume(
@@ -95,8 +107,12 @@ def resume(
     with _extra("workers", "Running a job"):
         from workers import pipeline
 
+    opened = Run(url)
+    if opened.status == "done":
+        return dict(opened.attributes["results"])
     job, store = pipeline.reopen(url)
-    _say_job(job, say)
+    with store.driver_lock():  # refuses before Ray starts
+        _say_job(job, say)
     chosen = compute or job.spec.compute
     with _stoppable():
         return pipeline.execute(job, store, executor_of(executor, chosen, address), observe)
@@ -119,7 +135,7 @@ def _stoppable() -> Iterator[None]:
         return
 
     def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt  # its way out is tested and says how to resume
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -103,12 +103,19 @@ def test_the_fields_of_alexnet_are_the_known_ones() -> None:
     assert layers[-1].field.window_size == (224, 224)
 
 
-def test_where_one_side_of_the_field_reaches_the_image_the_window_is_the_image() -> None:
-    network = Network(nn.Sequential(nn.Conv2d(3, 4, (3, 11)), nn.ReLU()), (3, 13, 11))
-    layer = network.layers[0]
-    assert layer.field.window_size == (13, 11)
-    assert layer.field.boxes(np.array([[4, 0]])).tolist() == [[4, 0, 7, 11]]
-    assert layer.field.windows(np.array([[4, 0]])).tolist() == [[0, 0, 13, 11]]
+@pytest.mark.parametrize(
+    ("kernel", "box"), [((3, 11), [0, 0, 3, 11]), ((13, 3), [0, 0, 13, 3]), ((12, 10), None)]
+)
+def test_where_one_side_of_the_field_reaches_the_image_the_window_is_the_image(
+    kernel: tuple[int, int], box: list[int] | None
+) -> None:
+    network = Network(nn.Sequential(nn.Conv2d(3, 4, kernel), nn.ReLU()), (3, 13, 11))
+    field, first = network.layers[0].field, np.array([[0, 0]])
+    if box is None:  # a pixel less both ways: the field itself
+        assert field.window_size == kernel
+    else:
+        assert field.boxes(first).tolist() == [box]
+        assert field.windows(first).tolist() == [[0, 0, 13, 11]]
 
 
 # --- hand-worked axes ---

@@ -77,7 +77,8 @@ class Actor:
         torch.set_num_threads(1)
         self._job = assignment
         self._run = RunStore(assignment.url)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        cuda = assignment.cuda and torch.cuda.is_available()
+        self._device = torch.device("cuda" if cuda else "cpu")
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         side = assignment.transform.crop
@@ -257,12 +258,11 @@ class Actor:
         rows: np.ndarray,
         ranks: np.ndarray,
         group: "_Group",
-    ) -> list[tuple[slice, Tensor, Tensor]]:
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Batches of hits of one group: which, the pixels of their images, their projections."""
         pixels = torch.stack([picture.pixels for picture in group.images])
         images = normalise(pixels.to(self._device), self._job.transform)
         switches = self._network.switches(images, path)
-        batches = []
         for begin in range(group.hits.start, group.hits.stop, BACKWARD_HITS):
             part = slice(begin, min(begin + BACKWARD_HITS, group.hits.stop))
             row = group.image_of_hit[begin - group.hits.start :][: part.stop - begin]
@@ -276,8 +276,7 @@ class Actor:
                 torch.from_numpy(lease.position[at].astype(np.int64)).to(self._device),
                 self._seeds(layer, lease.score[at]),
             )
-            batches.append((part, pixels[row], signal.cpu()))
-        return batches
+            yield part, pixels[row], signal.cpu()
 
     def _seeds(self, layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
         """The recorded activations: of a rectifier with a ceiling the score is its input."""

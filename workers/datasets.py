@@ -71,7 +71,7 @@ class Listing:
     uris: Sequence[str]
     labels: Sequence[int | None]
     fingerprint: str
-    """sha256 over name, size and time of change of every file."""
+    """sha256 over name, size, time of change and label of every file."""
     labels_from: str
     """How labels were found, for people."""
     folders: tuple[str, ...] = ()
@@ -117,6 +117,8 @@ def _list_shapes(data: DataSpec, classes: Sequence[str], outputs: int) -> Listin
         raise RequestError(f"data.uri {data.uri!r}: size must be at least 1.")
     chosen = _spaced(size, data.limit)
     labels = [index % len(CLASSES) for index in chosen]
+    if data.labels is not None:
+        raise RequestError("data.labels is for folders: shapes knows its own labels; leave it out.")
     fits = list(classes) == list(CLASSES) or outputs == len(CLASSES)
     return Listing(
         ShapesSource(seed),
@@ -145,12 +147,19 @@ def _list_folder(data: DataSpec, classes: Sequence[str], outputs: int) -> Listin
         labels, labels_from = _labels_of_folders(found, uris, classes, outputs)
     folders = _class_folders(found) if labels_from == SORTED_FOLDERS else ()
     source = FolderSource(str(root.absolute()))
-    return Listing(source, uris, labels, _fingerprint(root, uris), labels_from, folders)
+    fingerprint = _fingerprint(root, uris, labels)
+    return Listing(source, uris, labels, fingerprint, labels_from, folders)
 
 
 def _walk(root: Path) -> Iterator[str]:
+    seen: set[str] = set()  # links may lead back up
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
                 yield Path(folder, name).relative_to(root).as_posix()
@@ -163,15 +172,15 @@ def _spaced(count: int, limit: int | None) -> list[int]:
     return [i * count // limit for i in range(limit)]
 
 
-def _fingerprint(root: Path, uris: Sequence[str]) -> str:
+def _fingerprint(root: Path, uris: Sequence[str], labels: Sequence[int | None]) -> str:
     digest = hashlib.sha256()
-    for uri in uris:
+    for uri, label in zip(uris, labels, strict=True):
         try:
             status = os.stat(root / uri)
         except OSError:  # a dangling link; reading it will say so
             digest.update(f"{uri}\0unreadable\n".encode())
         else:
-            digest.update(f"{uri}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            digest.update(f"{uri}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\n".encode())
     return digest.hexdigest()
 
 
@@ -205,6 +214,8 @@ def _labels_of_file(
     known = set(uris)
     labels: dict[str, int] = {}
     for uri, label in rows.items():
+        if label in ("", "None"):  # this image has none
+            continue
         index = int(label) if label.isdecimal() else output_of.get(label)
         if index is None or not 0 <= index < outputs:
             raise RequestError(

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from deconvoy.errors import RunExists
-from deconvoy.spec import DataSpec, JobSpec, ModelSpec
+from deconvoy.spec import DataSpec, JobSpec, ModelSpec, ProjectionSpec, TopSpec
 from workers.machine import cores
 from workers.training import DEMO_EPOCHS, DEMO_IMAGES, EpochReport, draw_shapes, train
 from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet_small
@@ -24,6 +24,7 @@ IMAGES = 2000
 """Analysed; of another seed than those trained on."""
 
 SPEC_NAME = "demo.yaml"
+MARK = ".deconvoy-demo"
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ def prepare(out: Path) -> Folder:
         RunExists: the folder holds something that is no demo.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / SPEC_NAME).is_file() and not (out / "checkpoints").is_dir():
+        if not (out / MARK).is_file():
             raise RunExists(f"{str(out)!r} holds something that is no demo: choose another --out.")
-        shutil.rmtree(out)
     folder = Folder(out)
+    for part in (folder.checkpoints, folder.run, folder.figures):
+        shutil.rmtree(part, ignore_errors=True)
     folder.checkpoints.mkdir(parents=True)
     folder.figures.mkdir()
+    (out / MARK).write_text("made by `deconvoy demo`, which may replace what it made\n")
     return folder
 
 
@@ -109,6 +112,7 @@ def write_spec(folder: Folder, checkpoint: Path) -> JobSpec:
         name="demo",
         model=ModelSpec(name="deconvoy/zfnet_small", weights=str(checkpoint)),
         data=DataSpec(uri=f"shapes?size={IMAGES}&seed={IMAGES_SEED}"),
+        analyses=(TopSpec(kind="top"), ProjectionSpec(kind="projection", layers=("*",))),
     )
     fields = spec.model_dump(mode="json", exclude_unset=True)
     folder.spec.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")

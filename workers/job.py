@@ -181,6 +181,27 @@ def settle(
     return Job(spec, packed, listing, tuple(layers), outputs, chosen)
 
 
+def anchored(spec: JobSpec) -> JobSpec:
+    """The spec with absolute paths, so that a run is resumed from any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+
+    file, colon, factory = spec.model.name.rpartition(":")
+    name = f"{absolute(file)}:{factory}" if colon else spec.model.name
+    classes = spec.model.classes
+    model = spec.model.model_copy(
+        update={
+            "name": name,
+            "weights": absolute(spec.model.weights),
+            "classes": absolute(classes) if isinstance(classes, str) else classes,
+        }
+    )
+    places = {"uri": absolute(spec.data.uri), "labels": absolute(spec.data.labels)}
+    data = spec.data.model_copy(update=places)
+    return spec.model_copy(update={"model": model, "data": data})
+
+
 def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
     """The traced network at the size its transform gives.
 

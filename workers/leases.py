@@ -29,6 +29,8 @@ class Assignment:
     url: str
     """Of the run."""
     threads: int
+    cuda: bool = True
+    """Compute on a GPU where there is one."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import logging
+import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from urllib.error import URLError
 import safetensors.torch
 import torch
 import torchvision
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from deconvoy.errors import DeconvoyError, ModelUnsupported, RequestError
@@ -206,8 +208,10 @@ def _factory(name: str, code: str | None) -> Factory:
     """The callable behind a model name."""
     if code is not None:
         path, _, attribute = name.rpartition(":")
-        module = types.ModuleType(f"deconvoy_model_{Path(path).stem}")
+        digest = hashlib.sha256(code.encode()).hexdigest()[:12]
+        module = types.ModuleType(f"deconvoy_model_{Path(path).stem}_{digest}")
         module.__file__ = path
+        sys.modules[module.__name__] = module  # dataclasses look their module up by name
         try:
             exec(compile(code, path, "exec"), module.__dict__)
         except Exception as error:  # the user's own code
@@ -335,12 +339,28 @@ def _transform(
         return _of_preset(preset), f"the preset of {preset}"
     declared = getattr(model, "transform", None)
     if isinstance(declared, Mapping):
-        return Transform.model_validate(dict(declared)), "the model's factory"
+        return declared_transform(declared), "the model's factory"
     kind, _, name = spec.name.partition("/")
     if kind == "torchvision":
         default = torchvision.models.get_model_weights(name).DEFAULT
         return _of_preset(default), f"torchvision's default preset of {name}"
     return IMAGENET, "ImageNet's, since the model declares none"
+
+
+def declared_transform(fields: Mapping[str, Any]) -> Transform:
+    """The transform a model or a call declares as plain fields.
+
+    Raises:
+        RequestError: fields are missing or wrong.
+    """
+    try:
+        return Transform.model_validate(dict(fields))
+    except ValidationError as error:
+        raise RequestError(
+            f"The declared transform {dict(fields)} does not fit: "
+            f"{error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))}). "
+            "It has resize, crop, mean and std."
+        ) from None
 
 
 def _of_preset(preset: Any) -> Transform:
@@ -359,7 +379,8 @@ def _classes(spec: ModelSpec, model: nn.Module, preset: Any | None) -> tuple[str
             lines = Path(spec.classes).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise RequestError(
-                f"model.classes {spec.classes!r} cannot be read ({error.strerror}): one name a line."
+                f"model.classes {spec.classes!r} cannot be read ({error.strerror}): "
+                "it has one name a line."
             ) from error
         return tuple(line.strip() for line in lines if line.strip())
     if spec.classes is not None:

@@ -23,7 +23,7 @@ from workers import pipeline
 from workers.datasets import Listing
 from workers.executors.inline import InlineExecutor
 from workers.images import Picture, from_pixels
-from workers.models import IMAGENET, pack_module
+from workers.models import IMAGENET, declared_transform, pack_module
 
 Images = str | os.PathLike[str] | Iterable[Any]
 
@@ -90,7 +90,9 @@ def analyse(
     job, store = pipeline.create(
         spec, os.fspath(out), overwrite=overwrite, packed=packed, listing=listing
     )
-    pipeline.execute(job, store, InlineExecutor(), observe)
+    compute = job.spec.compute
+    asked = None if compute.workers == "auto" else compute.workers
+    pipeline.execute(job, store, InlineExecutor(asked, compute.threads), observe)
     return Run(out)
 
 
@@ -100,10 +102,10 @@ def _transform(
     if isinstance(asked, Transform):
         return asked, "the call"
     if asked is not None:
-        return Transform.model_validate(dict(asked)), "the call"
+        return declared_transform(asked), "the call"
     declared = getattr(model, "transform", None)
     if isinstance(declared, Mapping):
-        return Transform.model_validate(dict(declared)), "the model"
+        return declared_transform(declared), "the model"
     return IMAGENET, "ImageNet's, since the model declares none"
 
 

@@ -31,10 +31,14 @@ def cut(
     if (height, width) == tuple(pictures.shape[2:]) and not windows[:, :2].any():
         cuts = pictures
     else:
-        padded = F.pad(pictures, (width, width, height, height), value=fill)
+        rows, cols = pictures.shape[2:]
+        top, left = (max(0, -int(windows[:, axis].min())) for axis in (0, 1))
+        bottom = max(0, int(windows[:, 2].max()) - rows)
+        right = max(0, int(windows[:, 3].max()) - cols)
+        padded = F.pad(pictures, (left, right, top, bottom), value=fill)
         cuts = torch.stack(
             [
-                picture[:, y + height : y + 2 * height, x + width : x + 2 * width]
+                picture[:, y + top : y + top + height, x + left : x + left + width]
                 for picture, (y, x) in zip(padded, windows[:, :2].tolist(), strict=True)
             ]
         )
@@ -63,5 +67,5 @@ def quantised(
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
     values = (projections / divisor[:, None, None, None]).permute(0, 2, 3, 1)
     if storage == "int8":
-        return values.round().to(torch.int8).contiguous(), scale
+        return values.round().clamp(-127, 127).to(torch.int8).contiguous(), scale
     return values.to(torch.float16).contiguous(), scale

@@ -275,7 +275,8 @@ class _Trial:
         return self.job.index.units_of(self.job.layers.index(layer))
 
     def _hits_of(self, layer: Layer, units: Int64[np.ndarray, " unit"]) -> np.ndarray:
-        return (self.fold.image[self._rows(layer).start + units] >= 0).sum(1)
+        found: np.ndarray = (self.fold.image[self._rows(layer).start + units] >= 0).sum(1)
+        return found
 
     def _weigh(self, name: str) -> int:
         """Bytes of all files below the layers that have this name."""
@@ -284,7 +285,7 @@ class _Trial:
     def _images_sizes(self, images: pa.Table) -> tuple[float, float]:
         """Bytes of a row of the images table, and of a file without rows."""
         empty = len(_parquet(images.slice(0, 0)))
-        return (len(_parquet(images)) - empty) / len(images), empty
+        return (len(_parquet(images)) - empty) / len(images), float(empty)
 
     def _marker_sizes(self, sums: UnitSums) -> tuple[int, int, int]:
         """Of a shard without hits, of the hits of a first shard, and of all images."""

@@ -31,7 +31,7 @@ from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
-from workers.job import Job, ProjectionItem, settle
+from workers.job import Job, ProjectionItem, anchored, settle
 from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
 from workers.ledger import (
     Abort,
@@ -120,7 +120,7 @@ def create(
     group.attrs.update(
         {
             "format": FORMAT,
-            "spec": job.spec.to_json(),
+            "spec": anchored(job.spec).to_json(),
             "state": {"status": "running"},
             "layers": [layer.name for layer in job.layers],
             "classes": list(job.packed.classes),
@@ -183,10 +183,9 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             fold = driver.scan()
             summary = driver.merge(fold)
             driver.project(fold)
+            return summary
         finally:
             executor.shutdown()
-        run.zarr("r+").attrs.update({"results": summary})
-    return summary
 
 
 @contextmanager
@@ -194,11 +193,13 @@ def _told_in_state(run: RunStore) -> Iterator[None]:
     """Keep the run's state attribute true, whatever happens."""
 
     def tell(**state: str) -> None:
-        run.zarr("r+").attrs.update({"state": state})
+        with suppress(OSError):  # a full disk may have no room even for this
+            run.zarr("r+").attrs.update({"state": state})
 
-    tell(status="running")
     try:
+        run.zarr("r+").attrs.update({"state": {"status": "running"}})
         yield
+        run.zarr("r+").attrs.update({"state": {"status": "done"}})
     except KeyboardInterrupt:
         tell(status="stopped")
         raise JobStopped(
@@ -212,13 +213,11 @@ def _told_in_state(run: RunStore) -> Iterator[None]:
             f"Writing to {run.url!r} failed: {error.strerror}. Everything committed is intact; "
             f"make room or mend it, then `deconvoy resume {run.url}`."
         )
-        with suppress(OSError):  # there may be no room even for this
-            tell(status="failed", error=message)
+        tell(status="failed", error=message)
         raise DiskTooSmall(message) from error
-    except Exception as error:
+    except BaseException as error:
         tell(status="failed", error=str(error))
         raise
-    tell(status="done")
 
 
 @dataclass
@@ -255,6 +254,10 @@ class _Driver:
     def merge(self, fold: Fold) -> dict[str, Any]:
         """Write the tables of every layer, and what the scan has found in short."""
         job = self.job
+        attributes = self.run.zarr("r+").attrs
+        merged: Any = attributes.get("results")
+        if merged is not None:  # written last: the tables are whole
+            return dict(merged)
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
@@ -264,7 +267,6 @@ class _Driver:
             tables = fold.score[units], fold.image[units], fold.position[units]
             write_hits(self.run, layer, *tables, sums, fold.images)
         top1 = fold.correct / fold.labelled if fold.labelled else None
-        attributes = self.run.zarr("r+").attrs
         devices = sorted({about["device"] for about in self.ready.values()})
         began: Any = attributes["provenance"]
         attributes.update({"provenance": {**began, "device": began.get("device") or devices}})
@@ -482,7 +484,8 @@ class _Scan:
             raise TooManyBadImages(
                 f"{skipped} of {len(self.job.listing)} images are unreadable, more than "
                 f"data.max_bad = {self.job.spec.data.max_bad:g} allows"
-                f"{f' ({shown})' if shown else ''}: mend or remove them, or raise data.max_bad."
+                f"{f' ({shown})' if shown else ''}: mend or remove them, or raise "
+                "data.max_bad, and start a new run."
             )
 
 

@@ -359,7 +359,7 @@ class _Forecast:
         """Markers that remain at the end, and the log."""
         job, sizes = self.job, self.pilot.sizes
         compacted = job.shards - job.shards % COMPACT_EVERY
-        # A lease knows the hits of the shards before it, so s shards on a k-th part can still enter.
+        # A lease knows the hits of the shards before it: after s of them, 1 in s still enters.
         known = (max(1, part - self.crew.workers + 1) for part in range(compacted, job.shards))
         markers = sum(sizes.marker_sums + sizes.marker_hits / part for part in known)
         prefix = sizes.prefix if compacted else 0
@@ -387,7 +387,7 @@ class _Forecast:
             obstacle=layer.obstacle,
             projected_units=sum(len(cost.item.units) for cost in own),
             multiply_adds=self.work[layer.name],
-            seconds=sum(c.images * forward + c.hits * backward for c in own),
+            seconds=float(sum(c.images * forward + c.hits * backward for c in own)),
             bytes=round(sum(sum(self._picture_bytes(cost)) for cost in own)),
         )
 

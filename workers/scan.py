@@ -79,6 +79,8 @@ class ShardScan:
                 self._see(layer, maps, ids, valid)
 
         logits = self._network.forward(images, visit)
+        if not torch.isfinite(logits[valid]).all():
+            self._refuse(self._network.layers[-1], logits.flatten(1), ids, valid)
         probability, predicted = logits.flatten(1).float().softmax(1).max(1)
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
 

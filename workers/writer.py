@@ -155,7 +155,7 @@ def write_hits(
 def write_pictures(
     run: RunStore, layer: str, start: int, stop: int, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write the whole shards of units ``start`` to ``stop``: patch, projection, scale, projected."""
+    """Write the whole shards of units ``start`` to ``stop``."""
     group = run.zarr("r+")
     for name, values in arrays.items():
         _array(group, layer, name)[start:stop] = values

@@ -9,10 +9,13 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Ray reads these once, when it is imported.  `uv run` must not make it copy the working directory
@@ -144,7 +147,8 @@ class RayExecutor(Executor):
         _require_room(nodes, self._cpus, self._gpus)
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
-        self._assignment = ray.put(assignment_of(self._threads))
+        assignment = replace(assignment_of(self._threads), cuda=self._gpus > 0)
+        self._assignment = ray.put(assignment)
         for _ in range(self.workers):
             self._add()
 
@@ -242,23 +246,42 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         folder = tempfile.mkdtemp(prefix="dv-", dir="/tmp")  # sockets need a short path
-        ray.init(
-            address="local",  # else RAY_ADDRESS or somebody's running cluster would be joined
-            num_cpus=cores(),
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            _temp_dir=folder,
-            **quiet,
-        )
+        try:
+            with _own_signals():
+                ray.init(
+                    address="local",  # else RAY_ADDRESS or somebody's cluster would be joined
+                    num_cpus=cores(),
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    _temp_dir=folder,
+                    **quiet,
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return folder
     try:
-        ray.init(address=address, **quiet)
+        with _own_signals():
+            ray.init(address=address, **quiet)
         return None
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         hint = CONNECT_HINT.format(version=ray.__version__)
         raise DeconvoyError(
             f"No Ray cluster answers at {address!r} ({_first_line(error)}): {hint}."
         ) from error
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handler of SIGTERM: Ray puts one in its place that ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def disconnect(folder: str | None) -> None:

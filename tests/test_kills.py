@@ -1,0 +1,201 @@
+"""Test what SIGKILL does to a job: nothing, for the bits; one more lease, for the ledger.
+
+A kill goes to a process that is known, from the ledger's log, to hold a lease at that moment; so
+that the log, and not luck, says that it hit.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deconvoy.spec import JobSpec
+from tests.runs import (
+    assert_same_results,
+    committed_in,
+    grants_of,
+    log_of,
+    resume_inline,
+    run_inline,
+    small_spec,
+)
+from workers import pipeline
+from workers.ledger import Ledger
+
+pytestmark = pytest.mark.ray
+
+
+def long_spec() -> JobSpec:
+    """Items of about a second, so that a kill finds them at work."""
+    return small_spec(
+        data={"uri": "shapes?size=1500&seed=2"},
+        layers=["relu3", "relu4"],
+        analyses=[{"kind": "top"}, {"kind": "projection", "units": {"sample": 0.5}}],
+        compute={"workers": 2, "gpus_per_worker": 0.0, "shard_size": 300, "batch_size": 16},
+    )
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    url = tmp_path_factory.mktemp("calm") / "run"
+    run_inline(
+        small_spec(**{**long_spec().to_json(), "compute": {"shard_size": 300, "batch_size": 16}}),
+        url,
+    )
+    return url
+
+
+def held_leases(url: Path) -> list[dict[str, Any]]:
+    """Leases granted and, as far as the log tells, neither committed nor lost; oldest first."""
+    held: dict[str, dict[str, Any]] = {}
+    for event in log_of(url):
+        if event["event"] == "granted":
+            held[event["worker"]] = event
+        elif event["event"] in ("committed", "lost", "replaced"):
+            held.pop(event["worker"], None)
+    return list(held.values())
+
+
+class Strike:
+    """Sends a signal, once, to the worker that was granted the newest lease of a stage."""
+
+    def __init__(self, url: Path, stage: str, number: signal.Signals, after: int) -> None:
+        self.url, self.stage, self.number = url, stage, number
+        self.after = after
+        """Items of the stage that are committed before it strikes."""
+        self.hit: dict[str, Any] | None = None
+
+    def __call__(self) -> None:
+        done = [item for item in committed_in(self.url) if item.startswith(self.stage)]
+        held = [lease for lease in held_leases(self.url) if lease["item"].startswith(self.stage)]
+        if self.hit is None and len(done) >= self.after and held:
+            self.hit = held[-1]
+            os.kill(self.hit["pid"], self.number)
+
+    def assert_it_hit(self) -> None:
+        """The lease was granted again, to another worker, and committed by that attempt alone."""
+        assert self.hit is not None, f"no worker held a lease of the {self.stage}"
+        item, first = self.hit["item"], self.hit["attempt"]
+        granted = [e for e in log_of(self.url) if e["event"] == "granted" and e["item"] == item]
+        assert [e["attempt"] for e in granted] == [*range(1, first + 1), first + 1]
+        assert granted[-1]["pid"] != self.hit["pid"]
+        committed = [e for e in log_of(self.url) if e["event"] == "committed" and e["item"] == item]
+        assert [e["attempt"] for e in committed] == [first + 1]
+        replaced = [e["worker"] for e in log_of(self.url) if e["event"] == "replaced"]
+        assert self.hit["worker"] in replaced
+
+
+def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_bits(
+    ray_cluster: str, calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.executors.ray import RayExecutor
+
+    # A worker that is stopped makes no progress; ten minutes are too long for a test.
+    monkeypatch.setattr(pipeline, "Ledger", partial(Ledger, patience=6.0))
+    url = tmp_path / "run"
+    strikes = [
+        Strike(url, "scan/", signal.SIGKILL, after=1),
+        Strike(url, "projection/", signal.SIGKILL, after=0),
+        Strike(url, "projection/", signal.SIGSTOP, after=1),
+    ]
+
+    def observe(_: pipeline.Advance) -> None:
+        for strike in strikes:
+            strike()
+
+    spec = long_spec()
+    job, run = pipeline.create(spec, str(url))
+    pipeline.execute(job, run, RayExecutor(spec.compute), observe)
+    for strike in strikes:
+        strike.assert_it_hit()
+    hit = {strike.hit["item"] for strike in strikes if strike.hit}
+    assert {n for item, n in grants_of(url).items() if item not in hit} == {1}
+    assert_same_results(calm, url)
+
+
+DRIVER = """
+import sys
+from deconvoy.spec import JobSpec
+from workers import pipeline
+from workers.executors.ray import RayExecutor
+
+verb, url, address, spec = sys.argv[1:]
+if verb == "create":
+    job, run = pipeline.create(JobSpec.parse(__import__("json").loads(spec)), url)
+else:
+    job, run = pipeline.reopen(url)
+executor = RayExecutor(job.spec.compute, address)
+pipeline.execute(job, run, executor, lambda advance: None)
+"""
+
+
+def kill_driver(verb: str, url: Path, address: str, when: Callable[[], bool]) -> list[int]:
+    """Start a driver in a process of its own, on the cluster; SIGKILL it when it is time.
+
+    Returns:
+        The process ids of its workers.
+    """
+    spec = long_spec().model_dump_json()
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, verb, str(url), address, spec],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    before = len(log_of(url))
+    try:
+        while not when():
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.communicate()
+    return [event["pid"] for event in log_of(url)[before:] if event["event"] == "ready"]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"workers {pids} outlive their driver"
+        time.sleep(0.1)
+
+
+def test_a_driver_killed_in_the_scan_and_again_in_the_projection_goes_on_to_the_same_bits(
+    ray_cluster: str, calm: Path, tmp_path: Path
+) -> None:
+    url = tmp_path / "run"
+
+    def at_work_on(stage: str) -> bool:
+        done = any(item.startswith(stage) for item in committed_in(url))
+        return done and any(lease["item"].startswith(stage) for lease in held_leases(url))
+
+    pids = kill_driver("create", url, ray_cluster, lambda: at_work_on("scan/"))
+    wait_until_gone(pids)
+    scanned = committed_in(url)
+    assert 0 < len(scanned) < 5
+
+    pids = kill_driver("resume", url, ray_cluster, lambda: at_work_on("projection/"))
+    wait_until_gone(pids)
+    finished = committed_in(url)
+    assert scanned < finished
+
+    resume_inline(url)
+    assert {item for item in finished if grants_of(url)[item] != 1} <= retried(url)
+    assert_same_results(calm, url)
+
+
+def retried(url: Path) -> set[str]:
+    """Items whose first lease died with the first driver, so that the second granted them anew."""
+    granted: dict[str, set[str]] = {}
+    for event in log_of(url):
+        if event["event"] == "granted":
+            granted.setdefault(event["item"], set()).add(event["pid"])
+    return {item for item, pids in granted.items() if len(pids) > 1}
