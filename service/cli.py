@@ -368,13 +368,13 @@ def _print_plan(planned: dict[str, Any]) -> None:
     out.print(_layer_table([{**layer, "layer": layer["name"]} for layer in planned["layers"]]))
 
 
-def _parts(values: dict[str, float], shown: Callable[[float], str]) -> str:
+def _parts(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
     """The total, then what it is made of."""
     parts = ", ".join(f"{name} {shown(v)}" for name, v in values.items() if name != "total")
     return f"about {shown(values['total'])} ({parts})"
 
 
-def _amount(size: float) -> str:
+def _amount(size: Any) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

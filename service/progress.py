@@ -106,7 +106,7 @@ class _Lines:
         return f"{line}, {rate:,.1f}/s, about {span(left)} left"
 
 
-def span(seconds: float) -> str:
+def span(seconds: float | int) -> str:
     """Seconds, for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"

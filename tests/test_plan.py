@@ -86,7 +86,7 @@ def test_the_bytes_are_those_of_the_run(every_layer: Foretold, tmp_path: Path) -
 
 
 def test_the_bytes_of_a_run_without_pictures_are_foretold_too(tmp_path: Path) -> None:
-    told = foretold(small_spec(**TOP_ONLY, data={"uri": "shapes?size=200"}))
+    told = foretold(small_spec(**TOP_ONLY, data={"uri": "shapes?size=120"}))
     run_inline(told.job.spec, tmp_path / "run")
     assert within_a_fifth(told.plan.bytes["total"], RunStore(tmp_path / "run").bytes_used())
     assert told.plan.bytes["patch"] == told.plan.bytes["projection"] == told.plan.projections == 0
@@ -140,17 +140,14 @@ def test_the_plan_says_all_there_is_to_know_before_a_run(every_layer: Foretold) 
     assert told["layers"][-1]["receptive_field"]["whole_image"] is True
 
 
-def test_work_is_counted_in_multiply_adds_of_the_graph() -> None:
-    work = works_of(settle(small_spec(**TOP_ONLY)))
+def test_work_is_counted_in_multiply_adds_of_the_graph(every_layer: Foretold) -> None:
+    work = works_of(every_layer.job)
+    second = every_layer.job.layers[1]
     first = 32 * 32 * 32 * (3 * 7 * 7)  # places × filters × taps
     assert work["relu1"] == first
-    assert work["relu2"] == first + 64 * 8 * 8 * (32 * 5 * 5) * _places_of_relu2() // 64
+    assert work["relu2"] == first + second.height * second.width * 64 * (32 * 5 * 5)
     assert work["logits"] == work["relu7"] + 256 * 10
-
-
-def _places_of_relu2() -> int:
-    layer = next(one for one in settle(small_spec(**TOP_ONLY)).layers if one.name == "relu2")
-    return layer.height * layer.width
+    assert every_layer.plan.multiply_adds_per_image == work["logits"]
 
 
 def test_a_layer_that_cannot_be_projected_is_listed_with_its_obstacle(tmp_path: Path) -> None:

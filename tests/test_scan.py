@@ -66,17 +66,22 @@ def shard_scan(network: Network, k: int = 9, floor: Tensor | None = None) -> Sha
 
 
 def scanned(
-    network: Network, images: Tensor, ids: Sequence[int], batch: int, **options: object
+    network: Network,
+    images: Tensor,
+    ids: Sequence[int],
+    batch: int,
+    k: int = 9,
+    floor: Tensor | None = None,
+    filling: float = 50.0,
 ) -> ShardScan:
-    """Scan in batches of one size, the last one filled up with garbage that is not valid."""
-    scan = shard_scan(network, **options)  # type: ignore[arg-type]
+    """Scan in batches of one size, the last one filled up with rows that are not valid."""
+    scan = shard_scan(network, k, floor)
     for start in range(0, len(images), batch):
         rows = images[start : start + batch]
         some = torch.tensor(ids[start : start + batch])
         missing = batch - len(rows)
-        garbage = torch.full((missing, *images.shape[1:]), math.nan)
         scan.add(
-            torch.cat([rows, garbage]),
+            torch.cat([rows, torch.full((missing, *images.shape[1:]), filling)]),
             torch.cat([some, torch.zeros(missing, dtype=torch.int64)]),
             torch.arange(batch) < len(rows),
         )
@@ -278,7 +283,9 @@ def test_how_batches_are_cut_leaves_no_trace(name: str, cuts: list[int]) -> None
 def test_lanes_leave_no_trace(lane_of_batch: list[int]) -> None:
     case = networks.TINY["sum_with_projection"]
     network = Network(case.model().float(), case.shape)
-    batches = batches_of([4, 8, 12, 16, 20], case.images(24).float())
+    images = case.images(24).float()
+    images *= 10.0 ** torch.arange(24)[:, None, None, None].remainder(19)  # the order shows
+    batches = batches_of([4, 8, 12, 16, 20], images)
     alone = shard_scan(network)
     lanes = [shard_scan(network) for _ in range(3)]
     for batch, lane in zip(batches, lane_of_batch, strict=True):
@@ -345,10 +352,12 @@ def test_sums_are_numpys_over_the_oracles_maxima(name: str) -> None:
         assert sums.histogram[unit].tolist() == in_bin.sum(0).tolist()
 
 
-def test_filled_up_rows_are_counted_nowhere() -> None:
+@pytest.mark.parametrize("filling", [50.0, -50.0, 0.0, math.nan, math.inf])
+def test_filled_up_rows_are_counted_nowhere(filling: float) -> None:
     network = Network(whole(WHOLE["maps"]), SHAPE)
     images, ids = pictures(5), spread(5)
-    exact, filled = scanned(network, images, ids, 5), scanned(network, images, ids, 64)
+    exact = scanned(network, images, ids, 5)
+    filled = scanned(network, images, ids, 64, filling=filling)
     assert same(exact.hits(), filled.hits())
     for name in ("maxima", "active", "histogram"):
         assert np.array_equal(getattr(exact.sums(), name), getattr(filled.sums(), name)), name

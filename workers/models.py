@@ -38,6 +38,7 @@ IMAGENET = Transform(resize=256, crop=224)
 """What a model gets that says nothing of its own."""
 
 WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "ema", "net")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
 PREFIXES = ("module.", "model.", "_orig_mod.")
 
 
@@ -307,7 +308,7 @@ def _call(factory: Factory, spec: ModelSpec) -> nn.Module:
 def _torchvision_weights(spec: ModelSpec) -> Any | None:
     """The torchvision weights entry a spec names, if it names one."""
     kind, _, name = spec.name.partition("/")
-    if kind != "torchvision" or spec.weights is None or Path(spec.weights).suffix:
+    if kind != "torchvision" or spec.weights is None or _names_a_file(spec.weights):
         return None
     entries = torchvision.models.get_model_weights(name)
     wanted = spec.weights.rpartition(".")[2]
@@ -317,6 +318,11 @@ def _torchvision_weights(spec: ModelSpec) -> Any | None:
             f"{name}; or give a file."
         )
     return entries[wanted]
+
+
+def _names_a_file(weights: str) -> bool:
+    """Not ``DEFAULT``, ``IMAGENET1K_V1`` or ``SqueezeNet1_1_Weights.IMAGENET1K_V1``."""
+    return Path(weights).suffix in WEIGHTS_SUFFIXES or "/" in weights or Path(weights).exists()
 
 
 def _state_of(preset: Any) -> dict[str, Tensor]:

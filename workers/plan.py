@@ -7,7 +7,7 @@ leases.  Nothing of the pilot stays.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -149,10 +149,10 @@ def require_room(job: Job, run: RunStore) -> None:
     if most_bytes(job) <= free:
         return
     needed = plan(job, run.url).bytes["total"]
-    if needed > free:
+    if needed > 2 * free:
         raise DiskTooSmall(
-            f"The run needs about {_amount(needed)}, but {run.url!r} has room for "
-            f"{_amount(free)}: free some space or choose another --out; or store less by a "
+            f"The run needs about {_amount(float(needed))}, but {run.url!r} has room for "
+            f"{_amount(float(free))}: free some space or choose another --out; or store less by a "
             "smaller storage.max_side, fewer analyses.projection.layers, or a sample of their "
             "units (units: {sample: 0.1})."
         )
@@ -262,7 +262,7 @@ class _Forecast:
         """Pictures one worker decodes for its projections; what fits in its cache but once."""
         side = self.job.packed.transform.crop
         asked = sum(cost.images for cost in self.costs) / self.crew.workers
-        everything = len(self.job.listing)
+        everything = float(len(self.job.listing))
         return min(asked, everything) if everything <= CACHE_BYTES // (3 * side**2) else asked
 
     def _cost(self, item: ProjectionItem) -> _ItemCost:
@@ -289,13 +289,14 @@ class _Forecast:
         # A lease measured too short by a hiccup must not make projections free.
         return max(each, 0.1 * sample.seconds / busiest) * sample.images / sample.hits
 
-    def _interpolated(self, layer: Layer, value: Any) -> float:
+    def _interpolated(self, layer: Layer, value: Callable[[LayerSample], float]) -> float:
         """A number measured at some layers, at this one: between those next to it in work."""
         samples = self.pilot.samples
         if not samples:
             return 0.0
         works = [sample.work for sample in samples]
-        return float(np.interp(self.work[layer.name], works, [value(s) for s in samples]))
+        values = [value(sample) for sample in samples]
+        return float(np.interp(self.work[layer.name], works, values))
 
     # Hits -------------------------------------------------------------------------------------
 
@@ -309,7 +310,7 @@ class _Forecast:
             units = job.index.units_of(number)
             if layer.rectified:
                 active = self.pilot.fold.sums.active[units]
-                rate = np.where(active > 0, active, _waking(active) / 2) / seen
+                rate = np.where(active > 0, active, 1) / seen
                 expected[units] = np.minimum(expected[units], rate * images)
         return expected
 
@@ -351,7 +352,7 @@ class _Forecast:
         patch, projection = _raw_bytes(self.job, cost.item.layer)
         share = cost.hits / self.job.k
         return (
-            share * patch * self._interpolated(cost.item.layer, lambda s: s.patch),
+            1.5 * share * patch * self._interpolated(cost.item.layer, lambda s: s.patch),
             share * projection * self._interpolated(cost.item.layer, lambda s: s.projection),
         )
 
@@ -407,7 +408,7 @@ def _makespan(leases: Iterable[float], workers: int) -> float:
     busy = [0.0] * workers
     for seconds in leases:
         busy[busy.index(min(busy))] += seconds
-    return max(busy)
+    return sum(busy)
 
 
 def _raw_bytes(job: Job, layer: Layer) -> tuple[int, int]:

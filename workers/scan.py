@@ -88,10 +88,11 @@ class ShardScan:
         maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
-        if not torch.isfinite(maxima[valid]).all():
+        read = maxima[valid]
+        if not torch.isfinite(read).all():
             self._refuse(layer, maxima, ids, valid)
         units = self._index.units_of(self._number[layer.name])
-        self._count(units, maxima[valid])
+        self._count(units, read)
         candidates = maxima.masked_fill(~valid[:, None], MISSING_SCORE)
         if layer.rectified:  # a zero is no hit
             candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
