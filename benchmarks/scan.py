@@ -32,10 +32,10 @@ K = 9
 TARGET = 0.9
 
 
-TURNS = (3, 9)
+TURNS = (3, 15)
 """At least and at most; between them a model is measured for ``MODEL_SECONDS``."""
 
-MODEL_SECONDS = 60.0
+MODEL_SECONDS = 45.0
 
 
 @dataclass(frozen=True)

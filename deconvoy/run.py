@@ -68,13 +68,13 @@ class Unit:
 
     def _pictures(self, name: str) -> Any:
         group = self._run.layer_group(self.layer)
-        if "projected" not in group or not _array(group, "projected")[self.index]:
+        if "projected" not in group or not _read(group, "projected", self.index):
             raise RunNotFound(
                 f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
                 "it was not projected (yet). Name its layer in analyses.projection.layers; "
                 f"the run is {self._run.status}."
             )
-        return _array(group, name)[self.index]
+        return _read(group, name, self.index)
 
     @property
     def pictures(self) -> UnitPictures:
@@ -164,7 +164,7 @@ class Run:
             raise RunNotFound(
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
-        tables = {n: np.asarray(_array(group, n)[index]) for n in _HIT_TABLES}
+        tables = {n: _read(group, n, index) for n in _HIT_TABLES}
         labels = tuple(self.class_name(i) for i in self.labels_of(tables["image"].tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
@@ -187,7 +187,7 @@ class Run:
                     "field_stride": field["stride"],
                     "field_offset": field["offset"],
                     "whole_image": field["whole_image"],
-                    "dead_units": int((np.asarray(_array(group, "image")[:, 0]) < 0).sum()),
+                    "dead_units": int((_read(group, "image", np.s_[:, 0]) < 0).sum()),
                     "projected_units": len(self.projected_units(name)),
                 }
             )
@@ -201,7 +201,7 @@ class Run:
 
     def _hits_of(self, layer: str) -> pa.Table:
         group = self.layer_group(layer)
-        tables = {name: np.asarray(_array(group, name)[:]) for name in _HIT_TABLES}
+        tables = {name: _read(group, name) for name in _HIT_TABLES}
         unit, rank = (tables["image"] >= 0).nonzero()
         image = tables["image"][unit, rank]
         position, box = tables["position"][unit, rank], tables["box"][unit, rank]
@@ -255,7 +255,7 @@ class Run:
         group = self.layer_group(layer)
         if "projected" not in group:
             return []
-        units: list[int] = np.flatnonzero(np.asarray(_array(group, "projected")[:])).tolist()
+        units: list[int] = np.flatnonzero(_read(group, "projected")).tolist()
         return units
 
     def class_name(self, label: int | None) -> str:
@@ -307,6 +307,23 @@ def _array(group: zarr.Group, name: str) -> Any:
         return group[name]
     except KeyError:
         raise RunNotFound(f"{group.path or 'the run'} has no array {name!r}.") from None
+
+
+def _read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
+    """A part of an array.
+
+    Raises:
+        RunNotFound: no such array.
+        RunUnreadable: its bytes do not have the checksum they were written with.
+    """
+    array = _array(group, name)
+    try:
+        return np.asarray(array[selection])
+    except (RuntimeError, ValueError, OSError) as error:  # each codec raises its own
+        raise RunUnreadable(
+            f"The array {array.path!r} is broken ({error}): copy it again from where it is whole, "
+            "or make the run anew."
+        ) from error
 
 
 def open(url: str | os.PathLike[str]) -> Run:

@@ -88,7 +88,7 @@ def test_our_own_torchvisions_and_installed_models_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("torchvision/resnet81", "did you mean torchvision/resnet101"),
+        ("torchvision/resnet81", "did you mean torchvision/resnet18 or"),
         ("resnet18", "did you mean torchvision/resnet18"),
         ("deconvoy/alexnet", "our own are zfnet, zfnet_small"),
         ("python/no_such_module:net", "'no_such_module' cannot be imported"),

@@ -7,8 +7,10 @@ test; what did is printed (``pytest -s``).
 import csv
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 import deconvoy
 from deconvoy.spec import ComputeSpec, JobSpec, Transform
 from tests import reference
+from tests.runs import assert_same_results, ignore, run_inline
 from tests.shared_data import DATA, SHARED, needs_shared
 from workers import pipeline
 from workers.deconvnet import project
@@ -246,3 +249,21 @@ def test_normalisation_is_torchvisions() -> None:
     ours = normalise(pixels[None], Transform(resize=256, crop=224))[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
+
+@pytest.mark.slow
+@pytest.mark.skipif("DECONVOY_LONG" not in os.environ, reason="minutes: set DECONVOY_LONG=1")
+def test_a_tenth_of_squeezenet_has_the_same_bits_inline_and_on_one_two_and_three_workers(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    fields = {
+        "model": MODELS["squeezenet1_1"],
+        "data": {"uri": str(PHOTOGRAPHS), "limit": 150},
+        "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"sample": 0.1}}],
+    }
+    cut = {"shard_size": 32, "gpus_per_worker": 0.0}
+    run_inline(JobSpec.parse({**fields, "compute": cut}), tmp_path / "inline")
+    for workers in (1, 2, 3):
+        spec = JobSpec.parse({**fields, "compute": {**cut, "workers": workers}})
+        job, store = pipeline.create(spec, str(tmp_path / str(workers)))
+        pipeline.execute(job, store, RayExecutor(spec.compute), ignore)
+        assert_same_results(tmp_path / "inline", tmp_path / str(workers))

@@ -453,8 +453,8 @@ def test_a_worker_that_is_stopped_gives_up_its_lease_within_a_batch(tmp_path: Pa
     executor.submit("inline", ScanLease("scan/all", job.listing.refs(0, 40) * 1000, floor, 1))
     executor.wait(1.0)
     executor.shutdown()  # would last minutes otherwise
-    (raised,) = [r for r in executor.wait(0.0) if isinstance(r, pipeline.Raised)]
-    assert "told to stop" in str(raised.error)
+    reports = executor.wait(0.0)
+    assert [type(r) for r in reports if not isinstance(r, pipeline.Moved)] == [pipeline.Raised]
 
 
 @pytest.mark.parametrize("where", ["a marker", "the images table", "a table of a layer"])

@@ -214,8 +214,6 @@ def _labels_of_file(
     known = set(uris)
     labels: dict[str, int] = {}
     for uri, label in rows.items():
-        if label in ("", "None"):  # this image has none
-            continue
         index = int(label) if label.isdecimal() else output_of.get(label)
         if index is None or not 0 <= index < outputs:
             raise RequestError(

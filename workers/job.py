@@ -23,7 +23,7 @@ from deconvoy.spec import Ids, JobSpec, ProjectionSpec
 from workers.datasets import Listing, list_images
 from workers.graph import Layer, Network
 from workers.leases import Assignment
-from workers.models import PackedModel, pack
+from workers.models import PackedModel, first_line, pack
 from workers.topk import UnitIndex
 from workers.writer import units_per_item
 
@@ -216,7 +216,7 @@ def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
             raise
         raise ModelUnsupported(
             f"{packed.name} does not run on images of 3 × {side} × {side}: "
-            f"{str(error).splitlines()[0]}. Set data.transform to the size it was made for."
+            f"{first_line(error)}. Set data.transform to the size it was made for."
         ) from error
 
 

@@ -134,12 +134,18 @@ def read_weights(path: str, key: str = "auto") -> dict[str, Tensor]:
         raise
     except Exception as error:  # each format fails with errors of its own
         raise RequestError(
-            f"model.weights {path!r} cannot be read as tensors ({str(error).splitlines()[0]}): "
+            f"model.weights {path!r} cannot be read as tensors ({first_line(error)}): "
             "save a state_dict with safetensors or torch.save; whole pickled models are refused, "
             "since loading one runs its code."
         ) from error
     tensors = _strip_prefixes(tensors, path)
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in short; its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _state_in(content: Any, path: str, key: str) -> dict[str, Tensor]:

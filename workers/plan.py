@@ -149,7 +149,7 @@ def require_room(job: Job, run: RunStore) -> None:
     if most_bytes(job) <= free:
         return
     needed = plan(job, run.url).bytes["total"]
-    if needed > 2 * free:
+    if needed > free:
         raise DiskTooSmall(
             f"The run needs about {_amount(float(needed))}, but {run.url!r} has room for "
             f"{_amount(float(free))}: free some space or choose another --out; or store less by a "
@@ -310,7 +310,7 @@ class _Forecast:
             units = job.index.units_of(number)
             if layer.rectified:
                 active = self.pilot.fold.sums.active[units]
-                rate = np.where(active > 0, active, 1) / seen
+                rate = np.where(active > 0, active, _waking(active) / 2) / seen
                 expected[units] = np.minimum(expected[units], rate * images)
         return expected
 
@@ -352,7 +352,7 @@ class _Forecast:
         patch, projection = _raw_bytes(self.job, cost.item.layer)
         share = cost.hits / self.job.k
         return (
-            1.5 * share * patch * self._interpolated(cost.item.layer, lambda s: s.patch),
+            share * patch * self._interpolated(cost.item.layer, lambda s: s.patch),
             share * projection * self._interpolated(cost.item.layer, lambda s: s.projection),
         )
 
@@ -408,7 +408,7 @@ def _makespan(leases: Iterable[float], workers: int) -> float:
     busy = [0.0] * workers
     for seconds in leases:
         busy[busy.index(min(busy))] += seconds
-    return sum(busy)
+    return max(busy)
 
 
 def _raw_bytes(job: Job, layer: Layer) -> tuple[int, int]:
