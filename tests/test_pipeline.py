@@ -375,12 +375,23 @@ class Shuffled(InlineExecutor):
         return super().wait(60.0)
 
 
-def test_shards_committed_out_of_order_fold_in_order(calm: Path, tmp_path: Path) -> None:
+def test_shards_committed_out_of_order_fold_in_order(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folded: list[str] = []
+    add = pipeline.Fold.add
+
+    def spy(self: pipeline.Fold, partial: Partial) -> None:
+        folded.append(str(partial.hits.image.max() // 8))  # eight images a shard
+        add(self, partial)
+
+    monkeypatch.setattr(pipeline.Fold, "add", spy)
     url = tmp_path / "run"
     job, run = pipeline.create(small_spec(), str(url))
     pipeline.execute(job, run, Shuffled(), ignore)
     order = [e["item"] for e in log_of(url) if e["event"] == "committed"]
     assert order != sorted(order), "the shards came in order, so nothing was tested"
+    assert folded == ["0", "1", "2", "3", "4"]
     assert_same_results(calm, url)
 
 

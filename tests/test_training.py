@@ -258,6 +258,7 @@ def test_drawn_shapes_are_the_rendered_ones(forty: tuple[Tensor, Tensor]) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_zfnet_small_learns_shapes_and_its_first_filters_become_smooth() -> None:
     """At least 90 % on another seed; filters whose neighbours agree, not the noise of the start."""
     torch.manual_seed(0)
