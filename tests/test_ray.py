@@ -41,8 +41,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return url
 
 
-# Two workers are those of the test with two GPUs: each costs five seconds to start.
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_any_number_of_workers_gives_the_bits_of_the_inline_executor(
     ray_cluster: str, inline: Path, tmp_path: Path, workers: int
 ) -> None:
