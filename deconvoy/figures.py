@@ -404,15 +404,6 @@ def figure2(
     return image
 
 
-def pages(
-    units: Sequence[UnitPictures], per_page: int = 16
-) -> tuple[tuple[UnitPictures, ...], ...]:
-    """The units in order, cut into pages for `figure2`."""
-    if per_page < 1:
-        raise RequestError(f"per_page is {per_page}; a page holds at least one unit.")
-    return tuple(tuple(units[start : start + per_page]) for start in range(0, len(units), per_page))
-
-
 def _page(
     units: Sequence[UnitPictures],
     title: str | None,

@@ -23,7 +23,7 @@ from zarr.errors import BaseZarrError
 
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
-from deconvoy.schema import FORMAT, layer_path
+from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 
@@ -46,7 +46,7 @@ class Unit:
     window: Int32[np.ndarray, "rank y0x0y1x1"]
     """What the pictures show, unclipped."""
     labels: tuple[str, ...]
-    """Class names of the images; empty strings where unknown."""
+    """Class names of the images, predicted ones if ``Run.labels`` says so; empty where unknown."""
     _run: "Run"
 
     @property
@@ -127,6 +127,12 @@ class Run:
         return tuple(self.attributes["classes"])
 
     @property
+    def labels(self) -> str:
+        """What the labels of hits are: ``true`` classes, or where the data carries none the
+        ``predicted`` ones."""
+        return str(self.attributes["labels"])
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """In execution order."""
         return tuple(self.attributes["layers"])
@@ -165,7 +171,7 @@ class Run:
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
         tables = {n: _read(group, n, index) for n in _HIT_TABLES}
-        labels = tuple(self.class_name(i) for i in self.labels_of(tables["image"].tolist()))
+        labels = tuple(map(self.class_name, _read(group, "label", index).tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
     def layers(self) -> pa.Table:
@@ -204,6 +210,7 @@ class Run:
         tables = {name: _read(group, name) for name in _HIT_TABLES}
         unit, rank = (tables["image"] >= 0).nonzero()
         image = tables["image"][unit, rank]
+        label = _read(group, "label")[unit, rank]
         position, box = tables["position"][unit, rank], tables["box"][unit, rank]
         images = self.images()
         row = np.searchsorted(images.column("id").to_numpy(), image)
@@ -214,7 +221,7 @@ class Run:
             "score": tables["score"][unit, rank],
             "image_id": image,
             "uri": images.column("uri").take(pa.array(row)),
-            "label": images.column("label").take(pa.array(row)),
+            "label": pa.array(label, mask=label == MISSING_LABEL),
             "y": position[:, 0],
             "x": position[:, 1],
             "y0": box[:, 0],
@@ -238,18 +245,6 @@ class Run:
             raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
         return pa.concat_tables(parts)
 
-    def labels_of(self, ids: Sequence[int]) -> list[int | None]:
-        """Output indices of the images' true classes; None where unknown (or no such image)."""
-        images = self.images()
-        known = images.column("id").to_numpy()
-        labels = images.column("label")
-        found = []
-        for image_id in ids:
-            row = int(np.searchsorted(known, image_id))
-            there = row < len(known) and known[row] == image_id
-            found.append(labels[row].as_py() if there else None)
-        return found
-
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
         group = self.layer_group(layer)
@@ -259,8 +254,8 @@ class Run:
         return units
 
     def class_name(self, label: int | None) -> str:
-        """Name of an output; empty for None."""
-        if label is None:
+        """Name of an output; empty for None and ``MISSING_LABEL``."""
+        if label is None or label == MISSING_LABEL:
             return ""
         return self.classes[label] if label < len(self.classes) else f"class {label}"
 

@@ -7,9 +7,10 @@ Axes: ``unit`` a feature map or neuron; ``rank`` 0 is the strongest hit; ``yx`` 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float64
 
 FORMAT = "deconvoy-run/1"
@@ -17,6 +18,7 @@ FORMAT = "deconvoy-run/1"
 
 MISSING_SCORE = float("-inf")
 MISSING_IMAGE = -1
+MISSING_LABEL = -1
 
 PAD_PIXEL = 128
 """Stored patches show this grey where their window reaches beyond the image."""
@@ -54,6 +56,15 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
         fill=MISSING_IMAGE,
     ),
     ArrayField(
+        "label",
+        ("unit", "rank"),
+        "int64",
+        "output index",
+        "true class of the hit's image, or the predicted one where the data carries no labels (the "
+        "root attribute `labels` says which); −1 where unknown",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
         "position",
         ("unit", "rank", "yx"),
         "int32",
@@ -81,8 +92,7 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
         ("unit", "rank", "y", "x", "channel"),
         "uint8",
         "0–255",
-        "the preprocessed image in the window, before normalisation; "
-        f"{PAD_PIXEL} beyond the image",
+        f"the preprocessed image in the window, before normalisation; {PAD_PIXEL} beyond the image",
         pictures=True,
     ),
     ArrayField(
@@ -143,6 +153,11 @@ IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+def images_schema() -> pa.Schema:
+    """The columns of the images table with their types."""
+    return pa.schema([(name, pa.type_for_alias(dtype)) for name, dtype, _ in IMAGE_COLUMNS])
+
+
 def histogram_edges() -> Float64[np.ndarray, " edge"]:
     """Edges of the histogram of image maxima: two bins an octave, mirrored, ±2⁻⁸ … ±2¹².
 
@@ -159,11 +174,6 @@ def layer_path(layer: str) -> str:
     """Path of a layer's group below the run; the name is escaped, so it can never leave it."""
     escaped = quote(layer, safe="")
     return "layers/" + (escaped if escaped.strip(".") else escaped.replace(".", "%2E"))
-
-
-def layer_of_path(path: str) -> str:
-    """The layer name behind a group's path."""
-    return unquote(path.removeprefix("layers/"))
 
 
 def image_part_path(part: int) -> str:
@@ -223,7 +233,8 @@ The log is for people; the driver never reads it.
 ## Attributes of the root group
 
 `format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`), `layers` (names in
-execution order), `provenance` (model and weights sha256, fingerprint of the listing, transform,
-batch size, dtype, layout, device, library versions), `results` (top-1, images read and skipped).
+execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
+`predicted`: it has none, so a hit's label is the predicted class), `provenance` (model and weights
+sha256, fingerprint of the listing, transform, batch size, dtype, layout, device, library versions),
+`results` (top-1, images read and skipped).
 """
-

@@ -14,7 +14,7 @@ from pathlib import Path
 import zarr
 from zarr.storage import LocalStore
 
-from deconvoy.errors import RequestError, RunBusy, RunNotFound
+from deconvoy.errors import DiskTooSmall, RequestError, RunBusy, RunNotFound
 
 
 class RunStore:
@@ -96,6 +96,13 @@ class RunStore:
         if mode == "w-":
             return zarr.create_group(store)
         return zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
+
+    def refused(self, error: OSError) -> DiskTooSmall:
+        """What to raise where the disk takes no more."""
+        return DiskTooSmall(
+            f"Writing to {self.url!r} failed: {error.strerror or error}. Everything committed is "
+            f"intact; make room or mend it, then `deconvoy resume {self.url}`."
+        )
 
     @contextmanager
     def driver_lock(self) -> Iterator[None]:

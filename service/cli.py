@@ -8,19 +8,18 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import deconvoy
 from deconvoy import figures
 from deconvoy.errors import DeconvoyError, RequestError
-from service import launcher, progress
+from service import launcher, progress, tables
 from service.launcher import ExecutorName
 
 app = typer.Typer(
@@ -77,7 +76,7 @@ def demo(
     with progress.shown() as observe:
         found = launcher.demo(folder, observe=observe, say=_say)
     run = deconvoy.open(found["folder"].run)
-    out.print(f"\n{_summary(found)}")
+    out.print(f"\n{tables.summary(found)}")
     for layer in _projected(run):
         path = found["folder"].figures / f"{layer}.png"
         figures.save(_draw(run, layer, None), path)
@@ -155,7 +154,7 @@ def layers(
         _print_json(found)
         return
     out.print(f"{model} on {'×'.join(map(str, found['input']))} ({found['transform_from']})")
-    out.print(_layer_table(found["layers"]))
+    out.print(tables.of_layers(found["layers"]))
 
 
 @app.command()
@@ -277,30 +276,17 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
     if not results:
         out.print("No results yet: the scan is not done.")
         return
-    out.print(_summary(results))
+    out.print(tables.summary(results))
     rows = [dict(run_.layer_group(name).attrs.asdict()) for name in run_.layer_names]
-    found = run_.layers().to_pylist()
-    out.print(_layer_table(rows, found))
+    out.print(tables.of_layers(rows, run_.layers().to_pylist()))
 
 
 def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:
     rows = run_.table(layer).to_pylist()
     if as_json:
         _print_json(rows)
-        return
-    table = Table("unit", "score", "ninth", "labels of the nine", box=None)
-    by_unit: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_unit.setdefault(row["unit"], []).append(row)
-    units = run_.layer_group(layer).attrs["units"]
-    for unit in range(int(str(units))):
-        hits = by_unit.get(unit, [])
-        if not hits:
-            table.add_row(str(unit), "", "", "dead: no image activates it")
-            continue
-        labels = escape(", ".join(_counted([run_.class_name(hit["label"]) for hit in hits])))
-        table.add_row(str(unit), f"{hits[0]['score']:.4g}", f"{hits[-1]['score']:.4g}", labels)
-    out.print(table)
+    else:
+        out.print(tables.of_units(run_, layer, rows))
 
 
 def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None:
@@ -310,87 +296,17 @@ def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None
         _print_json(rows)
         return
     out.print(f"{layer}, unit {unit}{': dead, no image activates it' if found.dead else ''}")
-    table = Table("rank", "score", "label", "y, x", "box y0 x0 y1 x1", "image", box=None)
-    for row in rows:
-        box = " ".join(str(row[side]) for side in ("y0", "x0", "y1", "x1"))
-        label = run_.class_name(row["label"])
-        table.add_row(
-            str(row["rank"] + 1), f"{row['score']:.5g}", escape(label),
-            f"{row['y']}, {row['x']}", box, escape(row["uri"]),
-        )  # fmt: skip
-    out.print(table)
-
-
-def _counted(labels: Sequence[str]) -> list[str]:
-    counts = {label: labels.count(label) for label in labels if label}
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
-    return [f"{count}× {label}" for label, count in ordered]
-
-
-def _layer_table(layers_: list[Any], found: list[dict[str, Any]] | None = None) -> Table:
-    table = Table(box=None)
-    for heading in ("layer", "op", "units", "size", "field", "stride"):
-        left = heading in ("layer", "op")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
-    table.add_column("projectable" if found is None else "projected")
-    if found is not None:
-        table.add_column("dead", justify="right")
-    for number, layer in enumerate(layers_):
-        field = layer["receptive_field"]
-        size = "image" if field["whole_image"] else f"{field['size'][0]}×{field['size'][1]}"
-        stride = "" if field["stride"] is None else str(field["stride"][0])
-        row = [escape(layer["layer"]), layer["op"], f"{layer['units']:,}",
-               f"{layer['height']}×{layer['width']}", size, stride]  # fmt: skip
-        if found is None:
-            row.append("yes" if layer["projectable"] else f"no: {escape(layer['obstacle'])}")
-        else:
-            row += [f"{found[number]['projected_units']:,}", f"{found[number]['dead_units']:,}"]
-        table.add_row(*row)
-    return table
+    out.print(tables.of_hits(run_, rows))
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
-    transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
-    rows = {
-        "model": planned["model"],
-        "transform": f"resize {transform['resize']}, crop {transform['crop']} "
-        f"({planned['transform_from']})",
-        "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
-        f"{planned['batch_size']}; labels from {planned['labels_from']}",
-        "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
-        f"{planned['projections']:,} projections",
-        "workers": f"{planned['workers']} × {planned['threads']} threads",
-        "time": _parts(seconds, progress.span),
-        "storage": f"{_parts(sizes, _amount)}; {_amount(planned['free_bytes'])} free",
-    }
-    for name, value in rows.items():
-        out.print(f"{name:<11}{escape(value)}", soft_wrap=True)
-    out.print(_layer_table([{**layer, "layer": layer["name"]} for layer in planned["layers"]]))
-
-
-def _parts(values: dict[str, Any], shown: Callable[[Any], str]) -> str:
-    """The total, then what it is made of."""
-    parts = ", ".join(f"{name} {shown(v)}" for name, v in values.items() if name != "total")
-    return f"about {shown(values['total'])} ({parts})"
-
-
-def _amount(size: Any) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError
-
-
-def _summary(found: dict[str, Any]) -> str:
-    dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
-    skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
-    top1 = "" if found["top1"] is None else f"; top-1 {found['top1']:.1%}"
-    return f"{found['images']:,} images{skipped}{top1}; {found['units']:,} units{dead}"
+    for line in tables.plan_lines(planned):
+        out.print(line, soft_wrap=True)
+    out.print(tables.of_layers([{**layer, "layer": layer["name"]} for layer in planned["layers"]]))
 
 
 def _finish(url: str, found: dict[str, Any]) -> None:
-    out.print(f"{_summary(found)}\nDone: {url}. Next: deconvoy show {url}", soft_wrap=True)
+    out.print(f"{tables.summary(found)}\nDone: {url}. Next: deconvoy show {url}", soft_wrap=True)
 
 
 def _say(line: str) -> None:

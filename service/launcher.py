@@ -19,6 +19,7 @@ from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
 ExecutorName = Literal["ray", "inline"]
 Say = Callable[[str], None]
 
+
 @contextmanager
 def _extra(name: str, needed_for: str) -> Iterator[None]:
     """Turn a missing third-party package into a sentence that names its extra."""
@@ -124,7 +125,7 @@ def _say_job(job: Any, say: Say) -> None:
     say(
         f"transform  resize {transform.resize}, crop {transform.crop} ({job.packed.transform_from})"
     )
-    say(f"images     {len(job.listing):,}; labels from {job.listing.labels_from}")
+    say(f"images     {len(job.listing):,}; labels: {job.labels_from}")
 
 
 @contextmanager

@@ -29,9 +29,7 @@ def folder_of(root: Path, *uris: str) -> str:
     return str(root)
 
 
-def listed(
-    uri: str, classes: Sequence[str] = (), outputs: int = 10, **fields: object
-) -> Listing:
+def listed(uri: str, classes: Sequence[str] = (), outputs: int = 10, **fields: object) -> Listing:
     return list_images(DataSpec.model_validate({"uri": uri, **fields}), classes, outputs)
 
 

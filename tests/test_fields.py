@@ -186,5 +186,3 @@ def test_a_branch_of_one_position_is_repeated() -> None:
 def test_all_of_a_map_sees_no_pixel_that_its_strides_skip() -> None:
     skipping = through_window(AxisField.of_input(6), Window(1, 2, 0), 3)  # rows 0, 2, 4
     assert spans(through_everything(skipping, 2)) == [(0, 5), (0, 5)]
-
-

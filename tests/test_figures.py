@@ -19,7 +19,6 @@ from deconvoy.figures import (
     UnitPictures,
     figure2,
     hit_tile,
-    pages,
     save,
     signed_colours,
     signed_grey,
@@ -397,13 +396,6 @@ def test_scores_are_written_with_four_digits(score: float, text: str) -> None:
     assert figures._number(score) == text
 
 
-def test_pages_cut_units_in_order() -> None:
-    units = [unit_with(unit=unit) for unit in range(5)]
-    cut = pages(units, per_page=2)
-    assert [[pictures.unit for pictures in page] for page in cut] == [[0, 1], [2, 3], [4]]
-    assert pages([]) == ()
-
-
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -421,8 +413,6 @@ def test_a_wrong_request_is_named(wrong: dict[str, float], says: str) -> None:
 def test_a_figure_of_nothing_is_refused() -> None:
     with pytest.raises(RequestError, match="No units to draw"):
         figure2([])
-    with pytest.raises(RequestError, match="per_page is 0"):
-        pages([unit_with()], per_page=0)
 
 
 def test_labels_that_do_not_match_the_hits_are_refused() -> None:
@@ -477,7 +467,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
 
 def test_a_figure_loads_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys, deconvoy.figures; "
-        "sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
+        "import sys, deconvoy.figures; sys.exit(bool({'torch', 'matplotlib'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

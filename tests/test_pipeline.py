@@ -51,7 +51,7 @@ from tests.runs import (
     small_spec,
     write_photographs,
 )
-from workers import pipeline
+from workers import pipeline, shards
 from workers.executors import Executor, Lease
 from workers.executors.inline import InlineExecutor
 from workers.leases import ScanLease
@@ -163,6 +163,51 @@ def test_the_images_table_has_every_image_with_the_models_answer(calm: Path) -> 
     probability, predicted = logits.flatten(1).softmax(1).max(1)
     assert images["predicted"] == predicted.tolist()
     np.testing.assert_allclose(images["probability"], probability.numpy(), rtol=1e-5)
+
+
+def test_where_the_data_carries_no_labels_hits_are_labelled_by_the_predicted_class(
+    tmp_path: Path,
+) -> None:
+    photographs, url = tmp_path / "photographs", tmp_path / "run"
+    write_photographs(photographs, 20)  # in two folders: no fit for ten outputs
+    summary = run_inline(small_spec(data={"uri": str(photographs)}), url)
+    run = deconvoy.open(url)
+    assert summary["top1"] is None
+    assert run.labels == "predicted"
+    assert "the predicted class is used" in run.attributes["provenance"]["labels_from"]
+    images = run.images().to_pydict()
+    assert set(images["label"]) == {None}
+    predicted = dict(zip(images["id"], images["predicted"], strict=True))
+    rows = run.table().to_pylist()
+    assert [row["label"] for row in rows] == [predicted[row["image_id"]] for row in rows]
+
+
+def test_provenance_names_the_device_that_computed(calm: Path) -> None:
+    run = deconvoy.open(calm)
+    assert run.labels == "true"
+    assert run.attributes["provenance"]["device"] == ["cpu"]
+
+
+def test_a_cluster_without_a_free_worker_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Crowded(InlineExecutor):
+        waits = 0
+
+        def start(self, assignment_of: Any) -> None:
+            self._later = assignment_of
+
+        def wait(self, seconds: float) -> Any:
+            self.waits += 1
+            if self.waits == 4:
+                super().start(self._later)
+            return super().wait(0.01)
+
+    monkeypatch.setattr(pipeline, "SLOW_START_SECONDS", 0.0)
+    job, run = pipeline.create(small_spec(**ONE_MAP), str(tmp_path / "run"))
+    pipeline.execute(job, run, Crowded(), ignore)
+    told = [r.getMessage() for r in caplog.records if "No worker is ready" in r.getMessage()]
+    assert len(told) == 1
 
 
 def test_the_summary_is_returned_and_kept_in_the_run(tmp_path: Path) -> None:
@@ -316,7 +361,7 @@ def test_resuming_a_finished_run_computes_nothing_and_changes_no_bit(
 def test_compacted_markers_give_the_same_bits(
     calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "COMPACT_EVERY", 2)
+    monkeypatch.setattr(shards, "COMPACT_EVERY", 2)
     run_inline(small_spec(), tmp_path / "run")
     assert_same_results(calm, tmp_path / "run")
     kept = sorted(p.name for p in (tmp_path / "run/ledger/scan").iterdir())
@@ -327,7 +372,7 @@ def test_compacted_markers_give_the_same_bits(
 def test_a_driver_that_dies_around_a_compaction_goes_on_to_the_same_bits(
     calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "COMPACT_EVERY", 2)
+    monkeypatch.setattr(shards, "COMPACT_EVERY", 2)
     url = tmp_path / "run"
     job, run = pipeline.create(small_spec(), str(url))
     with power_cut_at(write, monkeypatch):
@@ -495,6 +540,23 @@ def test_a_full_disk_fails_the_job_with_everything_committed_intact(
     assert run.status == "failed"
     assert "No space left" in run.attributes["state"]["error"]
     assert run.images().num_rows >= 24
+    resume_inline(url)
+    assert_same_results(calm, url)
+
+
+def test_a_disk_that_is_full_where_the_worker_is_fails_the_job_at_the_first_attempt(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "run"
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("workers.actor.write_pictures", full)
+    with pytest.raises(JobFailed, match=f"projection/relu2.*No space left.*resume {url}"):
+        run_inline(small_spec(), url)
+    monkeypatch.undo()
+    assert grants_of(url)["projection/relu2/item-000000"] == 1
     resume_inline(url)
     assert_same_results(calm, url)
 

@@ -387,3 +387,15 @@ def test_a_weight_that_is_not_finite_names_the_first_layer_that_shows_it() -> No
         model.get_parameter("3.weight")[5, 0] = math.nan
     with pytest.raises(ActivationInvalid, match="Layer '4', unit 5: .* image 9 is nan"):
         scanned(Network(model, SHAPE), pictures(3), [9, 10, 11], 3)
+
+
+def test_an_image_with_a_name_is_named() -> None:
+    model = whole(WHOLE["neurons"])
+    with torch.no_grad():
+        model.get_parameter("3.weight")[5, 0] = math.nan
+    network = Network(model, SHAPE)
+    floor = torch.full((sum(layer.units for layer in network.layers),), -math.inf)
+    scan = ShardScan(network, network.layers, 3, floor)
+    with pytest.raises(ActivationInvalid, match=r"over image 7 \(b/c\.jpg\) is nan"):
+        ids, valid = torch.tensor([7, 8]), torch.tensor([True, True])
+        scan.add(pictures(2), ids, valid, ["b/c.jpg", "d.jpg"])

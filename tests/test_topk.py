@@ -171,9 +171,7 @@ def test_shards_fold_alike_in_any_order_and_twice(
     rows: list[Row], cuts: list[int], order: random.Random, k: int
 ) -> None:
     bounds = [0, *sorted(cuts), len(rows)]
-    shards = [
-        partial_of(*rows[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b
-    ]
+    shards = [partial_of(*rows[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b]
     expected = by_the_oracle(rows, k)
     assert lists_of(folded(*shards, k=k)) == expected
     order.shuffle(shards)

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
-from deconvoy.schema import image_part_path
+from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
@@ -193,7 +193,8 @@ class Actor:
                 pixels[row], valid[row] = picture.pixels, True
         device = self._device
         images = normalise(pixels.to(device), self._job.transform)
-        prediction = shard.add(images, ids.to(device), valid.to(device))
+        uris = [ref.uri for ref in refs]
+        prediction = shard.add(images, ids.to(device), valid.to(device), uris)
         return [
             _image_row(ref, picture, prediction, row)
             for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True))
@@ -232,7 +233,10 @@ class Actor:
         projected = np.zeros(shape[0], bool)
         projected[lease.units - lease.start] = True
         arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
-        write_pictures(self._run, lease.layer, lease.start, lease.stop, arrays)
+        try:
+            write_pictures(self._run, lease.layer, lease.start, lease.stop, arrays)
+        except OSError as error:  # another attempt would find the disk as it is
+            raise self._run.refused(error) from error
         return ProjectionResult(len(rows), images)
 
     def _groups(self, ids: Int64[np.ndarray, " hit"]) -> Iterator["_Group"]:
@@ -317,19 +321,5 @@ def _image_row(
     }
 
 
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("uri", pa.string()),
-        ("label", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("predicted", pa.int64()),
-        ("probability", pa.float32()),
-        ("skipped", pa.string()),
-    ]
-)
-
-
 def images_table(rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=images_schema())

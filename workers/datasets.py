@@ -80,6 +80,11 @@ class Listing:
     def __len__(self) -> int:
         return len(self.uris)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the true class of any image is known."""
+        return any(label is not None for label in self.labels)
+
     def refs(self, start: int, stop: int) -> list[ImageRef]:
         return [ImageRef(i, self.uris[i], self.labels[i]) for i in range(start, stop)]
 

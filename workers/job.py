@@ -74,6 +74,12 @@ class Job:
         size = self.spec.compute.shard_size
         return part * size, min((part + 1) * size, len(self.listing))
 
+    @property
+    def labels_from(self) -> str:
+        """Where the classes of the hits come from, for people."""
+        found = self.listing.labels_from
+        return found if self.listing.labelled else f"{found}; the predicted class is used"
+
     def assignment(self, url: str, threads: int) -> Assignment:
         return Assignment(
             model=self.packed,
@@ -131,7 +137,7 @@ class Job:
             "model_sha256": self.packed.sha256,
             "listing_fingerprint": self.listing.fingerprint,
             "images": len(self.listing),
-            "labels_from": self.listing.labels_from,
+            "labels_from": self.labels_from,
             "transform": self.packed.transform.model_dump(mode="json"),
             "transform_from": self.packed.transform_from,
             "batch_size": self.batch_size,

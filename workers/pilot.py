@@ -205,7 +205,9 @@ class _Trial:
             units = self._rows(layer)
             create_layer(self.run, layer, self.job.k)
             own = UnitSums(sums.maxima[units], sums.active[units], sums.histogram[units])
-            tables = self.fold.score[units], image[units], self.fold.position[units]
+            # The class of a hit is as good as any number below the outputs.
+            label = self.rng.integers(self.job.outputs, size=image[units].shape)
+            tables = self.fold.score[units], image[units], label, self.fold.position[units]
             write_hits(self.run, layer, *tables, own, len(self.job.listing))
         seconds = time.perf_counter() - began
         metadata = self._weigh("zarr.json")

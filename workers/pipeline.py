@@ -7,32 +7,28 @@ are the ledger's; all decisions about where workers live are the executor's.
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from deconvoy.errors import (
     DeconvoyError,
-    DiskTooSmall,
     JobFailed,
     JobStopped,
     RequestError,
     RunExists,
     RunUnreadable,
-    TooManyBadImages,
 )
-from deconvoy.schema import FORMAT, image_part_path, layer_path
+from deconvoy.schema import FORMAT, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, anchored, settle
-from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
+from workers.leases import ProjectionLease, ProjectionResult, ScanLease
 from workers.ledger import (
     Abort,
     Commit,
@@ -48,18 +44,19 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
-from workers.topk import Fold, Partial
+from workers.shards import CommittedShards
+from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_hits
 
 logger = logging.getLogger(__name__)
 
 Stage = Literal["scan", "projection"]
 
-COMPACT_EVERY = 64
-"""Folded shards after which their markers are replaced by one file."""
-
 WAIT_SECONDS = 0.5
 """Longest wait for news from the workers; also how often progress is told."""
+
+SLOW_START_SECONDS = 120.0
+"""Time without any worker after which a person is told; loading torch takes a tenth of it."""
 
 LOG = "ledger/log.jsonl"
 
@@ -124,6 +121,7 @@ def create(
             "state": {"status": "running"},
             "layers": [layer.name for layer in job.layers],
             "classes": list(job.packed.classes),
+            "labels": "true" if job.listing.labelled else "predicted",
             "provenance": job.provenance(),
         }
     )
@@ -180,9 +178,9 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         driver = _Driver(job, run, executor, observe)
         try:
             executor.start(lambda threads: job.assignment(run.url, threads))
-            fold = driver.scan()
-            summary = driver.merge(fold)
-            driver.project(fold)
+            shards = driver.scan()
+            summary = driver.merge(shards)
+            driver.project(shards.fold)
             return summary
         finally:
             executor.shutdown()
@@ -209,12 +207,9 @@ def _told_in_state(run: RunStore) -> Iterator[None]:
         if isinstance(error, DeconvoyError) or error.errno is None:
             tell(status="failed", error=str(error))
             raise
-        message = (
-            f"Writing to {run.url!r} failed: {error.strerror}. Everything committed is intact; "
-            f"make room or mend it, then `deconvoy resume {run.url}`."
-        )
-        tell(status="failed", error=message)
-        raise DiskTooSmall(message) from error
+        refused = run.refused(error)
+        tell(status="failed", error=str(refused))
+        raise refused from error
     except BaseException as error:
         tell(status="failed", error=str(error))
         raise
@@ -231,45 +226,44 @@ class _Driver:
 
     # Scan -------------------------------------------------------------------------------------
 
-    def scan(self) -> Fold:
+    def scan(self) -> CommittedShards:
         """Scan the shards that have no marker yet, and fold all in shard order."""
-        scan = _Scan(self.job, self.run)
-        scan.take_up()
-        scan.judge()
+        shards = CommittedShards(self.job, self.run)
+        shards.take_up()
+        shards.judge()
         total = len(self.job.listing)
-        items = {f"scan/part-{part:06d}": part for part in scan.left()}
+        items = {f"scan/part-{part:06d}": part for part in shards.left()}
 
         def lease_of(item: str) -> Lease:
-            return ScanLease(item, self.job.listing.refs(*self.job.shard(items[item])), scan.floor)
+            images = self.job.listing.refs(*self.job.shard(items[item]))
+            return ScanLease(item, images, shards.fold.floor)
 
         def commit(item: str, result: Any) -> int:
-            scan.commit(items[item], result)
+            shards.commit(items[item], result)
             start, stop = self.job.shard(items[item])
             return stop - start
 
         done = total - sum(stop - start for start, stop in map(self.job.shard, items.values()))
         self._stage("scan", list(items), lease_of, commit, done, total)
-        return scan.fold
+        return shards
 
-    def merge(self, fold: Fold) -> dict[str, Any]:
+    def merge(self, shards: CommittedShards) -> dict[str, Any]:
         """Write the tables of every layer, and what the scan has found in short."""
-        job = self.job
+        job, fold = self.job, shards.fold
         attributes = self.run.zarr("r+").attrs
         merged: Any = attributes.get("results")
         if merged is not None:  # written last: the tables are whole
             return dict(merged)
+        labels = shards.labels_of(fold.image)
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
             sums = type(fold.sums)(
                 fold.sums.maxima[units], fold.sums.active[units], fold.sums.histogram[units]
             )
-            tables = fold.score[units], fold.image[units], fold.position[units]
+            tables = fold.score[units], fold.image[units], labels[units], fold.position[units]
             write_hits(self.run, layer, *tables, sums, fold.images)
         top1 = fold.correct / fold.labelled if fold.labelled else None
-        devices = sorted({about["device"] for about in self.ready.values()})
-        began: Any = attributes["provenance"]
-        attributes.update({"provenance": {**began, "device": began.get("device") or devices}})
         summary = {
             "images": fold.images,
             "skipped": fold.skipped,
@@ -340,7 +334,15 @@ class _Driver:
         self.observe(Advance(stage, done, total))
         for worker in self.ready:
             done += self._obey(ledger, WorkerReady(worker), lease_of, commit, results)
+        patient_until = time.monotonic() + SLOW_START_SECONDS
         while not ledger.finished:
+            if not self.ready and time.monotonic() > patient_until:
+                patient_until = math.inf
+                logger.warning(
+                    "No worker is ready after %.0f s: is the cluster busy with other jobs? "
+                    "`ray status` shows it. The job begins as soon as one is.",
+                    SLOW_START_SECONDS,
+                )
             for report in self.executor.wait(WAIT_SECONDS):
                 event = self._event(report, results, within)
                 if event is not None:
@@ -352,6 +354,7 @@ class _Driver:
         match report:
             case Ready(worker, about):
                 self.ready[worker] = about
+                self._note_device(about["device"])
                 self._log(event="ready", worker=worker, **about)
                 return WorkerReady(worker)
             case Lost(worker, reason):
@@ -404,99 +407,22 @@ class _Driver:
                     raise JobFailed(_failure(item, reason))
         return done
 
+    def _note_device(self, device: str) -> None:
+        """The bits depend on the kind of device: provenance lists all that took part."""
+        attributes = self.run.zarr("r+").attrs
+        provenance: Any = attributes["provenance"]
+        known = provenance.get("device", [])
+        if device not in known:
+            attributes.update({"provenance": {**provenance, "device": sorted([*known, device])}})
+
     def _log(self, **fields: Any) -> None:
         self.run.append(LOG, json.dumps({"time": round(time.time(), 3), **fields}))
-
-
-class _Scan:
-    """The scan's committed shards, folded in shard order."""
-
-    def __init__(self, job: Job, run: RunStore) -> None:
-        self.job, self.run = job, run
-        self.fold = Fold(job.index.total, job.k)
-        self.folded = 0
-        """Shards folded so far: all before this one."""
-        self._waiting: set[int] = set()
-        """Committed shards that lie behind one that is not."""
-        self._compacted = 0
-
-    @property
-    def floor(self) -> Any:
-        return self.fold.floor
-
-    def take_up(self) -> None:
-        """Fold what the markers hold."""
-        names = self.run.names("ledger/scan")
-        prefixes = [name for name in names if name.startswith("prefix-")]
-        if prefixes:
-            last = prefixes[-1]
-            self.fold.add(self._read(last))
-            self.folded = self._compacted = _number(last) + 1
-        parts = {_number(name) for name in names if name.startswith("part-")}
-        self._waiting = {part for part in parts if part >= self.folded}
-        self._advance()
-
-    def left(self) -> list[int]:
-        return [p for p in range(self.folded, self.job.shards) if p not in self._waiting]
-
-    def commit(self, part: int, result: ScanResult) -> None:
-        """Write a shard's images and its marker, then fold it.
-
-        Raises:
-            TooManyBadImages: more are unreadable so far than ``data.max_bad`` allows.
-        """
-        for uri, reason in result.bad:
-            logger.warning("Skipped %s: %s", uri, reason)
-        sink = pa.BufferOutputStream()
-        pq.write_table(result.images, sink, compression="zstd")
-        self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
-        self.run.write(f"ledger/scan/part-{part:06d}.npz", result.partial.to_bytes())
-        self._waiting.add(part)
-        self._advance()
-        self.judge(result.bad)
-
-    def _advance(self) -> None:
-        while self.folded in self._waiting:
-            self._waiting.remove(self.folded)
-            self.fold.add(self._read(f"part-{self.folded:06d}.npz"))
-            self.folded += 1
-            if self.folded - self._compacted >= COMPACT_EVERY:
-                self._compact()
-
-    def _compact(self) -> None:
-        """Replace the markers of all folded shards by one file; the old ones go last."""
-        done = f"prefix-{self.folded - 1:06d}.npz"
-        self.run.write(f"ledger/scan/{done}", self.fold.to_partial().to_bytes())
-        for name in self.run.names("ledger/scan"):
-            if name != done and _number(name) < self.folded:
-                self.run.delete(f"ledger/scan/{name}")
-        self._compacted = self.folded
-
-    def _read(self, name: str) -> Partial:
-        return Partial.from_bytes(self.run.read(f"ledger/scan/{name}"), name)
-
-    def judge(self, bad: Sequence[tuple[str, str]] = ()) -> None:
-        """Raises TooManyBadImages."""
-        allowed = self.job.spec.data.max_bad * len(self.job.listing)
-        skipped = self.fold.skipped
-        if skipped > allowed:
-            shown = "; ".join(f"{uri}: {reason}" for uri, reason in bad[:3])
-            raise TooManyBadImages(
-                f"{skipped} of {len(self.job.listing)} images are unreadable, more than "
-                f"data.max_bad = {self.job.spec.data.max_bad:g} allows"
-                f"{f' ({shown})' if shown else ''}: mend or remove them, or raise "
-                "data.max_bad, and start a new run."
-            )
 
 
 def _failure(item: str | None, reason: str) -> str:
     if item is None:
         return f"No worker starts: {reason}"
     return f"The work item {item} failed: {reason}"
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2].partition(".")[0])
 
 
 def _marker(item: str) -> str:

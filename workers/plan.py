@@ -26,7 +26,7 @@ from workers.job import Job, ProjectionItem, trace
 from workers.machine import cores
 from workers.pictures import stored_size
 from workers.pilot import LayerSample, Pilot, images_in_lane, measure, rounds
-from workers.pipeline import COMPACT_EVERY
+from workers.shards import COMPACT_EVERY
 from workers.topk import BINS
 from workers.writer import layer_attributes, projection_dtype
 
@@ -121,7 +121,7 @@ def plan(job: Job, at: str = ".") -> Plan:
         transform=job.packed.transform,
         transform_from=job.packed.transform_from,
         images=len(job.listing),
-        labels_from=job.listing.labels_from,
+        labels_from=job.labels_from,
         shards=job.shards,
         batch_size=job.batch_size,
         workers=crew.workers,

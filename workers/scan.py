@@ -61,11 +61,13 @@ class ShardScan:
         images: Float[Tensor, "image channel row col"],
         ids: Int64[Tensor, " image"],
         valid: Bool[Tensor, " image"],
+        uris: Sequence[str] = (),
     ) -> Prediction:
         """Scan one batch.
 
         Args:
             valid: False for rows that only fill the batch up; they leave no trace.
+            uris: names of the images, for errors.
 
         Raises:
             ActivationInvalid: a layer is NaN or infinite on an image; names both.
@@ -78,9 +80,17 @@ class ShardScan:
             if layer.name in self._number:
                 self._see(layer, maps, ids, valid)
 
-        logits = self._network.forward(images, visit)
-        if not torch.isfinite(logits[valid]).all():
-            self._refuse(self._network.layers[-1], logits.flatten(1), ids, valid)
+        try:
+            logits = self._network.forward(images, visit)
+            _require_finite(self._network.layers[-1], logits.flatten(1), valid)
+        except _NotFinite as found:
+            image = str(int(ids[found.row]))
+            name = f" ({uris[found.row]})" if uris and uris[found.row] != image else ""
+            raise ActivationInvalid(
+                f"Layer {found.layer!r}, unit {found.unit}: the activation over image "
+                f"{image}{name} is {found.value}, but activations must be finite: check "
+                "the weights for NaN and the transform for the right mean and deviation."
+            ) from None
         probability, predicted = logits.flatten(1).float().softmax(1).max(1)
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
 
@@ -88,11 +98,9 @@ class ShardScan:
         maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
-        read = maxima[valid]
-        if not torch.isfinite(read).all():
-            self._refuse(layer, maxima, ids, valid)
+        _require_finite(layer, maxima, valid)
         units = self._index.units_of(self._number[layer.name])
-        self._count(units, read)
+        self._count(units, maxima[valid])
         candidates = maxima.masked_fill(~valid[:, None], MISSING_SCORE)
         if layer.rectified:  # a zero is no hit
             candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
@@ -134,15 +142,6 @@ class ShardScan:
         rows = rows + units.start
         self._score[rows], self._image[rows], self._place[rows] = ranked, image, place
 
-    def _refuse(self, layer: Layer, maxima: Tensor, ids: Tensor, valid: Tensor) -> None:
-        bad = (~torch.isfinite(maxima)) & valid[:, None]
-        image, unit = (int(i) for i in bad.nonzero()[0])
-        raise ActivationInvalid(
-            f"Layer {layer.name!r}, unit {unit}: the activation over image {int(ids[image])} is "
-            f"{float(maxima[image, unit])}, but activations must be finite: check the weights for "
-            "NaN and the transform for the right mean and deviation."
-        )
-
     def hits(self) -> Hits:
         """The hits that may still enter, by unit and rank."""
         unit, rank = np.nonzero(self._image.cpu().numpy() != MISSING_IMAGE)
@@ -156,6 +155,24 @@ class ShardScan:
 
     def sums(self) -> UnitSums:
         return combined([self], self._k)[1]
+
+
+@dataclass
+class _NotFinite(Exception):
+    """The first activation of a layer that is NaN or infinite."""
+
+    layer: str
+    unit: int
+    row: int
+    """Of the batch."""
+    value: float
+
+
+def _require_finite(layer: Layer, maxima: Float[Tensor, "image unit"], valid: Tensor) -> None:
+    bad = (~torch.isfinite(maxima)) & valid[:, None]
+    if bad.any():
+        row, unit = (int(i) for i in bad.nonzero()[0])
+        raise _NotFinite(layer.name, unit, row, float(maxima[row, unit]))
 
 
 def combined(lanes: Sequence[ShardScan], k: int) -> tuple[Hits, UnitSums]:

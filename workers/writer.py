@@ -126,6 +126,7 @@ def write_hits(
     layer: Layer,
     score: Float32[np.ndarray, "unit rank"],
     image: Int64[np.ndarray, "unit rank"],
+    label: Int64[np.ndarray, "unit rank"],
     position: Int32[np.ndarray, "unit rank yx"],
     sums: UnitSums,
     images: int,
@@ -140,6 +141,7 @@ def write_hits(
     values = {
         "score": score,
         "image": image,
+        "label": label,
         "position": position,
         "box": box,
         "window": window,

@@ -1,0 +1,114 @@
+"""Results and plans as tables and sentences for a terminal.  Prints nothing itself."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+import deconvoy
+from service import progress
+
+Row = dict[str, Any]
+
+
+def of_layers(layers: Sequence[Row], found: Sequence[Row] | None = None) -> Table:
+    """One row a layer.
+
+    Args:
+        layers: the attributes of their groups.
+        found: rows of ``Run.layers``, where there are results.
+    """
+    table = Table(box=None)
+    for heading in ("layer", "op", "units", "size", "field", "stride"):
+        left = heading in ("layer", "op")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    table.add_column("projectable" if found is None else "projected")
+    if found is not None:
+        table.add_column("dead", justify="right")
+    for number, layer in enumerate(layers):
+        field = layer["receptive_field"]
+        size = "image" if field["whole_image"] else f"{field['size'][0]}×{field['size'][1]}"
+        stride = "" if field["stride"] is None else str(field["stride"][0])
+        row = [escape(layer["layer"]), layer["op"], f"{layer['units']:,}",
+               f"{layer['height']}×{layer['width']}", size, stride]  # fmt: skip
+        if found is None:
+            row.append("yes" if layer["projectable"] else f"no: {escape(layer['obstacle'])}")
+        else:
+            row += [f"{found[number]['projected_units']:,}", f"{found[number]['dead_units']:,}"]
+        table.add_row(*row)
+    return table
+
+
+def of_units(run: deconvoy.Run, layer: str, hits: Sequence[Row]) -> Table:
+    """One row a unit of a layer: how strong, and on images of which classes."""
+    whose = "predicted classes" if run.labels == "predicted" else "classes"
+    table = Table("unit", "score", "last", f"{whose} of its hits", box=None)
+    by_unit: dict[int, list[Row]] = {}
+    for hit in hits:
+        by_unit.setdefault(hit["unit"], []).append(hit)
+    units = run.layer_group(layer).attrs["units"]
+    for unit in range(int(str(units))):
+        own = by_unit.get(unit, [])
+        if not own:
+            table.add_row(str(unit), "", "", "dead: no image activates it")
+            continue
+        names = Counter(run.class_name(hit["label"]) for hit in own)
+        told = ", ".join(f"{count}× {name}" for name, count in names.most_common() if name)
+        table.add_row(str(unit), f"{own[0]['score']:.4g}", f"{own[-1]['score']:.4g}", escape(told))
+    return table
+
+
+def of_hits(run: deconvoy.Run, hits: Sequence[Row]) -> Table:
+    """One row a hit of a unit, strongest first."""
+    label = "predicted" if run.labels == "predicted" else "label"
+    table = Table("rank", "score", label, "y, x", "box y0 x0 y1 x1", "image", box=None)
+    for hit in hits:
+        box = " ".join(str(hit[side]) for side in ("y0", "x0", "y1", "x1"))
+        table.add_row(
+            str(hit["rank"] + 1), f"{hit['score']:.5g}", escape(run.class_name(hit["label"])),
+            f"{hit['y']}, {hit['x']}", box, escape(hit["uri"]),
+        )  # fmt: skip
+    return table
+
+
+def plan_lines(planned: Row) -> Iterator[str]:
+    """What a job would do, take and need; one line each."""
+    transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
+    rows = {
+        "model": planned["model"],
+        "transform": f"resize {transform['resize']}, crop {transform['crop']} "
+        f"({planned['transform_from']})",
+        "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
+        f"{planned['batch_size']}; labels: {planned['labels_from']}",
+        "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
+        f"{planned['projections']:,} projections",
+        "workers": f"{planned['workers']} × {planned['threads']} threads",
+        "time": _parts(seconds, progress.span),
+        "storage": f"{_parts(sizes, _amount)}; {_amount(planned['free_bytes'])} free",
+    }
+    for name, value in rows.items():
+        yield f"{name:<11}{escape(value)}"
+
+
+def summary(found: Row) -> str:
+    """What the scan has found, in a line."""
+    dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
+    skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
+    top1 = "" if found["top1"] is None else f"; top-1 {found['top1']:.1%}"
+    return f"{found['images']:,} images{skipped}{top1}; {found['units']:,} units{dead}"
+
+
+def _parts(values: Row, shown: Callable[[Any], str]) -> str:
+    """The total, then what it is made of."""
+    parts = ", ".join(f"{name} {shown(v)}" for name, v in values.items() if name != "total")
+    return f"about {shown(values['total'])} ({parts})"
+
+
+def _amount(size: Any) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    raise AssertionError
