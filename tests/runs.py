@@ -50,6 +50,17 @@ def run_inline(spec: JobSpec, url: Path, observe: pipeline.Observe = ignore) -> 
     return pipeline.execute(job, run, InlineExecutor(), observe)
 
 
+def run_on_ray(
+    spec: JobSpec, url: Path, observe: pipeline.Observe = ignore, workers: int = 1
+) -> dict[str, Any]:
+    """On the cluster of the fixture ``ray_cluster``, without the GPUs it pretends to have."""
+    from workers.executors.ray import RayExecutor
+
+    compute = spec.compute.model_copy(update={"workers": workers, "gpus_per_worker": 0.0})
+    job, run = pipeline.create(spec.model_copy(update={"compute": compute}), str(url))
+    return pipeline.execute(job, run, RayExecutor(compute), observe)
+
+
 def resume_inline(url: Path) -> dict[str, Any]:
     job, run = pipeline.reopen(str(url))
     return pipeline.execute(job, run, InlineExecutor(), ignore)
