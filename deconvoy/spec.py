@@ -58,11 +58,33 @@ class Transform(Section):
         return self
 
 
+class WhereSpec(Section):
+    """Which images take part; all conditions must hold."""
+
+    classes: tuple[int | str, ...] | None = None
+    """Images labelled with one of these: output indices or class names."""
+    wrong: bool = False
+    """Only images whose predicted class is not their label."""
+    ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Places in the list of all images, in sorted path order, from 0."""
+
+
 class DataSpec(Section):
     uri: str
-    """An image folder (class sub-folders or flat), or ``shapes?size=…&seed=…``."""
+    """An image folder (class sub-folders or flat), Parquet files with image bytes, WebDataset
+    .tar shards (``shard-{000..012}.tar`` for several), a .csv with the columns path and, if you
+    like, label; each local, ``s3://…`` or ``https://…``.  Or ``shapes?size=…&seed=…``."""
+    image_column: str = "auto"
+    """Of Parquet files."""
+    label_column: str = "auto"
+    """Of Parquet files: whole numbers or class names."""
     labels: str | None = None
     """A CSV or Parquet file with the columns path, label and, if you like, name."""
+    where: WhereSpec | None = None
+    """Leave the other images out."""
+    distinct: bool = False
+    """Of images that are equal pixel by pixel after the transform, let only the first one be
+    among the strongest."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Take this many images, evenly spaced over the sorted list."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01

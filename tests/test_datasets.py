@@ -13,9 +13,10 @@ from PIL import Image
 
 from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.spec import DataSpec, Transform
-from workers.datasets import FolderSource, Listing, list_images
+from workers.datasets import Listing, list_images
 from workers.images import from_pixels
 from workers.shapes import CLASSES, render
+from workers.sources import FileSource
 
 TRANSFORM = Transform(resize=8, crop=8)
 
@@ -104,7 +105,7 @@ def test_a_limit_does_not_change_what_the_folders_mean(tmp_path: Path) -> None:
 def test_folders_that_fit_no_outputs_give_no_labels_and_say_so(tmp_path: Path) -> None:
     listing = listed(folder_of(tmp_path, "a/1.png", "b/1.png"), outputs=1000)
     assert list(listing.labels) == [None, None]
-    assert listing.labels_from == "none: 2 class folders do not fit 1000 outputs"
+    assert listing.labels_from == "none: 2 folder names do not fit 1000 outputs"
 
 
 def test_a_flat_folder_gives_no_labels_and_says_so(tmp_path: Path) -> None:
@@ -203,7 +204,8 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_for_a_folder_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.png")
-    assert "is a file: give a folder" in refusal(str(tmp_path / "a.png"))
+    message = refusal(str(tmp_path / "a.png"))
+    assert "a kind that holds no images: give a folder" in message
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -213,8 +215,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_we_cannot_read_is_refused() -> None:
-    message = refusal("s3://bucket/images")
-    assert "'s3://bucket/images'" in message and "local folder" in message
+    message = refusal("gs://bucket/images")
+    assert "'gs://bucket/images'" in message and "give a local path, s3://bucket" in message
 
 
 def test_a_folder_is_read_by_path_and_a_source_pickles(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_file_that_vanished_or_dangles_is_unreadable_not_fatal(tmp_path: Path)
         listing.source.read("b.png", TRANSFORM)
     with pytest.raises(ImageUnreadable, match="not readable as an image"):
         (tmp_path / "a.png").write_text("")
-        FolderSource(root).read("a.png", TRANSFORM)
+        FileSource(root).read("a.png", TRANSFORM)
 
 
 # --- fingerprint ---

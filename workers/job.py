@@ -92,6 +92,8 @@ class Job:
             storage=self.spec.storage,
             url=os.path.abspath(url),
             threads=threads,
+            distinct=self.spec.data.distinct,
+            only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
         )
 
     def projected_layers(self) -> tuple[Layer, ...]:
@@ -174,6 +176,10 @@ def settle(
             )
         packed = replace(packed, classes=())
     listing = listing or list_images(spec.data, packed.classes, outputs)
+    if spec.data.where is not None and spec.data.where.wrong and not listing.labelled:
+        raise RequestError(
+            f"data.where.wrong needs labels, but there are {listing.labels_from}: give data.labels."
+        )
     if not packed.classes and listing.folders:
         packed = replace(packed, classes=listing.folders)
     layers = network.layers
@@ -203,7 +209,12 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    places = {"uri": absolute(spec.data.uri), "labels": absolute(spec.data.labels)}
+    uri = spec.data.uri
+    several = "{" in uri and "://" not in uri  # shard-{000..012}.tar
+    places = {
+        "uri": os.path.abspath(uri) if several else absolute(uri),
+        "labels": absolute(spec.data.labels),
+    }
     data = spec.data.model_copy(update=places)
     return spec.model_copy(update={"model": model, "data": data})
 
