@@ -92,6 +92,7 @@ class Job:
             storage=self.spec.storage,
             url=os.path.abspath(url),
             threads=threads,
+            cuda=self.spec.compute.gpus_per_worker != 0,
         )
 
     def projected_layers(self) -> tuple[Layer, ...]:
@@ -128,6 +129,11 @@ class Job:
                 if len(inside):
                     name = f"projection/{layer.name}/item-{start // size:06d}"
                     items.append(ProjectionItem(name, layer, start, stop, inside))
+        if asked is not None and isinstance(asked.units, Ids) and not items:
+            raise RequestError(
+                f"analyses.projection.units.ids {list(asked.units.ids)}: none of the layers to be "
+                "projected has such a unit; units are counted from 0."
+            )
         return items
 
     def provenance(self) -> dict[str, Any]:
@@ -173,7 +179,10 @@ def settle(
                 "outputs: give one name for each output, in order."
             )
         packed = replace(packed, classes=())
-    listing = listing or list_images(spec.data, packed.classes, outputs)
+    if listing is None:
+        listing = list_images(spec.data, packed.classes, outputs)
+    else:
+        _require_outputs(listing, outputs)
     if not packed.classes and listing.folders:
         packed = replace(packed, classes=listing.folders)
     layers = network.layers
@@ -185,6 +194,15 @@ def settle(
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
     return Job(spec, packed, listing, tuple(layers), outputs, chosen)
+
+
+def _require_outputs(listing: Listing, outputs: int) -> None:
+    for number, label in enumerate(listing.labels):
+        if label is not None and not 0 <= label < outputs:
+            raise RequestError(
+                f"labels[{number}] is {label}, but the model has {outputs} outputs: a label is an "
+                f"output index from 0 to {outputs - 1}, or None."
+            )
 
 
 def anchored(spec: JobSpec) -> JobSpec:
