@@ -79,7 +79,7 @@ class DataSpec(Section):
     label_column: str = "auto"
     """Of Parquet files: whole numbers or class names."""
     labels: str | None = None
-    """A CSV or Parquet file with the columns path, label and, if you like, name."""
+    """A CSV or Parquet file with the columns path and label."""
     where: WhereSpec | None = None
     """Leave the other images out."""
     distinct: bool = False
@@ -100,7 +100,7 @@ class Sample(Section):
 
 
 class Ids(Section):
-    ids: tuple[Annotated[int, Field(ge=0)], ...]
+    ids: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """These units of every layer that has them."""
 
 
@@ -112,7 +112,7 @@ class TopSpec(Section):
 
 class ProjectionSpec(Section):
     kind: Literal["projection"]
-    layers: Literal["maps"] | tuple[str, ...] = "maps"
+    layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
     """``maps``: every layer with height × width > 1; or a list of names and globs."""
     units: Literal["all"] | Sample | Ids = "all"
     """Which units of those layers are projected."""
@@ -159,7 +159,7 @@ class JobSpec(Section):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     model: ModelSpec
     data: DataSpec
-    layers: Literal["all"] | tuple[str, ...] = "all"
+    layers: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
     """``all``, or a list of layer names and globs."""
     analyses: tuple[Analysis, ...] = (TopSpec(kind="top"), ProjectionSpec(kind="projection"))
     storage: StorageSpec = StorageSpec()
@@ -254,7 +254,10 @@ def override_field(fields: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise RequestError(f"--set {override!r}: {parent!r} is a value, not a section.")
-    place[last] = yaml.safe_load(text)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {override!r}: the value is not valid YAML: {error}") from None
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:

@@ -232,11 +232,9 @@ def _overview(run_: deconvoy.Run, **look: Any) -> Any:
     """Four units of every projected layer, those with the strongest ninth hit."""
     chosen = []
     for layer in _projected(run_):
-        table = run_.table(layer)
-        last = {u: s for u, s in zip(table["unit"].to_pylist(), table["score"].to_pylist(),
-                                     strict=True)}  # fmt: skip
-        there = run_.projected_units(layer)
-        best = sorted(there, key=lambda u: -last.get(u, float("-inf")))[:4]
+        last: Any = run_.layer_group(layer)["score"]
+        ninth = last[:, -1]  # −inf where there are fewer
+        best = sorted(run_.projected_units(layer), key=lambda unit: -ninth[unit])[:4]
         chosen += [run_.unit(layer, u).pictures for u in best]
     return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
 
@@ -259,7 +257,8 @@ def _numbers(text: str | None) -> list[int] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        numbered = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbered or int(last or first) < int(first):
             raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers

@@ -301,3 +301,31 @@ def test_a_shapes_address_that_makes_no_sense_is_refused(uri: str) -> None:
 
 def test_no_shapes_at_all_are_refused() -> None:
     assert "size must be at least 1" in refusal("shapes?size=0")
+
+
+def test_folders_named_by_numbers_are_output_indices(tmp_path: Path) -> None:
+    uris = [f"{number}/a.png" for number in range(12)]
+    for outputs in (12, 1000):
+        listing = listed(folder_of(tmp_path, *uris), outputs=outputs)
+        labels = dict(zip(listing.uris, listing.labels, strict=True))
+        assert labels == {uri: number for number, uri in enumerate(uris)}
+        assert listing.labels_from == "folder names, which are output indices"
+
+
+def test_a_null_label_of_a_table_is_no_label(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "a.png", "b.png")
+    labels = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "label": [3, None]}), labels)
+    assert list(listed(root, labels=str(labels)).labels) == [3, None]
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    assert r"b'\xff.png' is not UTF-8: rename it" in refusal(str(tmp_path))
+
+
+def test_a_field_too_long_for_csv_is_told(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "a" * 200_000 + ",1\n")
+    assert "cannot be read" in refusal(folder_of(tmp_path / "data", "a.png"), labels=str(labels))

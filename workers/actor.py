@@ -78,6 +78,24 @@ class _Group:
     image_of_hit: Int64[Tensor, " hit"]
 
 
+@dataclass(frozen=True)
+class TorchSettings:
+    """What an actor sets for the whole process; one that shares it restores them after."""
+
+    threads: int
+    tf32: tuple[bool, bool]
+
+    @staticmethod
+    def now() -> "TorchSettings":
+        backends = torch.backends
+        tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+        return TorchSettings(torch.get_num_threads(), tf32)
+
+    def restore(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.tf32
+
+
 class Actor:
     """One worker of a job."""
 

@@ -7,6 +7,7 @@ mean to the model, is decided in ``workers.datasets``.
 import csv
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -104,6 +105,8 @@ def _find_in_folder(folder: Files, entries: Sequence[FileEntry], data: DataSpec)
         of_kind.setdefault("image" if suffix in SUFFIXES else suffix, []).append(entry)
     images = of_kind.get("image", [])
     if images:
+        for entry in images:
+            _require_text(entry.path)
         raw: list[Raw] = [_folder_of(entry.path) for entry in images]
         uris, tags = [entry.path for entry in images], [entry.digest() for entry in images]
         return Found(FileSource(folder.root), uris, raw, tags)
@@ -115,6 +118,16 @@ def _find_in_folder(folder: Files, entries: Sequence[FileEntry], data: DataSpec)
         f"data.uri {data.uri!r} holds no images: expected files ending in "
         f"{', '.join(sorted(SUFFIXES))}, in class sub-folders or flat; or .tar or .parquet files."
     )
+
+
+def _require_text(path: str) -> None:
+    """Paths are kept as UTF-8, in the run and in JSON."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"The name of the file {os.fsencode(path)!r} is not UTF-8: rename it, or leave it out."
+        ) from None
 
 
 def _folder_of(path: str) -> str | None:
@@ -151,7 +164,11 @@ def _find_in_csv(root: Files, name: str) -> Found:
             f"{', '.join(rows.fieldnames or ()) or 'nothing'}): the first line names the columns "
             "path and, if you like, label."
         )
-    listed = sorted(((row["path"], row.get("label") or None) for row in rows), key=lambda r: r[0])
+    try:
+        pairs = [(row["path"], row.get("label") or None) for row in rows]
+    except csv.Error as error:
+        raise RequestError(f"data.uri {root.url(name)!r} is no CSV: {error}.") from error
+    listed = sorted(pairs, key=lambda pair: pair[0])
     if not listed:
         raise RequestError(f"data.uri {root.url(name)!r} lists no images.")
     tags = ["" if is_remote(path) else _tag(root, path) for path, _ in listed]

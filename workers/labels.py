@@ -7,7 +7,7 @@ sorted order; numbers are output indices.  What fits nothing is no label, and sa
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -50,7 +50,7 @@ def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are:
         return Labels([None] * len(raw), told)
     if all(name in output_of for name in names):
         return _looked_up(raw, output_of, f"{names_are} among the classes")
-    if len(numbers) == len(there) and names_are != FOLDER_NAMES:
+    if len(numbers) == len(there):
         if max(map(int, there)) < outputs:
             indices = [None if label is None else int(label) for label in raw]
             return Labels(indices, f"{names_are}, which are output indices")
@@ -79,6 +79,8 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
     output_of = {name: index for index, name in enumerate(classes)}
     labels: dict[str, int] = {}
     for uri, label in rows.items():
+        if label is None:
+            continue
         index = output_of.get(label, int(label) if label.isdecimal() else None)
         if index is None or not 0 <= index < outputs:
             raise RequestError(
@@ -94,21 +96,19 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
     return Labels([labels.get(uri) for uri in uris], f"the file {place}")
 
 
-def _read(place: str) -> Mapping[str, str]:
+def _read(place: str) -> Mapping[str, str | None]:
+    """Path → label as text; None where the table has null, which a CSV cannot say."""
     files, name = split(place)
     try:
         content = files.read(name)
         if name.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(content), columns=["path", "label"]).to_pydict()
-            return _texts(zip(table["path"], table["label"], strict=True))
+            pairs = zip(table["path"], table["label"], strict=True)
+            return {uri: None if label is None else str(label).strip() for uri, label in pairs}
         rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        return _texts((row["path"], row["label"]) for row in rows)
-    except (OSError, KeyError, UnicodeDecodeError, pa.ArrowException) as error:
+        return {row["path"]: (row["label"] or "").strip() for row in rows}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise RequestError(
             f"data.labels {place!r} cannot be read ({error}): it is a CSV or Parquet file with the "
             "columns path and label."
         ) from error
-
-
-def _texts(rows: Iterable[tuple[str, object]]) -> Mapping[str, str]:
-    return {uri: "" if label is None else str(label).strip() for uri, label in rows}

@@ -65,7 +65,7 @@ class PackedModel:
         """The model in evaluation mode, float32, on the CPU."""
         if self.module is not None:
             return self.module
-        model = _factory(self.name, self.code)(**self.arguments)
+        model = _factory(self.name, self.code)(**self.arguments).float()
         model.load_state_dict(safetensors.torch.load(self.tensors))
         return model.eval()
 
