@@ -329,3 +329,12 @@ def test_a_field_too_long_for_csv_is_told(tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\n" + "a" * 200_000 + ",1\n")
     assert "cannot be read" in refusal(folder_of(tmp_path / "data", "a.png"), labels=str(labels))
+
+
+def test_names_in_a_label_file_name_the_outputs(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "a.png", "b.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label,name\na.png,2,owl\nb.png,0,cat\n")
+    listing = listed(root, outputs=4, labels=str(labels))
+    assert listing.names == ("cat", "class 1", "owl", "class 3")
+    assert list(listing.labels) == [2, 0]

@@ -37,8 +37,8 @@ class Listing:
     """sha256 over the name, label, size and time of change (or ETag) of every file."""
     labels_from: str
     """How labels were found, for people."""
-    folders: tuple[str, ...] = ()
-    """Class names in sorted order, where labels are their places in that order."""
+    names: tuple[str, ...] = ()
+    """Of the model's outputs, where the data has them."""
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -64,15 +64,13 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
     """
     found = find(data)
     labels = _labels_of(data, found, classes, outputs)
-    chosen = _chosen(data, found, labels, classes or labels.sorted_names)
+    chosen = _chosen(data, found, labels, classes or labels.names)
     uris = [found.uris[i] for i in chosen]
     indices = [labels.indices[i] for i in chosen]
     digest = hashlib.sha256()
     for i in chosen:
         digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
-    return Listing(
-        found.source, uris, indices, digest.hexdigest(), labels.told, labels.sorted_names
-    )
+    return Listing(found.source, uris, indices, digest.hexdigest(), labels.told, labels.names)
 
 
 def _labels_of(data: DataSpec, found: Found, classes: Sequence[str], outputs: int) -> Labels:

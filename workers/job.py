@@ -189,8 +189,8 @@ def settle(
         raise RequestError(
             f"data.where.wrong needs labels, but there are {listing.labels_from}: give data.labels."
         )
-    if not packed.classes and listing.folders:
-        packed = replace(packed, classes=listing.folders)
+    if not packed.classes and listing.names:
+        packed = replace(packed, classes=listing.names)
     layers = network.layers
     if spec.layers != "all":
         layers = choose(layers, spec.layers, "layers")

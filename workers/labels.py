@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +31,8 @@ class Labels:
     indices: Sequence[int | None]
     told: str
     """How they were found, for people."""
-    sorted_names: tuple[str, ...] = ()
-    """Names of the outputs, where labels are places in their sorted order."""
+    names: tuple[str, ...] = ()
+    """Names of the outputs, where the data has them."""
 
 
 def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are: str) -> Labels:
@@ -78,37 +79,55 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
     rows = _read(place)
     output_of = {name: index for index, name in enumerate(classes)}
     labels: dict[str, int] = {}
-    for uri, label in rows.items():
-        if label is None:
+    names: dict[int, str] = {}
+    for row in rows:
+        if row.label is None:
             continue
-        index = output_of.get(label, int(label) if label.isdecimal() else None)
+        number = int(row.label) if row.label.isdecimal() else None
+        index = output_of.get(row.label, number)
         if index is None or not 0 <= index < outputs:
             raise RequestError(
-                f"data.labels {place!r}: the label {label!r} of {uri!r} is neither an output index "
-                f"below {outputs} nor one of the model's class names."
+                f"data.labels {place!r}: the label {row.label!r} of {row.path!r} is neither an "
+                f"output index below {outputs} nor one of the model's class names."
             )
-        labels[uri] = index
-    if not set(uris) & set(rows):
+        labels[row.path] = index
+        if row.name:
+            names[index] = row.name
+    if not set(uris) & {row.path for row in rows}:
+        first = rows[0].path if rows else "none"
         raise RequestError(
             f"data.labels {place!r} names none of the images below the data folder; its paths are "
-            f"relative to that folder, as in {uris[0]!r} (it has {next(iter(rows), 'none')!r})."
+            f"relative to that folder, as in {uris[0]!r} (it has {first!r})."
         )
-    return Labels([labels.get(uri) for uri in uris], f"the file {place}")
+    named = tuple(names.get(i, f"class {i}") for i in range(outputs)) if names else ()
+    return Labels([labels.get(uri) for uri in uris], f"the file {place}", named)
 
 
-def _read(place: str) -> Mapping[str, str | None]:
-    """Path → label as text; None where the table has null, which a CSV cannot say."""
-    files, name = split(place)
+@dataclass(frozen=True)
+class _Row:
+    path: str
+    label: str | None
+    """As text; None where the table has null, which a CSV cannot say."""
+    name: str | None
+
+
+def _read(place: str) -> list[_Row]:
+    files, file = split(place)
     try:
-        content = files.read(name)
-        if name.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(content), columns=["path", "label"]).to_pydict()
-            pairs = zip(table["path"], table["label"], strict=True)
-            return {uri: None if label is None else str(label).strip() for uri, label in pairs}
-        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-        return {row["path"]: (row["label"] or "").strip() for row in rows}
+        content = files.read(file)
+        if file.endswith(".parquet"):
+            return [_row(fields) for fields in pq.read_table(io.BytesIO(content)).to_pylist()]
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(text)
+        return [_row({**fields, "label": fields["label"] or ""}) for fields in rows]
     except (OSError, KeyError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise RequestError(
             f"data.labels {place!r} cannot be read ({error}): it is a CSV or Parquet file with the "
             "columns path and label."
         ) from error
+
+
+def _row(fields: Mapping[str, Any]) -> _Row:
+    label, name = fields["label"], fields.get("name")
+    text = None if label is None else str(label).strip()
+    return _Row(fields["path"], text, None if name is None else str(name).strip())
