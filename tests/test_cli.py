@@ -145,7 +145,7 @@ WRONG: list[tuple[str, list[str], int, str]] = [
         2,
         "has such a unit",
     ),
-    ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were projected"),
+    ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were"),
     ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
     ("units of no layer", ["figure", "{run}", "--units", "0-3"], 2, "needs a LAYER"),
 ]
