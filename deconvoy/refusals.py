@@ -13,6 +13,8 @@ FORMS: tuple[tuple[str, str], ...] = (
     (r"model\.name", "a name, as in `torchvision/alexnet` or `path/to/file.py:factory`"),
     (r"model\.classes", "a file with one name a line, or a list of names"),
     (r"data", "a section, as in `data: {uri: path/to/images}`"),
+    (r"data\.uri", "a place, as in path/to/images, or a list of places"),
+    (r"data\.labels", "a CSV or Parquet file; for a list of places, a list of files or null"),
     (r"data\.where", "a section, as in `where: {classes: [3], wrong: true, ids: [0, 1]}`"),
     (r"data\.transform", "`auto` or {resize: 256, crop: 224, mean: [r, g, b], std: [r, g, b]}"),
     (r"layers", "`all`, or a list with at least 1 name or glob, as in [features.12.*, logits]"),

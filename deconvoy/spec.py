@@ -6,6 +6,7 @@ the attributes of the run it made, so a round trip through JSON changes nothing.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,18 +71,31 @@ class WhereSpec(Section):
     """Places in the list of all images, in sorted path order, from 0."""
 
 
-class DataSpec(Section):
+@dataclass(frozen=True)
+class Place:
+    """One of the places a job's images come from."""
+
     uri: str
+    labels: str | None
+    image_column: str
+    label_column: str
+
+
+class DataSpec(Section):
+    uri: str | Annotated[tuple[str, ...], Field(min_length=1)]
     """An image folder (class sub-folders or flat), Parquet files with image bytes, WebDataset
     .tar shards (``shard-{000..012}.tar`` for several), a .csv with the columns path and, if you
-    like, label; each local, ``s3://…`` or ``https://…``.  Or ``shapes?size=…&seed=…``."""
+    like, label; each local, ``s3://…`` or ``https://…``.  Or ``shapes?size=…&seed=…``.  Or a list
+    of such places, read in that order; ``where`` and ``limit`` then hold for each, and images of
+    later ones are named ``+1:path``."""
     image_column: str = "auto"
     """Of Parquet files."""
     label_column: str = "auto"
     """Of Parquet files: whole numbers or class names."""
-    labels: str | None = None
+    labels: str | tuple[str | None, ...] | None = None
     """A CSV or Parquet file with the columns path, label and, if you like, name, which then names
-    the output of a model that has no names of its own."""
+    the output of a model that has no names of its own.  For a list of places a list of files, or
+    null."""
     where: WhereSpec | None = None
     """Leave the other images out."""
     distinct: bool = False
@@ -94,6 +108,23 @@ class DataSpec(Section):
     transform: Auto | Transform = "auto"
     """``auto``: the preset of the named weights, else what the factory declares, else the default
     preset of that torchvision model, else 256/224 with the ImageNet mean and deviation."""
+
+    @model_validator(mode="after")
+    def _labels_for_each_place(self) -> "DataSpec":
+        several = isinstance(self.uri, tuple)
+        if isinstance(self.labels, tuple) and (not several or len(self.labels) != len(self.uri)):
+            raise ValueError("labels is a list of as many files as uri lists places, null for none")
+        return self
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where images come from, one after the other."""
+        uris = self.uri if isinstance(self.uri, tuple) else (self.uri,)
+        files = self.labels if isinstance(self.labels, tuple) else (self.labels,) * len(uris)
+        return tuple(
+            Place(uri, labels, self.image_column, self.label_column)
+            for uri, labels in zip(uris, files, strict=True)
+        )
 
 
 class Sample(Section):

@@ -145,6 +145,29 @@ def resume(
 
 
 @app.command()
+def extend(
+    url: Url,
+    data: Annotated[
+        str, typer.Option("--data", help="The new images, as in data.uri.", show_default=False)
+    ],
+    out_: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of the new images, as in data.labels.")
+    ] = None,
+    address: Address = None,
+    executor: ExecutorOption = "ray",
+    overwrite: Annotated[bool, typer.Option(help="Replace a run that is there.")] = False,
+) -> None:
+    """New images merged into a finished run, as a new run; only they are scanned."""
+    with progress.shown() as observe:
+        found = launcher.extend(
+            url, data, out_, labels=labels, executor=executor, address=address,
+            overwrite=overwrite, observe=observe, say=_say,
+        )  # fmt: skip
+    _finish(out_, found)
+
+
+@app.command()
 def layers(
     model: Annotated[str, typer.Argument(help="As in model.name of a spec.", show_default=False)],
     as_json: AsJson = False,

@@ -102,6 +102,42 @@ def run(
                 carrier.shutdown()
 
 
+def extend(
+    url: str,
+    uri: str,
+    out: str,
+    *,
+    labels: str | None,
+    executor: ExecutorName = "ray",
+    address: str | None = None,
+    overwrite: bool = False,
+    observe: Any,
+    say: Say,
+) -> dict[str, Any]:
+    """Merge new images into a finished run, as a new run; returns its results in short."""
+    with _extra("workers", "Extending a run"):
+        from workers import extend as workers_extend
+        from workers import pipeline
+        from workers.plan import require_room
+
+    carriers: list[Any] = []
+
+    def check(job: Any, store: Any) -> None:
+        require_room(job, store)
+        _say_job(job, say)
+        carriers.append(executor_of(executor, job.spec.compute, address))
+
+    with _stoppable():
+        try:
+            job, store = workers_extend.create(
+                url, uri, out, labels=labels, overwrite=overwrite, check=check
+            )
+            return pipeline.execute(job, store, carriers[0], observe)
+        finally:
+            for carrier in carriers:
+                carrier.shutdown()
+
+
 def resume(
     url: str,
     *,

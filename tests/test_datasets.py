@@ -47,7 +47,7 @@ def test_images_are_listed_in_sorted_order_of_their_paths(tmp_path: Path) -> Non
     uris = ["b/1.png", "a/z.JPG", "a/10.jpeg", "a/9.webp", "c.gif", "B/x.tiff", "a/b/deep.bmp"]
     listing = listed(folder_of(tmp_path, *uris))
     assert list(listing.uris) == sorted(uris)
-    assert [(ref.id, ref.uri) for ref in listing.refs(2, 4)] == list(enumerate(sorted(uris)))[2:4]
+    assert listing.shards(4) == [(0, 4), (4, 7)]
     assert len(listing) == 7
 
 
@@ -75,7 +75,6 @@ def test_a_limit_picks_evenly_over_the_sorted_list(
     uris = [f"{i}.png" for i in range(10)]
     listing = listed(folder_of(tmp_path, *uris), limit=limit)
     assert list(listing.uris) == [uris[i] for i in chosen]
-    assert [ref.id for ref in listing.refs(0, len(listing))] == list(range(len(chosen)))
 
 
 # --- labels from folders ---
@@ -338,3 +337,36 @@ def test_names_in_a_label_file_name_the_outputs(tmp_path: Path) -> None:
     listing = listed(root, outputs=4, labels=str(labels))
     assert listing.names == ("cat", "class 1", "owl", "class 3")
     assert list(listing.labels) == [2, 0]
+
+
+def test_several_places_are_read_in_the_order_they_are_given(tmp_path: Path) -> None:
+    for name, uris in {
+        "b": ["1.png", "22.png"],
+        "a": ["333.png"],
+        "c": ["1.png", "4444.png"],
+    }.items():
+        folder_of(tmp_path / name, *uris)
+    places = [str(tmp_path / name) for name in "bac"]
+    listing = list_images(DataSpec(uri=places), (), 10)
+    assert list(listing.uris) == ["1.png", "22.png", "+1:333.png", "+2:1.png", "+2:4444.png"]
+    source = pickle.loads(pickle.dumps(listing.source))
+    shown = [int(source.read(uri, TRANSFORM).pixels[0, 0, 0]) for uri in listing.uris]
+    assert shown == [5, 6, 7, 5, 8]
+    assert listing.shards(2) == [(0, 2), (2, 3), (3, 5)]
+    assert len(list_images(DataSpec(uri=places, limit=1), (), 10)) == 3
+
+
+def test_each_place_has_its_labels_file(tmp_path: Path) -> None:
+    places = [folder_of(tmp_path / name, "1.png") for name in "ab"]
+    file = tmp_path / "labels.csv"
+    file.write_text("path,label\n1.png,4\n")
+    data = DataSpec(uri=places, labels=(None, str(file)))
+    assert list(list_images(data, (), 10).labels) == [None, 4]
+    with pytest.raises(ValueError, match="as many files as uri lists places"):
+        DataSpec(uri=places, labels=(str(file),))
+
+
+def test_a_name_that_reads_like_a_further_places_is_refused(tmp_path: Path) -> None:
+    places = [folder_of(tmp_path / "a", "+1:x.png"), folder_of(tmp_path / "b", "1.png")]
+    with pytest.raises(RequestError, match="reads like one of a further place"):
+        list_images(DataSpec(uri=places), (), 10)

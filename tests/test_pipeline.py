@@ -338,7 +338,12 @@ def test_a_worker_that_is_stopped_gives_up_its_lease_within_a_batch(tmp_path: Pa
     executor.start(lambda threads: job.assignment(run.url, threads))
     executor.wait(60.0)
     floor = np.full(job.index.total, -np.inf, np.float32)
-    executor.submit("inline", ScanLease("scan/all", job.listing.refs(0, 40) * 1000, floor, 1))
+    executor.submit(
+        "inline",
+        ScanLease(
+            "scan/all", [ref for part in range(5) for ref in job.refs(part)] * 1000, floor, 1
+        ),
+    )
     executor.wait(1.0)
     executor.shutdown()  # would last minutes otherwise
     reports = executor.wait(0.0)

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deconvoy.errors import RequestError
-from deconvoy.spec import DataSpec, WhereSpec
+from deconvoy.spec import DataSpec, Place, WhereSpec
 from workers import labels as labelling
 from workers.found import Found, find
 from workers.labels import Labels
 from workers.shapes import CLASSES
-from workers.sources import ShapesSource, Source
+from workers.sources import JoinedSource, ShapesSource, Source, joined_uri, split_joined
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Listing:
     """How labels were found, for people."""
     names: tuple[str, ...] = ()
     """Of the model's outputs, where the data has them."""
+    sizes: tuple[int, ...] = ()
+    """Images of each place, where there are several."""
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -48,8 +50,16 @@ class Listing:
         """Whether the true class of any image is known."""
         return any(label is not None for label in self.labels)
 
-    def refs(self, start: int, stop: int) -> list[ImageRef]:
-        return [ImageRef(i, self.uris[i], self.labels[i]) for i in range(start, stop)]
+    def shards(self, size: int) -> list[tuple[int, int]]:
+        """First image and one past the last of every shard; each place begins a new one, so that a
+        place that is added leaves the shards before it as they were."""
+        spans: list[tuple[int, int]] = []
+        begin = 0
+        for count in self.sizes or (len(self),):
+            end = begin + count
+            spans += [(start, min(start + size, end)) for start in range(begin, end, size)]
+            begin = end
+        return spans
 
 
 def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing:
@@ -62,20 +72,52 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
     Raises:
         RequestError: nothing there, no image in it, or labels that fit nothing.
     """
-    found = find(data)
-    labels = _labels_of(data, found, classes, outputs)
-    chosen = _chosen(data, found, labels, classes or labels.names)
-    uris = [found.uris[i] for i in chosen]
-    indices = [labels.indices[i] for i in chosen]
-    digest = hashlib.sha256()
-    for i in chosen:
-        digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
-    return Listing(found.source, uris, indices, digest.hexdigest(), labels.told, labels.names)
+    listings: list[Listing] = []
+    for place in data.places:
+        found = find(place)
+        labels = _labels_of(place, found, classes, outputs)
+        # What names mean in the first place they mean in the next, too.
+        classes = labels.names or classes
+        chosen = _chosen(data, place, found, labels, classes)
+        digest = hashlib.sha256()
+        for i in chosen:
+            digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
+        listings.append(
+            Listing(
+                found.source,
+                [found.uris[i] for i in chosen],
+                [labels.indices[i] for i in chosen],
+                digest.hexdigest(),
+                labels.told,
+                labels.names,
+            )
+        )
+    return listings[0] if len(listings) == 1 else _joined(listings)
 
 
-def _labels_of(data: DataSpec, found: Found, classes: Sequence[str], outputs: int) -> Labels:
-    if data.labels is not None:
-        return labelling.of_file(data.labels, found.uris, classes, outputs)
+def _joined(listings: Sequence[Listing]) -> Listing:
+    for uri in listings[0].uris:
+        if split_joined(uri)[0]:
+            raise RequestError(
+                f"The name of the image {uri!r} reads like one of a further place of data.uri: "
+                "rename it, or put its place anywhere but first."
+            )
+    told = dict.fromkeys(listing.labels_from for listing in listings)
+    fingerprints = "\n".join(listing.fingerprint for listing in listings)
+    return Listing(
+        JoinedSource(tuple(listing.source for listing in listings)),
+        [joined_uri(n, uri) for n, listing in enumerate(listings) for uri in listing.uris],
+        [label for listing in listings for label in listing.labels],
+        hashlib.sha256(fingerprints.encode()).hexdigest(),
+        "; ".join(told),
+        next((listing.names for listing in listings if listing.names), ()),
+        tuple(len(listing) for listing in listings),
+    )
+
+
+def _labels_of(place: Place, found: Found, classes: Sequence[str], outputs: int) -> Labels:
+    if place.labels is not None:
+        return labelling.of_file(place.labels, found.uris, classes, outputs)
     if isinstance(found.source, ShapesSource):
         if list(classes) == list(CLASSES) or outputs == len(CLASSES):
             return Labels([i % len(CLASSES) for i in range(len(found.uris))], "the generator")
@@ -86,14 +128,16 @@ def _labels_of(data: DataSpec, found: Found, classes: Sequence[str], outputs: in
 _NOT_SHAPES = "none: the model's outputs are not the classes of shapes"
 
 
-def _chosen(data: DataSpec, found: Found, labels: Labels, classes: Sequence[str]) -> list[int]:
+def _chosen(
+    data: DataSpec, place: Place, found: Found, labels: Labels, classes: Sequence[str]
+) -> list[int]:
     """Places in the listing of those that ``where`` and ``limit`` leave."""
     places = list(range(len(found.uris)))
     if data.where is not None:
         places = list(_where(data.where, found, labels, classes))
         if not places:
             raise RequestError(
-                f"data.where leaves none of the {len(found.uris):,} images of {data.uri!r}: "
+                f"data.where leaves none of the {len(found.uris):,} images of {place.uri!r}: "
                 "take a condition away."
             )
     if data.limit is None or data.limit >= len(places):

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from deconvoy.errors import RequestError
 from deconvoy.files import FileEntry, Files, is_remote, split
-from deconvoy.spec import DataSpec
+from deconvoy.spec import Place
 from workers.labels import FOLDER_NAMES, Raw
 from workers.shapes import CLASSES
 from workers.sources import (
@@ -54,18 +54,18 @@ class Found:
     """What the raw labels are, for people."""
 
 
-def find(data: DataSpec) -> Found:
-    """Everything a data spec's ``uri`` leads to.
+def find(place: Place) -> Found:
+    """Everything a place's ``uri`` leads to.
 
     Raises:
         RequestError: nothing there, or no image in it.
     """
-    uri = data.uri
+    uri = place.uri
     if uri == "shapes" or uri.startswith("shapes?"):
-        return _find_shapes(data)
+        return _find_shapes(place)
     try:
         if is_remote(uri) or Path(uri).exists() or "{" in uri:
-            return _find_files(data)
+            return _find_files(place)
     except (OSError, tarfile.TarError, pa.ArrowException) as error:
         raise RequestError(f"data.uri {uri!r} cannot be read: {error}.") from error
     raise RequestError(
@@ -74,30 +74,30 @@ def find(data: DataSpec) -> Found:
     )
 
 
-def _find_files(data: DataSpec) -> Found:
-    suffix = PurePosixPath(data.uri.rstrip("/")).suffix.lower()
-    root, name = split(data.uri.rstrip("/"))
+def _find_files(place: Place) -> Found:
+    suffix = PurePosixPath(place.uri.rstrip("/")).suffix.lower()
+    root, name = split(place.uri.rstrip("/"))
     match suffix:
         case ".tar":
             shards = [root.entry(shard) for shard in _expanded(name)]
             return _find_in_tars(root, shards)
         case ".parquet":
-            if is_remote(data.uri) or Path(data.uri).is_file():
-                return _find_in_parquet(root, [root.entry(name)], data)
+            if is_remote(place.uri) or Path(place.uri).is_file():
+                return _find_in_parquet(root, [root.entry(name)], place)
         case ".csv":
             return _find_in_csv(root, name)
         case _:
             pass
-    if not is_remote(data.uri) and not Path(data.uri).is_dir():
+    if not is_remote(place.uri) and not Path(place.uri).is_dir():
         raise RequestError(
-            f"data.uri {data.uri!r} is a file of a kind that holds no images: give a folder of "
+            f"data.uri {place.uri!r} is a file of a kind that holds no images: give a folder of "
             "images, or a .parquet, .tar or .csv file."
         )
-    folder = Files(data.uri if is_remote(data.uri) else str(Path(data.uri).absolute()))
-    return _find_in_folder(folder, sorted(folder.entries(), key=lambda entry: entry.path), data)
+    folder = Files(place.uri if is_remote(place.uri) else str(Path(place.uri).absolute()))
+    return _find_in_folder(folder, sorted(folder.entries(), key=lambda entry: entry.path), place)
 
 
-def _find_in_folder(folder: Files, entries: Sequence[FileEntry], data: DataSpec) -> Found:
+def _find_in_folder(folder: Files, entries: Sequence[FileEntry], place: Place) -> Found:
     """Images in it; where there are none, tar shards or Parquet files."""
     of_kind: dict[str, list[FileEntry]] = {}
     for entry in entries:
@@ -113,9 +113,9 @@ def _find_in_folder(folder: Files, entries: Sequence[FileEntry], data: DataSpec)
     if ".tar" in of_kind:
         return _find_in_tars(folder, of_kind[".tar"])
     if ".parquet" in of_kind:
-        return _find_in_parquet(folder, of_kind[".parquet"], data)
+        return _find_in_parquet(folder, of_kind[".parquet"], place)
     raise RequestError(
-        f"data.uri {data.uri!r} holds no images: expected files ending in "
+        f"data.uri {place.uri!r} holds no images: expected files ending in "
         f"{', '.join(sorted(SUFFIXES))}, in class sub-folders or flat; or .tar or .parquet files."
     )
 
@@ -134,18 +134,18 @@ def _folder_of(path: str) -> str | None:
     return path.partition("/")[0] if "/" in path else None
 
 
-def _find_shapes(data: DataSpec) -> Found:
-    wanted = dict(parse_qsl(data.uri.partition("?")[2], keep_blank_values=True))
+def _find_shapes(place: Place) -> Found:
+    wanted = dict(parse_qsl(place.uri.partition("?")[2], keep_blank_values=True))
     unknown = set(wanted) - {"size", "seed"}
     if unknown or not all(value.isdecimal() for value in wanted.values()):
         raise RequestError(
-            f"data.uri {data.uri!r}: shapes takes whole numbers for size and seed, as in "
+            f"data.uri {place.uri!r}: shapes takes whole numbers for size and seed, as in "
             "shapes?size=1000&seed=1."
         )
     size, seed = int(wanted.get("size", "1000")), int(wanted.get("seed", "0"))
     if size < 1:
-        raise RequestError(f"data.uri {data.uri!r}: size must be at least 1.")
-    if data.labels is not None:
+        raise RequestError(f"data.uri {place.uri!r}: size must be at least 1.")
+    if place.labels is not None:
         raise RequestError("data.labels is for files: shapes knows its own labels; leave it out.")
     raw: list[Raw] = [CLASSES[index % len(CLASSES)] for index in range(size)]
     uris = [str(index) for index in range(size)]
@@ -232,7 +232,7 @@ def _label_in(content: bytes, name: str) -> Raw:
     return label if isinstance(label, str | int) and not isinstance(label, bool) else None
 
 
-def _find_in_parquet(root: Files, entries: Sequence[FileEntry], data: DataSpec) -> Found:
+def _find_in_parquet(root: Files, entries: Sequence[FileEntry], place: Place) -> Found:
     root = root if root.remote else Files(str(Path(root.root).absolute()))
     uris: list[str] = []
     raw: list[Raw] = []
@@ -241,14 +241,14 @@ def _find_in_parquet(root: Files, entries: Sequence[FileEntry], data: DataSpec) 
     for entry in sorted(entries, key=lambda entry: entry.path):
         with root.open(entry.path) as opened:
             file = pq.ParquetFile(opened)
-            image = image or _image_column(file.schema_arrow, data.image_column, entry.path)
-            label = _label_column(file.schema_arrow, data.label_column, entry.path)
+            image = image or _image_column(file.schema_arrow, place.image_column, entry.path)
+            label = _label_column(file.schema_arrow, place.label_column, entry.path)
             raw += _parquet_labels(file, label)
             rows = file.metadata.num_rows
         uris += [f"{entry.path}#{row}" for row in range(rows)]
         tags += [entry.digest()] * rows
     if not uris or image is None:
-        raise RequestError(f"data.uri {data.uri!r} has no rows.")
+        raise RequestError(f"data.uri {place.uri!r} has no rows.")
     return Found(ParquetSource(root.root, image), uris, raw, tags, "labels of the table")
 
 

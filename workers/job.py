@@ -11,6 +11,7 @@ import platform
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec, ProjectionSpec
-from workers.datasets import Listing, list_images
+from workers.datasets import ImageRef, Listing, list_images
 from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, first_line, pack
@@ -67,12 +68,31 @@ class Job:
 
     @property
     def shards(self) -> int:
-        return -(-len(self.listing) // self.spec.compute.shard_size)
+        return len(self._spans)
+
+    @cached_property
+    def _spans(self) -> list[tuple[int, int]]:
+        return self.listing.shards(self.spec.compute.shard_size)
 
     def shard(self, part: int) -> tuple[int, int]:
-        """First image and one past the last of a shard."""
-        size = self.spec.compute.shard_size
-        return part * size, min((part + 1) * size, len(self.listing))
+        """Places in the listing: the first image of a shard, and one past its last."""
+        return self._spans[part]
+
+    def refs(self, part: int) -> list[ImageRef]:
+        """The images of a shard.  Their ids count from the shard's number times its size, so that
+        the part of the images table follows from an id; they need not be dense."""
+        start, stop = self.shard(part)
+        first = part * self.spec.compute.shard_size
+        listing = self.listing
+        return [
+            ImageRef(first + row, listing.uris[start + row], listing.labels[start + row])
+            for row in range(stop - start)
+        ]
+
+    def place_of(self, image_id: int) -> int:
+        """Where an image is in the listing."""
+        part, row = divmod(image_id, self.spec.compute.shard_size)
+        return self.shard(part)[0] + row
 
     @property
     def labels_from(self) -> str:
@@ -215,7 +235,13 @@ def anchored(spec: JobSpec) -> JobSpec:
     """The spec with absolute paths, so that a run is resumed from any folder."""
 
     def absolute(path: str | None) -> str | None:
-        return os.path.abspath(path) if path is not None and os.path.exists(path) else path
+        if path is None or "://" in path:
+            return path
+        several = "{" in path  # shard-{000..012}.tar
+        return os.path.abspath(path) if several or os.path.exists(path) else path
+
+    def each(paths: str | None | tuple[str | None, ...]) -> Any:
+        return tuple(map(absolute, paths)) if isinstance(paths, tuple) else absolute(paths)
 
     file, colon, factory = spec.model.name.rpartition(":")
     name = f"{absolute(file)}:{factory}" if colon else spec.model.name
@@ -227,12 +253,7 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    uri = spec.data.uri
-    several = "{" in uri and "://" not in uri  # shard-{000..012}.tar
-    places = {
-        "uri": os.path.abspath(uri) if several else absolute(uri),
-        "labels": absolute(spec.data.labels),
-    }
+    places = {"uri": each(spec.data.uri), "labels": each(spec.data.labels)}
     data = spec.data.model_copy(update=places)
     return spec.model_copy(update={"model": model, "data": data})
 

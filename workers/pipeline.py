@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,6 +45,7 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
+from workers.reuse import take_over, unchanged
 from workers.shards import CommittedShards
 from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_hits
@@ -84,6 +85,7 @@ def create(
     overwrite: bool = False,
     packed: PackedModel | None = None,
     listing: Listing | None = None,
+    batch_size: int | None = None,
     check: Callable[[Job, RunStore], None] | None = None,
 ) -> tuple[Job, RunStore]:
     """Settle a job and make its run, empty.
@@ -91,6 +93,7 @@ def create(
     Args:
         packed: a model at hand instead of the one the spec names.
         listing: images at hand instead of those the spec names.
+        batch_size: that of the run this one extends.
         check: may refuse the job before anything is written.
 
     Raises:
@@ -106,7 +109,7 @@ def create(
         )
     if occupied and not _is_run(run):
         raise RunExists(f"{url!r} is no run, so --overwrite does not touch it: choose another.")
-    job = settle(spec, packed, listing=listing)
+    job = settle(spec, packed, batch_size, listing)
     job.projection_items()  # refuses what cannot be projected before anything is written
     if check is not None:
         check(job, run)
@@ -244,8 +247,7 @@ class _Driver:
         items = {f"scan/part-{part:06d}": part for part in shards.left()}
 
         def lease_of(item: str) -> Lease:
-            images = self.job.listing.refs(*self.job.shard(items[item]))
-            return ScanLease(item, images, shards.fold.floor)
+            return ScanLease(item, self.job.refs(items[item]), shards.fold.floor)
 
         def commit(item: str, result: Any) -> int:
             shards.commit(items[item], result)
@@ -295,6 +297,7 @@ class _Driver:
         for layer in self.job.projected_layers():
             if layer.name not in started:
                 create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
+        self._take_over(list(items.values()), fold)
         left = [name for name in items if not self.run.exists(_marker(name))]
 
         def hits(item: ProjectionItem) -> Any:
@@ -312,13 +315,28 @@ class _Driver:
             )
 
         def commit(name: str, result: ProjectionResult) -> int:
-            fields = {"units": items[name].units.tolist(), "projections": result.projections}
-            self.run.write(_marker(name), json.dumps(fields).encode())
+            self._mark(items[name], result.projections)
             return count(name)
 
         total = sum(count(name) for name in items)
         done = total - sum(count(name) for name in left)
         self._stage("projection", left, lease_of, commit, done, total)
+
+    def _mark(self, item: ProjectionItem, projections: int) -> None:
+        fields = {"units": item.units.tolist(), "projections": projections}
+        self.run.write(_marker(item.name), json.dumps(fields).encode())
+
+    def _take_over(self, items: Sequence[ProjectionItem], fold: Fold) -> None:
+        """Commit what the run that is extended has projected already."""
+        extends: Any = self.run.zarr().attrs.get("extends")
+        if extends is None or not RunStore(extends).exists("zarr.json"):
+            return
+        old = RunStore(extends)
+        left = [item for item in items if not self.run.exists(_marker(item.name))]
+        for item in unchanged(self.job, left, fold, old):
+            take_over(item, old, self.run)
+            self._mark(item, 0)
+            self._log(event="taken over", item=item.name, run=extends)
 
     def _has_pictures(self, layer: str) -> bool:
         """Whether any item of the layer is committed: its arrays must not be made anew."""

@@ -112,7 +112,8 @@ class CommittedShards:
         return found.reshape(ids.shape)
 
     def _true_labels(self, ids: Int64[np.ndarray, " image"]) -> Int64[np.ndarray, " image"]:
-        labels = [self.job.listing.labels[image_id] for image_id in ids.tolist()]
+        places = map(self.job.place_of, ids.tolist())
+        labels = [self.job.listing.labels[place] for place in places]
         return np.array([MISSING_LABEL if label is None else label for label in labels], np.int64)
 
     def _predicted(self, ids: Int64[np.ndarray, " image"]) -> Int64[np.ndarray, " image"]:

@@ -5,6 +5,7 @@ says all there is to know: nothing is looked up in a listing.  Listing is ``work
 """
 
 import os
+import re
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +96,27 @@ class ParquetSource:
         if cell is None:
             raise ImageUnreadable(f"{uri} is empty")
         return decode(cell, transform)
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Several places.  ``uri``: as the first one's own; of the others after ``+1:``, ``+2:``, …"""
+
+    sources: tuple[Source, ...]
+
+    def read(self, uri: str, transform: Transform) -> Picture:
+        number, own = split_joined(uri)
+        return self.sources[number].read(own, transform)
+
+
+def joined_uri(number: int, uri: str) -> str:
+    return f"+{number}:{uri}" if number else uri
+
+
+def split_joined(uri: str) -> tuple[int, str]:
+    """Number of the place, and the uri there."""
+    match = re.fullmatch(r"\+(\d+):(.*)", uri, re.DOTALL)
+    return (int(match[1]), match[2]) if match else (0, uri)
 
 
 def _read(content: Any) -> Any:

@@ -1,0 +1,44 @@
+"""Take over projections from the run that is extended, where hits have not changed."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from deconvoy.schema import LAYER_ARRAYS, layer_path
+from deconvoy.store import RunStore
+from workers.job import Job, ProjectionItem
+from workers.topk import Fold
+
+HITS = ("score", "image", "position")
+
+BY_ITEM = ("patch", "projection", "scale", "projected")
+"""Arrays of which a work item writes whole shards or chunks."""
+
+
+def unchanged(
+    job: Job, items: Iterable[ProjectionItem], fold: Fold, old: RunStore
+) -> Iterator[ProjectionItem]:
+    """Those whose units all have the hits they had in the old run."""
+    group = old.zarr()
+    tables: dict[str, list[Any]] = {}
+    for item in items:
+        name = item.layer.name
+        if name not in tables:
+            stored: Any = group[layer_path(name)]
+            tables = {name: [np.asarray(stored[hit][:]) for hit in HITS]}
+        rows = job.index.units_of(job.layers.index(item.layer)).start + item.units
+        now = fold.score[rows], fold.image[rows], fold.position[rows]
+        if all(np.array_equal(t[item.units], n) for t, n in zip(tables[name], now, strict=True)):
+            yield item
+
+
+def take_over(item: ProjectionItem, old: RunStore, new: RunStore) -> None:
+    """Copy the Zarr shards of an item."""
+    number = int(item.name.rpartition("-")[2])
+    for field in LAYER_ARRAYS:
+        if field.name in BY_ITEM:
+            chunk = "/".join(["c", str(number), *["0"] * (len(field.dims) - 1)])
+            path = f"{layer_path(item.layer.name)}/{field.name}/{chunk}"
+            if old.exists(path):  # one that holds nothing but fill values is not stored
+                new.write(path, old.read(path))
