@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
 
-from deconvoy.errors import MissingExtra, RunNotFound, RunUnreadable
+from deconvoy.errors import DeconvoyError, MissingExtra, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
 from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
@@ -86,6 +86,12 @@ class Unit:
     def figure(self, **look: Any) -> Image.Image:
         """The unit as in Fig. 2: nine projections beside nine patches (see ``figures.figure2``)."""
         return figure2([self.pictures], **look)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from deconvoy.markup import of_unit
+
+        return of_unit(self, self._run)
 
 
 class Run:
@@ -237,13 +243,22 @@ class Run:
 
     @cached_property
     def _images(self) -> pa.Table:
-        parts = [
-            pq.read_table(io.BytesIO(self._store.read(f"images/{name}")))
-            for name in self._store.names("images")
-        ]
+        parts = [self._images_part(f"images/{name}") for name in self._store.names("images")]
         if not parts:
             raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
         return pa.concat_tables(parts)
+
+    def _images_part(self, path: str) -> pa.Table:
+        try:
+            content = io.BytesIO(self._store.read(path))
+            return pq.read_table(content, page_checksum_verification=True)
+        except (OSError, ValueError) as error:  # pyarrow's own are both
+            if isinstance(error, DeconvoyError):
+                raise
+            raise RunUnreadable(
+                f"{path!r} of {self.url!r} is broken ({error}): copy it again from where it is "
+                "whole, or make the run anew."
+            ) from error
 
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
@@ -276,6 +291,17 @@ class Run:
             raise RunNotFound(f"Layer {layer!r} of {self.url!r} has no projections.")
         return figure2([self.unit(layer, unit).pictures for unit in units], **look)
 
+    def look(self, layer: str) -> dict[str, Any]:
+        """How pictures of a layer are best drawn, as keywords of ``figure``.
+
+        Where the pictures show half of the image's side or more, most of a tile is grey unless it
+        is zoomed to what carries signal, and that is smoothed.
+        """
+        field: Any = self.layer_group(layer).attrs["receptive_field"]
+        side = self.attributes["provenance"]["transform"]["crop"]
+        deep = bool(field["whole_image"] or 2 * min(field["size"]) >= side)
+        return {"zoom": deep, "sigma": 1.0 if deep else 0.0}
+
     def xarray(self, path: str) -> Any:
         """A group's arrays as a lazy ``xarray.Dataset`` with named dims.
 
@@ -289,6 +315,12 @@ class Run:
         kind, _, layer = path.partition("/")
         group = layer_path(layer) if kind == "layers" else path
         return xarray.open_zarr(self._store.root, group=group, consolidated=False)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from deconvoy.markup import of_run
+
+        return of_run(self)
 
     def __repr__(self) -> str:
         return f"Run({self.url!r}, {self.status}, {len(self.layer_names)} layers)"
