@@ -135,8 +135,8 @@ pre { overflow-x: auto; font-size: .8rem; }
 <p>For each unit: its strongest hits' deconvnet projections (left) and the image patches that caused
 them (right), strongest first; its number, its largest activation, and the commonest class of its
 hits. Colours are signed: mid-grey is zero, and each projection is scaled by the $quantile %
-quantile of its magnitudes. Zoomed tiles show where these exceed $threshold % of the largest. Dark tiles: no
-further image excites the unit. Method: Zeiler &amp; Fergus, 2013.</p>
+quantile of its magnitudes. Zoomed tiles show where these exceed $threshold % of the largest. Dark
+tiles: no further image excites the unit. Method: Zeiler &amp; Fergus, 2013.</p>
 <nav>$links</nav>
 <div class="wide">$layers</div>
 """)
