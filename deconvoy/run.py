@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
 
-from deconvoy.errors import DeconvoyError, MissingExtra, RunNotFound, RunUnreadable
+from deconvoy.errors import MissingExtra, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
 from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
@@ -249,12 +249,10 @@ class Run:
         return pa.concat_tables(parts)
 
     def _images_part(self, path: str) -> pa.Table:
+        content = io.BytesIO(self._store.read(path))
         try:
-            content = io.BytesIO(self._store.read(path))
             return pq.read_table(content, page_checksum_verification=True)
-        except (OSError, ValueError) as error:  # pyarrow's own are both
-            if isinstance(error, DeconvoyError):
-                raise
+        except (OSError, pa.ArrowException) as error:
             raise RunUnreadable(
                 f"{path!r} of {self.url!r} is broken ({error}): copy it again from where it is "
                 "whole, or make the run anew."

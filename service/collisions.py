@@ -34,7 +34,7 @@ def shadowing() -> Iterator[Path]:
         if found is not None and found.origin is not None:
             place = Path(found.origin).resolve()
             if place.parents[1] != HOME:
-                yield place
+                yield place.parent if place.name == "__init__.py" else place
 
 
 def refuse(paths: list[Path]) -> None:

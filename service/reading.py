@@ -99,9 +99,10 @@ def verify(
         for fault in found["faults"]:
             out.print(f"{escape(fault['place'])}: {escape(fault['reason'])}", soft_wrap=True)
     if found["faults"]:
+        count = len(found["faults"])
         raise DeconvoyError(
-            f"{url!r} is not what was written: {len(found['faults'])} faults. Copy the files "
-            "named above again from where they are whole, or make the run anew."
+            f"{url!r} is not what was written, {count} fault{'s' if count > 1 else ''}: copy the "
+            "files named again from where they are whole, or make the run anew."
         )
     if not as_json:
         status = deconvoy.open(url).status

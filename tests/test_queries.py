@@ -267,7 +267,7 @@ def test_hits_are_matched_by_path_where_the_ids_differ(tmp_path: Path) -> None:
     [
         ({"layers": ["relu2", "relu4"]}, "only .*run' has layers relu5, relu7, logits; only .*other"
          "' has layer relu4"),
-        ({"model": {"arguments": {"num_classes": 7}}}, "layer 'logits' has 10 units in .* and 7 in"),
+        ({"model": {"arguments": {"num_classes": 7}}}, "'logits' has 10 units in .* and 7 in"),
         ({"analyses": [{"kind": "top", "k": 4}]}, "keeps 9 hits a unit and .* 4"),
     ],
     ids=["layers", "units", "hits"],

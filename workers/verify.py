@@ -75,13 +75,13 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     report = Report()
     check = _Check(RunStore(url), opened.attributes, report)
     for faults in (check.chunks(), check.scan(), check.projection()):
-        report.faults += itertools.islice(faults, SHOWN)
+        report.faults += list(faults)[:SHOWN]
     if sample and not report.faults:  # of a broken run the hits cannot be read
         from workers.replay import replay
 
         replayed = replay(url, sample, seed)
-        report.hits, faults = replayed.hits, iter(replayed.faults)
-        report.faults += itertools.islice(faults, SHOWN)
+        report.hits = replayed.hits
+        report.faults += replayed.faults[:SHOWN]
     return report
 
 
@@ -94,6 +94,8 @@ class _Check:
         """Chunks without a file, by array; not written where all is fill, so no fault by itself."""
         self.broken: set[str] = set()
         """Arrays that cannot be read whole; they are told once."""
+        self.unopened: set[str] = set()
+        """Groups and arrays whose metadata cannot be read."""
 
     # Checksums --------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class _Check:
                 node: Any = zarr.open(self.run.zarr().store, path=path, mode="r")
             except Exception as error:  # JSON, Zarr and key errors alike
                 self.broken.add(path)
+                self.unopened.add(path)
                 yield Fault(f"{path}/zarr.json", f"cannot be read: {error}")
                 continue
             if isinstance(node, zarr.Array):
@@ -136,7 +139,8 @@ class _Check:
         if not self.merged:
             return
         yield from self._absent()
-        if not faults:
+        groups = {layer_path(layer) for layer in self.attributes["layers"]}
+        if not faults and not groups & self.unopened:
             yield from self._compare_tables()
 
     def _read_markers(self) -> Iterator[Fault]:
@@ -181,7 +185,7 @@ class _Check:
             try:
                 content = io.BytesIO(self.run.read(path))
                 table = pq.read_table(content, page_checksum_verification=True)
-            except (OSError, ValueError) as error:  # pyarrow's own are both
+            except (OSError, pa.ArrowException) as error:
                 yield Fault(path, f"cannot be read: {error}")
                 continue
             rows = min(self._shard_size, self._images - part * self._shard_size)
@@ -269,7 +273,7 @@ class _Check:
             layer = unquote(folder)
             shard = self._shard_units(layer)
             if shard is None:
-                yield Fault(f"{layer_path(layer)}/patch/zarr.json", "is missing or broken")
+                yield Fault(f"{layer_path(layer)}/patch/zarr.json", "cannot be read")
                 continue
             committed: set[int] = set()
             for name in self.run.names(f"ledger/projection/{folder}"):
@@ -287,7 +291,7 @@ class _Check:
 
     def _shard_units(self, layer: str) -> int | None:
         path = f"{layer_path(layer)}/patch"
-        if not self.run.exists(f"{path}/zarr.json") or path in self.broken:
+        if not self.run.exists(f"{path}/zarr.json") or path in self.unopened:
             return None
         array: Any = self.run.zarr()[path]
         return int((array.shards or array.chunks)[0])
