@@ -1,86 +1,49 @@
 """Questions to a finished run, each a plain function from a ``Run`` to a ``pyarrow.Table``.
 
 The one query layer: the command line, HTTP, client and dashboard look functions up in ``QUERIES``
-and let ``ask`` turn text into their arguments, so that a new query is one function here.  Tables
+and let ``ask`` turn text into their arguments, so a new query is one function here.  Tables
 come sorted, and equal ones keep the order of the layers, then of the units.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64, Shaped
 
-from deconvoy.comparison import diff as diff
-from deconvoy.comparison import overall as overall
+from deconvoy.asking import QUERIES, Query, ask, find, register, usage
+from deconvoy.comparison import diff, overall
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.run import Run
 from deconvoy.schema import MISSING_LABEL
 
+__all__ = [
+    "purity",
+    "dead",
+    "images_most_hit",
+    "selective",
+    "nearest",
+    "image",
+    "diff",
+    "overall",
+    "QUERIES",
+    "Query",
+    "ask",
+    "find",
+    "usage",
+]
+
 LIMIT = 20
 """Rows of a query that ranks, unless told."""
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a query."""
-
-    name: str
-    type: type
-    """``int`` or ``str``: what its text is turned into."""
-    doc: str
-    required: bool
-    default: Any = None
-
-
-@dataclass(frozen=True)
-class Query:
-    """A function and what there is to know about calling it by name."""
-
-    name: str
-    function: Callable[..., pa.Table]
-    doc: str
-    """One sentence."""
-    arguments: tuple[Argument, ...]
-    """In the order in which they may be given without their names."""
-
-
-QUERIES: dict[str, Query] = {}
-"""Every query by its name."""
-
-
-def _query(function: Callable[..., pa.Table]) -> Callable[..., pa.Table]:
-    """Put a function into ``QUERIES``; its signature and annotations are all that is needed."""
-    hints = get_type_hints(function, include_extras=True)
-    parameters = list(inspect.signature(function).parameters.values())[1:]  # the first is the run
-    name = function.__name__.replace("_", "-")
-    arguments = tuple(_argument(parameter, hints[parameter.name]) for parameter in parameters)
-    doc = " ".join((function.__doc__ or "").partition("\n\n")[0].split())
-    QUERIES[name] = Query(name, function, doc, arguments)
-    return function
-
-
-def _argument(parameter: inspect.Parameter, hint: Any) -> Argument:
-    plain, doc = get_args(hint)
-    kinds = [kind for kind in get_args(plain) or (plain,) if kind in (int, str)]
-    # Of `int | str` the text decides: a number is read as one.
-    kind = int if kinds == [int] else str
-    required = parameter.default is parameter.empty
-    assert get_origin(hint) is Annotated
-    default = None if required else parameter.default
-    return Argument(parameter.name.rstrip("_"), kind, doc, required, default)
 
 
 Layer = Annotated[str | None, "only this layer"]
 Limit = Annotated[int, "at most so many rows; 0: all"]
 
 
-@_query
+@register
 def purity(run: Run, layer: Layer = None) -> pa.Table:
     """How much the hits of each unit agree in class: the share of the commonest one.
 
@@ -91,7 +54,7 @@ def purity(run: Run, layer: Layer = None) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-@_query
+@register
 def dead(run: Run, layer: Layer = None) -> pa.Table:
     """Units that no image activates."""
     tables = []
@@ -102,7 +65,7 @@ def dead(run: Run, layer: Layer = None) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-@_query
+@register
 def images_most_hit(run: Run, layer: Layer = None, limit: Limit = LIMIT) -> pa.Table:
     """Images that are among the strongest of most units, and in how many layers."""
     units: dict[int, int] = {}
@@ -126,7 +89,7 @@ def images_most_hit(run: Run, layer: Layer = None, limit: Limit = LIMIT) -> pa.T
     )
 
 
-@_query
+@register
 def selective(
     run: Run,
     class_: Annotated[str | None, "only units whose commonest class this is: name or index"] = None,
@@ -143,7 +106,7 @@ def selective(
     return table.take(pa.array(order[: limit or None]))
 
 
-@_query
+@register
 def nearest(
     run: Run,
     layer: Annotated[str, "layer of the unit"],
@@ -181,7 +144,7 @@ def nearest(
     return found.take(pa.array(order))
 
 
-@_query
+@register
 def image(
     run: Run,
     image: Annotated[int | str, "id of the image (a number), or its path in the data set"],
@@ -198,84 +161,6 @@ def image(
         table = table.filter(pc.equal(table["image_id"], image_id))
         tables.append(table.sort_by([("rank", "ascending"), ("unit", "ascending")]))
     return pa.concat_tables(tables).drop_columns(["image_id", "uri", "label"])
-
-
-# -- by name -----------------------------------------------------------------------------------
-
-
-def ask(
-    run: Run, name: str, given: Sequence[str] = (), named: Mapping[str, str] | None = None
-) -> pa.Table:
-    """Answer a query whose arguments are text.
-
-    Args:
-        given: arguments in order.
-        named: arguments by name.
-
-    Raises:
-        RequestError: no such query, an argument that is unknown, missing, too many or no number.
-        RunNotFound: no such layer, unit or image.
-    """
-    query = find(name)
-    known = {argument.name: argument for argument in query.arguments}
-    if len(given) > len(known):
-        raise RequestError(
-            f"The query {name!r} takes at most {len(known)} arguments ({usage(query)}), "
-            f"not {len(given)}."
-        )
-    texts = dict(zip(known, given, strict=False))
-    for key, text in (named or {}).items():
-        if key not in known:
-            raise RequestError(f"The query {name!r} has no argument {key!r}; {_near(key, known)}.")
-        if key in texts:
-            raise RequestError(f"The query {name!r} is given {key!r} twice: once is enough.")
-        texts[key] = text
-    for argument in query.arguments:
-        if argument.required and argument.name not in texts:
-            raise RequestError(
-                f"The query {name!r} needs {argument.name!r} ({argument.doc}): {usage(query)}."
-            )
-    values = {key: _value(query, known[key], text) for key, text in texts.items()}
-    parameters = list(inspect.signature(query.function).parameters)[1:]
-    spelled = {parameter.rstrip("_"): parameter for parameter in parameters}
-    return query.function(run, **{spelled[key]: value for key, value in values.items()})
-
-
-def find(name: str) -> Query:
-    """The query of that name.
-
-    Raises:
-        RequestError: none; says which is nearest.
-    """
-    if name not in QUERIES:
-        raise RequestError(f"There is no query {name!r}; {_near(name, QUERIES)}.")
-    return QUERIES[name]
-
-
-def usage(query: Query) -> str:
-    """How to type a query: required arguments plain, others in brackets."""
-    shown = (a.name.upper() if a.required else f"[{a.name.upper()}]" for a in query.arguments)
-    return " ".join([query.name, *shown])
-
-
-def _value(query: Query, argument: Argument, text: str) -> Any:
-    if argument.type is str:
-        return text
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise RequestError(
-            f"The query {query.name!r}: {argument.name} is {text!r}, but it must be a whole number "
-            "from 0."
-        )
-    return number
-
-
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
 
 
 # -- parts -------------------------------------------------------------------------------------

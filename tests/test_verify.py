@@ -188,7 +188,7 @@ def test_a_plain_forward_pass_finds_hits_that_are_not_the_model_s(
 ) -> None:
     change(zarr.open_group(run, mode="r+")["layers/relu2"])
     # as if the ledger had been wrong from the start
-    monkeypatch.setattr("workers.verify._Check._compare_tables", lambda self: iter(()))
+    monkeypatch.setattr("workers.verify._Scan._compare_tables", lambda self: iter(()))
     report = verify(str(run), 10**6)
     assert report.hits == deconvoy.open(run).table().num_rows
     (fault,) = report.faults

@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.run import Run
 from workers import pipeline
+from workers.checksums import Fault
 from workers.graph import Layer, Network
 from workers.images import normalise
 from workers.job import Job
-from workers.verify import Fault
 
 TOLERANCE = 1e-4
 """float32 sums in another order: of images alone and of BatchNorms that are not folded."""

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import zarr
 
 from deconvoy.errors import DeconvoyError
 from deconvoy.run import Run
 from deconvoy.schema import LAYER_ARRAYS, MISSING_LABEL, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
+from workers.checksums import Chunks, Fault
 from workers.topk import Fold, Partial
 
 PICTURES = ("patch", "projection", "scale", "projected")
@@ -33,15 +33,6 @@ TABLES = tuple(f.name for f in LAYER_ARRAYS if f.name not in PICTURES)
 
 SHOWN = 200
 """Faults that are kept of each kind: a wholly broken disk need not fill the memory, too."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong."""
-
-    place: str
-    """File or array below the run, or the hit."""
-    reason: str
 
 
 @dataclass
@@ -73,9 +64,12 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     """
     opened = Run(url)
     report = Report()
-    check = _Check(RunStore(url), opened.attributes, report)
-    for faults in (check.chunks(), check.scan(), check.projection()):
-        report.faults += list(faults)[:SHOWN]
+    chunks = Chunks(RunStore(url))
+    report.faults += list(chunks.faults())[:SHOWN]
+    for kind in (_Scan, _Projection):
+        check = kind(chunks, opened.attributes, report)
+        report.faults += list(check.faults())[:SHOWN]
+    report.chunks, report.files = chunks.read, report.files + chunks.files
     if sample and not report.faults:  # of a broken run the hits cannot be read
         from workers.replay import replay
 
@@ -85,54 +79,15 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     return report
 
 
-class _Check:
-    def __init__(self, run: RunStore, attributes: dict[str, Any], report: Report) -> None:
-        self.run, self.attributes, self.report = run, attributes, report
+class _Scan:
+    """The scan's part of a run: markers, images, and the tables that are the fold of them."""
+
+    def __init__(self, chunks: Chunks, attributes: dict[str, Any], report: Report) -> None:
+        self.chunks, self.run, self.attributes, self.report = chunks, chunks.run, attributes, report
         self.merged = "results" in attributes
         """Whether the scan is complete and its tables are written."""
-        self.missing: dict[str, list[tuple[int, ...]]] = {}
-        """Chunks without a file, by array; not written where all is fill, so no fault by itself."""
-        self.broken: set[str] = set()
-        """Arrays that cannot be read whole; they are told once."""
-        self.unopened: set[str] = set()
-        """Groups and arrays whose metadata cannot be read."""
 
-    # Checksums --------------------------------------------------------------------------------
-
-    def chunks(self) -> Iterator[Fault]:
-        """Read everything there is."""
-        for file in sorted(self.run.root.rglob("zarr.json")):
-            path = file.parent.relative_to(self.run.root).as_posix().removeprefix(".")
-            self.report.files += 1
-            try:
-                node: Any = zarr.open(self.run.zarr().store, path=path, mode="r")
-            except Exception as error:  # JSON, Zarr and key errors alike
-                self.broken.add(path)
-                self.unopened.add(path)
-                yield Fault(f"{path}/zarr.json", f"cannot be read: {error}")
-                continue
-            if isinstance(node, zarr.Array):
-                yield from self._chunks_of(path, node)
-
-    def _chunks_of(self, path: str, array: zarr.Array[Any]) -> Iterator[Fault]:
-        step = array.shards or array.chunks
-        grid = [range(-(-size // width)) for size, width in zip(array.shape, step, strict=True)]
-        for place in itertools.product(*grid):
-            key = f"{path}/{_chunk_key(array, place)}"
-            if not self.run.exists(key):
-                self.missing.setdefault(path, []).append(place)
-                continue
-            self.report.chunks += 1
-            slices = (slice(i * w, (i + 1) * w) for i, w in zip(place, step, strict=True))
-            try:
-                array[tuple(slices)]
-            except Exception as error:  # each codec raises its own
-                self.broken.add(path)
-                yield Fault(key, f"its bytes are not those that were written: {error}")
-
-    # Scan -------------------------------------------------------------------------------------
-
-    def scan(self) -> Iterator[Fault]:
+    def faults(self) -> Iterator[Fault]:
         """Markers and images parts; then the tables, which are the fold of both."""
         faults = [*self._read_markers(), *self._read_images()]
         yield from faults
@@ -140,7 +95,7 @@ class _Check:
             return
         yield from self._absent()
         groups = {layer_path(layer) for layer in self.attributes["layers"]}
-        if not faults and not groups & self.unopened:
+        if not faults and not groups & self.chunks.unopened:
             yield from self._compare_tables()
 
     def _read_markers(self) -> Iterator[Fault]:
@@ -199,14 +154,14 @@ class _Check:
             for name in TABLES:
                 path = f"{layer_path(layer)}/{name}"
                 if not self.run.exists(f"{path}/zarr.json"):
-                    self.broken.add(path)
+                    self.chunks.broken.add(path)
                     yield Fault(f"{path}/zarr.json", "is missing")
-            hits = self._array(layer, "image")
+            hits = self.chunks.array(layer, "image")
             # A box ends behind its first pixel, so the table of a layer with hits is not all zero.
             if hits is not None and (hits >= 0).any():
                 for name in ("box", "window"):
-                    for place in self.missing.get(f"{layer_path(layer)}/{name}", ()):
-                        yield self._missing(layer, name, place)
+                    for place in self.chunks.absent_of(layer, name):
+                        yield self.chunks.absent(layer, name, place)
 
     def _compare_tables(self) -> Iterator[Fault]:
         layers: Sequence[str] = self.attributes["layers"]
@@ -245,7 +200,7 @@ class _Check:
         return np.where(ids >= 0, labels[np.maximum(ids, 0)], MISSING_LABEL)
 
     def _compare(self, layer: str, name: str, promised: np.ndarray) -> Iterator[Fault]:
-        stored = self._array(layer, name)
+        stored = self.chunks.array(layer, name)
         if stored is None:
             return
         if stored.shape != promised.shape:
@@ -255,8 +210,8 @@ class _Check:
         differing = np.argwhere(stored != promised)
         if not len(differing):
             return
-        for place in self.missing.get(f"{layer_path(layer)}/{name}", ()):
-            yield self._missing(layer, name, place)
+        for place in self.chunks.absent_of(layer, name):
+            yield self.chunks.absent(layer, name, place)
             return
         first = tuple(int(i) for i in differing[0])
         yield Fault(
@@ -265,9 +220,14 @@ class _Check:
             f"{stored[first]} here, {promised[first]} there",
         )
 
-    # Projection -------------------------------------------------------------------------------
 
-    def projection(self) -> Iterator[Fault]:
+class _Projection:
+    """The projection's part of a run: markers, and the pictures they promise."""
+
+    def __init__(self, chunks: Chunks, attributes: dict[str, Any], report: Report) -> None:
+        self.chunks, self.run, self.attributes, self.report = chunks, chunks.run, attributes, report
+
+    def faults(self) -> Iterator[Fault]:
         """Pictures the markers promise; and markers of pictures that are there."""
         for folder in self.run.names("ledger/projection"):
             layer = unquote(folder)
@@ -291,20 +251,20 @@ class _Check:
 
     def _shard_units(self, layer: str) -> int | None:
         path = f"{layer_path(layer)}/patch"
-        if not self.run.exists(f"{path}/zarr.json") or path in self.unopened:
+        if not self.run.exists(f"{path}/zarr.json") or path in self.chunks.unopened:
             return None
         array: Any = self.run.zarr()[path]
         return int((array.shards or array.chunks)[0])
 
     def _promised(self, layer: str, item: int, filled: bool) -> Iterator[Fault]:
         for name in PICTURES if filled else ("projected",):
-            for place in self.missing.get(f"{layer_path(layer)}/{name}", ()):
+            for place in self.chunks.absent_of(layer, name):
                 if place[0] == item:
-                    yield self._missing(layer, name, place)
+                    yield self.chunks.absent(layer, name, place)
 
     def _flags(self, layer: str, committed: set[int]) -> Iterator[Fault]:
-        flags = self._array(layer, "projected")
-        if flags is None or f"{layer_path(layer)}/projected" in self.missing:
+        flags = self.chunks.array(layer, "projected")
+        if flags is None or f"{layer_path(layer)}/projected" in self.chunks.missing:
             return
         there = set(np.flatnonzero(flags).tolist())
         place = f"{layer_path(layer)}/projected"
@@ -312,25 +272,6 @@ class _Check:
             yield Fault(place, f"unit {min(there - committed)} is projected, but no marker says so")
         if committed - there:
             yield Fault(place, f"unit {min(committed - there)} is not projected, but has a marker")
-
-    # Both -------------------------------------------------------------------------------------
-
-    def _array(self, layer: str, name: str) -> np.ndarray | None:
-        """An array whole; None where it cannot be read, which was told."""
-        path = f"{layer_path(layer)}/{name}"
-        if path in self.broken or not self.run.exists(f"{path}/zarr.json"):
-            return None
-        array: Any = self.run.zarr()[path]
-        return np.asarray(array[...])
-
-    def _missing(self, layer: str, name: str, place: tuple[int, ...]) -> Fault:
-        path = f"{layer_path(layer)}/{name}"
-        array: Any = self.run.zarr()[path]
-        return Fault(f"{path}/{_chunk_key(array, place)}", "is missing, but the ledger promises it")
-
-
-def _chunk_key(array: Any, place: tuple[int, ...]) -> str:
-    return str(array.metadata.encode_chunk_key(place))
 
 
 def _number(name: str) -> int:
