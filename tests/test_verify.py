@@ -15,9 +15,11 @@ import zarr
 import deconvoy
 from deconvoy.errors import RequestError
 from deconvoy.schema import LAYER_ARRAYS
+from deconvoy.store import RunStore
 from tests.runs import run_inline, small_spec, write_photographs
 from workers.replay import drawn
 from workers.verify import Report, verify
+from workers.writer import write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,6 +135,21 @@ def test_a_changed_byte_in_the_images_table_is_found(run: Path) -> None:
         # Headers of pages have no checksum; some bytes of them mean nothing to a reader.
         assert named == ["images/part-000001.parquet"] or deconvoy.open(run).images() == before
     assert found > 5
+
+
+def test_what_is_all_nothing_has_a_file_so_that_its_loss_is_seen(run: Path) -> None:
+    folders = [run / "layers/relu2" / name for name in ("scale", "projected", "patch")]
+    files = [p for folder in folders for p in (folder / "c").rglob("*") if p.is_file()]
+    for file in files:
+        file.unlink()
+    side = deconvoy.open(run).layer_group("relu2")["patch"].shape[2]  # type: ignore[union-attr]
+    nothing = {
+        "scale": np.zeros((64, 9), np.float32),
+        "projected": np.zeros(64, bool),
+        "patch": np.zeros((64, 9, side, side, 3), np.uint8),
+    }
+    write_pictures(RunStore(run), "relu2", 0, 64, nothing)
+    assert files and all(file.is_file() for file in files)
 
 
 def test_pictures_without_a_marker_are_found(run: Path) -> None:
