@@ -87,6 +87,12 @@ class Unit:
         """The unit as in Fig. 2: nine projections beside nine patches (see ``figures.figure2``)."""
         return figure2([self.pictures], **look)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from deconvoy.markup import of_unit
+
+        return of_unit(self, self._run)
+
 
 class Run:
     """A run on disk.
@@ -239,13 +245,20 @@ class Run:
 
     @cached_property
     def _images(self) -> pa.Table:
-        parts = [
-            pq.read_table(io.BytesIO(self._store.read(f"images/{name}")))
-            for name in self._store.names("images")
-        ]
+        parts = [self._images_part(f"images/{name}") for name in self._store.names("images")]
         if not parts:
             raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
         return pa.concat_tables(parts)
+
+    def _images_part(self, path: str) -> pa.Table:
+        content = io.BytesIO(self._store.read(path))
+        try:
+            return pq.read_table(content, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            raise RunUnreadable(
+                f"{path!r} of {self.url!r} is broken ({error}): copy it again from where it is "
+                "whole, or make the run anew."
+            ) from error
 
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
@@ -294,6 +307,17 @@ class Run:
             )
         return figure2([self.unit(layer, unit).pictures for unit in units], **look)
 
+    def look(self, layer: str) -> dict[str, Any]:
+        """How pictures of a layer are best drawn, as keywords of ``figure``.
+
+        Where the pictures show half of the image's side or more, most of a tile is grey unless it
+        is zoomed to what carries signal, and that is smoothed.
+        """
+        field: Any = self.layer_group(layer).attrs["receptive_field"]
+        side = self.attributes["provenance"]["transform"]["crop"]
+        deep = bool(field["whole_image"] or 2 * min(field["size"]) >= side)
+        return {"zoom": deep, "sigma": 1.0 if deep else 0.0}
+
     def xarray(self, path: str) -> Any:
         """A group's arrays as a lazy ``xarray.Dataset`` with named dims.
 
@@ -307,6 +331,12 @@ class Run:
         kind, _, layer = path.partition("/")
         group = layer_path(layer) if kind == "layers" else path
         return xarray.open_zarr(self._store.root, group=group, consolidated=False)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from deconvoy.markup import of_run
+
+        return of_run(self)
 
     def __repr__(self) -> str:
         return f"Run({self.url!r}, {self.status}, {len(self.layer_names)} layers)"

@@ -5,7 +5,6 @@ wrong, 130 stopped by Ctrl-C.
 """
 
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import deconvoy
 from deconvoy import figures
 from deconvoy.errors import DeconvoyError, RequestError
-from service import launcher, progress, tables
+from service import collisions, launcher, progress, reading, tables
+from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
 
 app = typer.Typer(
@@ -31,20 +29,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-PIPED_WIDTH = 160
-"""Columns where the output is no terminal and nothing says how wide it is."""
-
-out = Console(highlight=False)
-if not out.is_terminal:
-    out = Console(highlight=False, width=PIPED_WIDTH)
-
 Spec = Annotated[Path, typer.Argument(help="Job spec, a YAML or JSON file.", show_default=False)]
-Url = Annotated[str, typer.Argument(help="Folder of a run.", show_default=False)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, as in data.limit=100."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Workers; default: one per GPU, or per two cores.")
 ]
@@ -64,6 +53,7 @@ def common(
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
     )
+    collisions.refuse(list(collisions.shadowing()))
     for noisy in ("PIL", "matplotlib", "asyncio", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -74,7 +64,7 @@ def demo(
 ) -> None:
     """Everything on built-in data, without network: train, analyse, draw."""
     with progress.shown() as observe:
-        found = launcher.demo(folder, observe=observe, say=_say)
+        found = launcher.demo(folder, observe=observe, say=say)
     run = deconvoy.open(found["folder"].run)
     out.print(f"\n{tables.summary(found)}")
     for layer in _projected(run):
@@ -95,10 +85,10 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
     """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
-    _say("measuring a few of its images …")
+    say("measuring a few of its images …")
     planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())))
     if as_json:
-        _print_json(planned)
+        print_json(planned)
     else:
         _print_plan(planned)
 
@@ -124,7 +114,7 @@ def run(
             address=address,
             overwrite=overwrite,
             observe=observe,
-            say=_say,
+            say=say,
         )
     _finish(url, found)
 
@@ -139,7 +129,7 @@ def resume(
         compute = compute.model_copy(update={"workers": workers})
     with progress.shown() as observe:
         found = launcher.resume(
-            url, executor=executor, address=address, compute=compute, observe=observe, say=_say
+            url, executor=executor, address=address, compute=compute, observe=observe, say=say
         )
     _finish(url, found)
 
@@ -175,7 +165,7 @@ def layers(
     """The layers of a model, with size, stride and receptive field."""
     found = launcher.layers(model)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     out.print(f"{model} on {'×'.join(map(str, found['input']))} ({found['transform_from']})")
     out.print(tables.of_layers(found["layers"]))
@@ -246,10 +236,9 @@ def _draw(
     **look: Any,
 ) -> Any:
     """Fig. 2; deep layers are zoomed and smoothed unless told."""
-    deep = _is_deep(run_, layer)
-    zoom = deep if zoom is None else zoom
-    sigma = (1.0 if deep else 0.0) if sigma is None else sigma
-    return run_.figure(layer, units, zoom=zoom, sigma=sigma, **look)
+    told = {"zoom": zoom, "sigma": sigma}
+    chosen = {key: value for key, value in told.items() if value is not None}
+    return run_.figure(layer, units, **{**run_.look(layer), **chosen}, **look)
 
 
 def _overview(run_: deconvoy.Run, **look: Any) -> Any:
@@ -262,13 +251,6 @@ def _overview(run_: deconvoy.Run, **look: Any) -> Any:
         best.sort()
         chosen += [run_.unit(layer, u).pictures for u in best]
     return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
-
-
-def _is_deep(run_: deconvoy.Run, layer: str) -> bool:
-    """Whether its pictures show half of the image's side or more: tiles are grey unless zoomed."""
-    field: Any = run_.layer_group(layer).attrs["receptive_field"]
-    side = run_.attributes["provenance"]["transform"]["crop"]
-    return bool(field["whole_image"] or 2 * min(field["size"]) >= side)
 
 
 def _projected(run_: deconvoy.Run) -> list[str]:
@@ -294,7 +276,7 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
     if as_json:
         fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
         listed = run_.layers().to_pylist() if results else []
-        _print_json({**fields, "results": results, "layers": listed})
+        print_json({**fields, "results": results, "layers": listed})
         return
     out.print(f"{run_.url}: {run_.status}, {run_.attributes['provenance']['model']}")
     if run_.status in ("stopped", "failed", "interrupted"):
@@ -310,7 +292,7 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
 def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:
     rows = run_.table(layer).to_pylist()
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         out.print(tables.of_units(run_, layer, rows))
 
@@ -319,7 +301,7 @@ def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None
     found = run_.unit(layer, unit)
     rows = [row for row in run_.table(layer).to_pylist() if row["unit"] == unit]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     out.print(f"{layer}, unit {unit}{': dead, no image activates it' if found.dead else ''}")
     out.print(tables.of_hits(run_, rows))
@@ -335,12 +317,8 @@ def _finish(url: str, found: dict[str, Any]) -> None:
     out.print(f"{tables.summary(found)}\nDone: {url}. Next: deconvoy show {url}", soft_wrap=True)
 
 
-def _say(line: str) -> None:
-    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+for _verb in (reading.query, reading.export, reading.diff, reading.verify, reading.doctor):
+    app.command()(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -355,13 +333,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if "--debug" in given:
             raise
         with contextlib.suppress(BrokenPipeError):
-            _say(f"deconvoy: {error}")
+            say(f"deconvoy: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
         if "--debug" in given:
             raise
         place = f" {error.filename!r}" if error.filename else ""
-        _say(f"deconvoy: the system refused{place}: {error.strerror or error}.")
+        say(f"deconvoy: the system refused{place}: {error.strerror or error}.")
         sys.exit(1)
     sys.exit(0)
 

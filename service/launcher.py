@@ -16,7 +16,7 @@ from typing import Any, Literal
 from deconvoy.errors import MissingExtra, RequestError
 from deconvoy.run import Run
 from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
-from service import tables
+from service import collisions, tables
 
 ExecutorName = Literal["ray", "inline"]
 Say = Callable[[str], None]
@@ -52,6 +52,7 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
             raise RequestError("--address is for the ray executor; the inline one runs here.")
         asked = None if compute.workers == "auto" else compute.workers
         return InlineExecutor(asked, compute.threads)
+    collisions.refuse(collisions.in_folder(Path.cwd()))  # Ray's workers look there first
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         os.environ["RAY_ADDRESS"] = address  # read when Ray is imported
@@ -206,6 +207,15 @@ def layers(model: str) -> dict[str, Any]:
         "transform_from": packed.transform_from,
         "layers": [layer_attributes(layer) for layer in network.layers],
     }
+
+
+def verify(url: str, sample: int) -> dict[str, Any]:
+    """Whether a run is whole and true; loads torch only if hits are to be recomputed."""
+    with _extra("workers", "Recomputing hits"):
+        from workers.verify import verify as verify_run
+
+        found: dict[str, Any] = verify_run(url, sample).to_json()
+    return found
 
 
 def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:

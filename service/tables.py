@@ -1,13 +1,15 @@
 """Results and plans as tables and sentences for a terminal.  Prints nothing itself."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
+from deconvoy import queries
 from service import progress
 
 Row = dict[str, Any]
@@ -73,6 +75,35 @@ def of_hits(run: deconvoy.Run, hits: Sequence[Row]) -> Table:
     return table
 
 
+def of_rows(found: pa.Table) -> Table:
+    """Any table as it is; numbers stand right."""
+    table = Table(box=None)
+    for field in found.schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        table.add_column(field.name, justify="right" if number else "left", overflow="fold")
+    for row in found.to_pylist():
+        table.add_row(*map(_cell, row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def of_queries(known: Iterable[queries.Query]) -> Table:
+    """The queries with their arguments."""
+    table = Table("query", "answers", box=None)
+    for query in known:
+        arguments = "".join(
+            f"\n  [dim]{escape(argument.name)}: {escape(argument.doc)}[/dim]"
+            for argument in query.arguments
+        )
+        table.add_row(escape(queries.usage(query)), f"{escape(query.doc)}{arguments}")
+    return table
+
+
 def plan_lines(planned: Row) -> Iterator[str]:
     """What a job would do, take and need; one line each."""
     transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
@@ -85,7 +116,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
         f"{planned['projections']:,} projections",
         "workers": f"{planned['workers']} × {planned['threads']} threads",
         "time": _parts(seconds, progress.span),
-        "storage": f"{_parts(sizes, _amount)}; {_amount(planned['free_bytes'])} free",
+        "storage": f"{_parts(sizes, amount)}; {amount(planned['free_bytes'])} free",
     }
     for name, value in rows.items():
         yield f"{name:<11}{escape(value)}"
@@ -111,7 +142,8 @@ def _parts(values: Row, shown: Callable[[Any], str]) -> str:
     return f"about {shown(values['total'])} ({parts})"
 
 
-def _amount(size: Any) -> str:
+def amount(size: Any) -> str:
+    """Bytes, for people."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

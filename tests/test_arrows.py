@@ -89,7 +89,7 @@ def test_importing_every_module_loads_neither_torch_nor_ray(package: str) -> Non
     assert loaded_by(IMPORT_EVERY_MODULE.format(package=package)) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["query", "."]], ids=" ".join)
 def test_command_line_help_loads_neither_torch_nor_ray(arguments: list[str]) -> None:
     assert loaded_by(ASK_FOR_HELP.format(arguments=arguments)) == []
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 import yaml
 
 import deconvoy
+from deconvoy import queries
 from service.cli import main
+from service.doctor import Finding
 
 SMALL = {
     "model": {"name": "deconvoy/zfnet_small"},
@@ -108,6 +111,74 @@ def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
     assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
 
+def test_query_answers_as_a_table_and_as_json(type_: Type, finished: Path) -> None:
+    run = deconvoy.open(finished)
+    code, out, _ = type_("query", finished, "nearest", "relu2", "1", "limit=3")
+    assert code == 0 and "jaccard" in out and len(out.splitlines()) == 4
+    code, out, _ = type_("query", finished, "purity", "layer=relu2", "--json")
+    assert code == 0 and json.loads(out) == queries.purity(run, "relu2").to_pylist()
+    code, out, _ = type_("query", finished, "dead", "logits")
+    assert (code, out.strip()) == (0, "Nothing found.")
+
+
+def test_query_without_a_name_lists_the_queries(type_: Type, finished: Path) -> None:
+    code, out, _ = type_("query", finished)
+    assert code == 0
+    for query in queries.QUERIES.values():
+        assert queries.usage(query) in out
+    listed = json.loads(type_("query", finished, "--json")[1])
+    assert list(listed) == list(queries.QUERIES)
+
+
+def test_an_argument_with_an_equals_sign_is_given_by_name(type_: Type, finished: Path) -> None:
+    # `a/b=c.png` is no name=value; `x=y.png` would be one, and is given as image=x=y.png
+    assert "no image 'a/b=c.png'" in type_("query", finished, "image", "a/b=c.png")[2]
+    assert "no image 'x=y.png'" in type_("query", finished, "image", "image=x=y.png")[2]
+
+
+def test_export_says_what_it_wrote(type_: Type, finished: Path, tmp_path: Path) -> None:
+    hits = deconvoy.open(finished).table().num_rows
+    code, out, _ = type_("export", finished, "-o", tmp_path / "hits.csv")
+    assert code == 0 and f"{tmp_path / 'hits.csv'}: {hits:,} hits" in out
+    code, out, _ = type_("export", finished, "-o", tmp_path / "run.html", "--units", "1")
+    assert code == 0 and "the report" in out
+    assert (tmp_path / "run.html").read_text().count("<img ") == 2
+
+
+def test_diff_tells_layer_by_layer(type_: Type, finished: Path) -> None:
+    code, out, _ = type_("diff", finished, finished)
+    assert code == 0 and "nothing: weights, images" in out and "relu2" in out
+    found = json.loads(type_("diff", finished, finished, "--json")[1])
+    assert [layer["kept"] for layer in found["layers"]] == [1.0, 1.0, 1.0]
+    assert found["top1_before"] == found["top1_after"] == deconvoy.open(finished).top1()
+
+
+def test_verify_ends_with_1_where_anything_differs(
+    type_: Type, finished: Path, tmp_path: Path
+) -> None:
+    code, out, _ = type_("verify", finished, "--sample", "30")
+    assert code == 0 and "All is well" in out and "30 hits recomputed" in out
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/layers/relu1/scale/c/0/0").unlink()
+    code, out, err = type_("verify", tmp_path / "run", "--sample", "0")
+    assert code == 1 and "layers/relu1/scale/c/0/0: is missing" in out and "1 fault: copy" in err
+    code, out, _ = type_("verify", tmp_path / "run", "--sample", "0", "--json")
+    assert code == 1 and len(json.loads(out)["faults"]) == 1
+
+
+def test_doctor_ends_with_1_where_anything_is_wrong(
+    type_: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("memory", "little", "close [other] programs"), Finding("cores", "2")]
+    monkeypatch.setattr("service.doctor.examine", lambda: found)
+    code, out, err = type_("doctor")
+    assert code == 1 and "→ close [other] programs" in out and "1 of 2" in err and "memory" in err
+    code, out, _ = type_("doctor", "--json")
+    assert code == 1 and json.loads(out)[1] == {"name": "cores", "found": "2", "remedy": None}
+    del found[0]
+    assert type_("doctor")[0] == 0
+
+
 WRONG: list[tuple[str, list[str], int, str]] = [
     ("no such command", ["figur"], 2, "No such command"),
     ("no such spec", ["plan", "nowhere.yaml"], 2, "cannot be read"),
@@ -147,6 +218,16 @@ WRONG: list[tuple[str, list[str], int, str]] = [
     ),
     ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were"),
     ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
+    ("no such query", ["query", "{run}", "nerest"], 2, "nearest: nearest"),
+    ("no such argument", ["query", "{run}", "dead", "lyer=relu1"], 2, "nearest: layer"),
+    ("a name twice", ["query", "{run}", "dead", "layer=a", "layer=b"], 2, "twice"),
+    ("order", ["query", "{run}", "nearest", "unit=1", "relu1"], 2, "without names first"),
+    ("no such image", ["query", "{run}", "image", "20"], 2, "ids run from 0 to 19"),
+    ("no such format", ["export", "{run}", "-o", "{folder}/f.txt"], 2, ".parquet"),
+    ("nowhere to", ["export", "{run}"], 2, "Missing option"),
+    ("diff with none", ["diff", "{run}", "{folder}"], 2, "There is no run"),
+    ("verify none", ["verify", "{folder}"], 2, "There is no run"),
+    ("sample of −1", ["verify", "{run}", "--sample", "-1"], 2, "than or equal to 0"),
     ("units of no layer", ["figure", "{run}", "--units", "0-3"], 2, "needs a LAYER"),
 ]
 
@@ -204,7 +285,5 @@ def test_a_file_named_like_one_of_our_packages_is_told(spec: Path, tmp_path: Pat
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )  # fmt: skip
     assert found.returncode == 2
-    assert "workers.py in place of Deconvoy's own package 'workers'. Rename that file" in (
-        found.stderr
-    )
+    assert "workers.py' is named like the package 'workers' of deconvoy" in (found.stderr)
     assert "Traceback" not in found.stderr

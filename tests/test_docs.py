@@ -6,13 +6,14 @@ from pathlib import Path
 
 import yaml
 
-from deconvoy import spec_page
+from deconvoy import queries, spec_page
 from deconvoy.schema import LAYER_ARRAYS, as_markdown
 from deconvoy.spec import JobSpec
 from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+READING = (ROOT / "docs/reading.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 
 
@@ -33,10 +34,10 @@ def test_the_job_spec_page_is_the_spec() -> None:
     assert JobSpec.parse(yaml.safe_load(block)).projection is not None
 
 
-def test_python_in_the_readme_compiles() -> None:
-    found = blocks(README, "python")
-    assert found
-    for block in found:
+def test_python_in_the_documents_compiles() -> None:
+    found = [blocks(page, "python") for page in (README, READING)]
+    assert all(found)
+    for block in sum(found, []):
         ast.parse(block)
 
 
@@ -46,9 +47,15 @@ def test_the_job_spec_in_the_readme_is_one() -> None:
 
 
 def test_commands_in_the_readme_exist() -> None:
-    named = set(re.findall(r"\bdeconvoy ([a-z]+)\b", README)) - {"does"}
+    pages = README + READING.replace("import deconvoy\n", "")
+    named = set(re.findall(r"\bdeconvoy ([a-z]+)\b", pages)) - {"does", "import"}
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
     assert named and named <= known
+
+
+def test_the_reading_page_has_every_query_as_it_is_typed() -> None:
+    rows = re.findall(r"^\| `([a-z-]+[^`]*)` \|", READING, re.MULTILINE)
+    assert rows == [queries.usage(query) for query in queries.QUERIES.values()]
 
 
 def test_verbs_in_the_documents_are_in_the_makefile() -> None:

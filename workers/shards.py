@@ -61,7 +61,7 @@ class CommittedShards:
         for uri, reason in result.bad:
             logger.warning("Skipped %s: %s", uri, reason)
         sink = pa.BufferOutputStream()
-        pq.write_table(result.images, sink, compression="zstd")
+        pq.write_table(result.images, sink, compression="zstd", write_page_checksum=True)
         self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
         self.run.write(f"ledger/scan/part-{part:06d}.npz", result.partial.to_bytes())
         self._waiting.add(part)

@@ -1,0 +1,258 @@
+"""Questions to a finished run, each a plain function from a ``Run`` to a ``pyarrow.Table``.
+
+The one query layer: the command line, HTTP, client and dashboard look functions up in ``QUERIES``
+and let ``ask`` turn text into their arguments, so a new query is one function here.  Tables
+come sorted, and equal ones keep the order of the layers, then of the units.
+"""
+
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64, Shaped
+
+from deconvoy.asking import QUERIES, Query, ask, find, register, usage
+from deconvoy.comparison import diff, overall
+from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.run import Run
+from deconvoy.schema import MISSING_LABEL
+
+__all__ = [
+    "purity",
+    "dead",
+    "images_most_hit",
+    "selective",
+    "nearest",
+    "image",
+    "diff",
+    "overall",
+    "QUERIES",
+    "Query",
+    "ask",
+    "find",
+    "usage",
+]
+
+LIMIT = 20
+"""Rows of a query that ranks, unless told."""
+
+
+Layer = Annotated[str | None, "only this layer"]
+Limit = Annotated[int, "at most so many rows; 0: all"]
+
+
+@register
+def purity(run: Run, layer: Layer = None) -> pa.Table:
+    """How much the hits of each unit agree in class: the share of the commonest one.
+
+    The commonest class is that of the better rank among equally common ones.  Hits without a label
+    count as of no class; dead units have no row.
+    """
+    tables = [_purity_of(run, name) for name in _layers(run, layer)]
+    return pa.concat_tables(tables)
+
+
+@register
+def dead(run: Run, layer: Layer = None) -> pa.Table:
+    """Units that no image activates."""
+    tables = []
+    for name in _layers(run, layer):
+        alive = np.unique(_column(run.table(name), "unit"))
+        units = np.setdiff1d(np.arange(_units(run, name)), alive).astype(np.int32)
+        tables.append(pa.table({"layer": _repeated(name, len(units)), "unit": units}))
+    return pa.concat_tables(tables)
+
+
+@register
+def images_most_hit(run: Run, layer: Layer = None, limit: Limit = LIMIT) -> pa.Table:
+    """Images that are among the strongest of most units, and in how many layers."""
+    units: dict[int, int] = {}
+    layers: dict[int, int] = {}
+    for name in _layers(run, layer):
+        ids, counts = np.unique(_column(run.table(name), "image_id"), return_counts=True)
+        for image_id, count in zip(ids.tolist(), counts.tolist(), strict=True):
+            units[image_id] = units.get(image_id, 0) + count
+            layers[image_id] = layers.get(image_id, 0) + 1
+    chosen = sorted(units, key=lambda image_id: (-units[image_id], image_id))[: limit or None]
+    images = _images_by_id(run, np.array(chosen, np.int64))
+    shown = "predicted" if run.labels == "predicted" else "label"
+    return pa.table(
+        {
+            "image_id": pa.array(chosen, pa.int64()),
+            "uri": images["uri"],
+            "class": _class_names(run, images[shown]),
+            "units": pa.array([units[i] for i in chosen], pa.int64()),
+            "layers": pa.array([layers[i] for i in chosen], pa.int64()),
+        }
+    )
+
+
+@register
+def selective(
+    run: Run,
+    class_: Annotated[str | None, "only units whose commonest class this is: name or index"] = None,
+    layer: Layer = None,
+    limit: Limit = LIMIT,
+) -> pa.Table:
+    """Class-selective units: by purity, then by the number of their hits."""
+    table = purity(run, layer)
+    if class_ is not None:
+        wanted = _class_index(run, class_)
+        table = table.filter(pc.equal(table["label"], wanted))
+    key = (-_column(table, "hits"), -_column(table, "purity"))
+    order = np.lexsort(key)  # stable: equal ones stay in the order of the layers
+    return table.take(pa.array(order[: limit or None]))
+
+
+@register
+def nearest(
+    run: Run,
+    layer: Annotated[str, "layer of the unit"],
+    unit: Annotated[int, "number of the unit"],
+    within: Annotated[str | None, "look among the units of this layer only"] = None,
+    limit: Limit = LIMIT,
+) -> pa.Table:
+    """Units that share most of their strongest images with a unit, by Jaccard similarity.
+
+    Jaccard: images both units have among theirs, divided by images any of the two has; 1 where
+    both have the same.  Units that share none have no row, nor has the unit itself.
+    """
+    own = set(run.unit(layer, unit).image.tolist()) - {-1}
+    if not own:
+        raise RequestError(
+            f"Unit {unit} of layer {layer!r} is dead, so it shares no image with any: choose "
+            "another; `deconvoy query URL dead` lists those."
+        )
+    tables = []
+    for name in _layers(run, within):
+        table = run.table(name)
+        units, images = _column(table, "unit"), _column(table, "image_id")
+        total = _units(run, name)
+        shared = np.bincount(units[np.isin(images, list(own))], minlength=total)
+        size = np.bincount(units, minlength=total)
+        if name == layer:
+            shared[unit] = 0
+        (there,) = shared.nonzero()
+        union = size[there] + len(own) - shared[there]
+        columns = {"unit": there.astype(np.int32), "shared": shared[there],
+                   "jaccard": shared[there] / union}  # fmt: skip
+        tables.append(pa.table({"layer": _repeated(name, len(there)), **columns}))
+    found = pa.concat_tables(tables)
+    order = np.argsort(-_column(found, "jaccard"), kind="stable")[: limit or None]
+    return found.take(pa.array(order))
+
+
+@register
+def image(
+    run: Run,
+    image: Annotated[int | str, "id of the image (a number), or its path in the data set"],
+    layer: Layer = None,
+) -> pa.Table:
+    """Every unit that has an image among its strongest, by layer and rank.
+
+    A number is an id, as all tables print it; anything else is a path (uri).
+    """
+    image_id = _image_id(run, image)
+    tables = []
+    for name in _layers(run, layer):
+        table = run.table(name)
+        table = table.filter(pc.equal(table["image_id"], image_id))
+        tables.append(table.sort_by([("rank", "ascending"), ("unit", "ascending")]))
+    return pa.concat_tables(tables).drop_columns(["image_id", "uri", "label"])
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _purity_of(run: Run, layer: str) -> pa.Table:
+    table = run.table(layer)
+    unit, rank = _column(table, "unit"), _column(table, "rank")
+    label = pc.fill_null(table["label"], MISSING_LABEL).to_numpy()
+    there, hits = np.unique(unit, return_counts=True)
+    labelled = label != MISSING_LABEL
+    pairs = np.stack([unit, label], axis=1)[labelled].astype(np.int64)
+    distinct, place = np.unique(pairs, axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    count = np.bincount(place, minlength=len(distinct))
+    best = np.full(len(distinct), np.iinfo(np.int64).max)
+    np.minimum.at(best, place, rank[labelled])
+    order = np.lexsort((best, -count, distinct[:, 0]))
+    units, first = np.unique(distinct[order, 0], return_index=True)
+    chosen, row = order[first], np.searchsorted(there, units)
+    commonest, share = np.full(len(there), MISSING_LABEL), np.zeros(len(there))
+    commonest[row], share[row] = distinct[chosen, 1], count[chosen] / hits[row]
+    labels = pa.array(commonest, pa.int64(), mask=commonest == MISSING_LABEL)
+    return pa.table(
+        {
+            "layer": _repeated(layer, len(there)),
+            "unit": there.astype(np.int32),
+            "purity": share,
+            "label": labels,
+            "class": _class_names(run, labels),
+            "hits": hits.astype(np.int32),
+        }
+    )
+
+
+def _layers(run: Run, layer: str | None) -> tuple[str, ...]:
+    """One layer (``Run`` refuses an unknown one) or all."""
+    return run.layer_names if layer is None else (layer,)
+
+
+def _units(run: Run, layer: str) -> int:
+    return int(str(run.layer_group(layer).attrs["units"]))
+
+
+def _column(table: pa.Table, name: str) -> Shaped[np.ndarray, " row"]:
+    found: Shaped[np.ndarray, " row"] = table[name].to_numpy()
+    return found
+
+
+def _repeated(text: str, count: int) -> pa.Array:
+    return pa.array([text] * count, pa.string())
+
+
+def _class_names(run: Run, labels: Any) -> pa.Array:
+    """Names of outputs; null where there is none."""
+    names = (None if label is None else run.class_name(label) for label in labels.to_pylist())
+    return pa.array(list(names), pa.string())
+
+
+def _class_index(run: Run, name: str) -> int:
+    """Output index of a class by its name, or by the number itself."""
+    if name in run.classes:
+        return run.classes.index(name)
+    if name.isdecimal() and (not run.classes or int(name) < len(run.classes)):
+        return int(name)
+    if not run.classes:
+        raise RequestError(f"The classes of {run.url!r} have no names, so {name!r} is none.")
+    near = get_close_matches(name, run.classes, n=3, cutoff=0.3) or run.classes[:3]
+    raise RequestError(f"The run {run.url!r} has no class {name!r}; nearest: {', '.join(near)}.")
+
+
+def _images_by_id(run: Run, ids: Int64[np.ndarray, " image"]) -> pa.Table:
+    """Their rows of the images table; ids increase in it."""
+    images = run.images()
+    return images.take(pa.array(np.searchsorted(_column(images, "id"), ids)))
+
+
+def _image_id(run: Run, image: int | str) -> int:
+    images = run.images()
+    number = isinstance(image, int) or image.isdecimal()
+    wanted = pc.equal(images["id"], int(image)) if number else pc.equal(images["uri"], image)
+    found = images.filter(wanted)["id"].to_pylist()
+    if found:
+        return int(found[0])
+    if number:
+        raise RunNotFound(
+            f"The run {run.url!r} has no image {image}: ids run from {images['id'][0]} to "
+            f"{images['id'][-1]}."
+        )
+    part = str(image).rpartition("/")[2]
+    near = images.filter(pc.match_substring(images["uri"], part))["uri"][:3].to_pylist()
+    # Close matches over a million paths would take minutes; a few thousand help as well.
+    near = near or get_close_matches(str(image), images["uri"][:5000].to_pylist(), 3, 0.3)
+    told = f"; nearest: {', '.join(near)}" if near else ""
+    raise RunNotFound(f"The run {run.url!r} has no image {image!r}{told}.")

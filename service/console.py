@@ -1,0 +1,28 @@
+"""What all commands print through, and the arguments many of them share."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+PIPED_WIDTH = 160
+"""Columns where the output is no terminal and nothing says how wide it is."""
+
+out = Console(highlight=False)
+if not out.is_terminal:
+    out = Console(highlight=False, width=PIPED_WIDTH)
+
+Url = Annotated[str, typer.Argument(help="Folder of a run.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def say(line: str) -> None:
+    """A line to standard error, where it disturbs no output."""
+    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

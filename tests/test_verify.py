@@ -1,0 +1,249 @@
+"""Damage of every kind is found and named; a whole run is found whole, also without the model."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import deconvoy
+from deconvoy.errors import RequestError
+from deconvoy.schema import LAYER_ARRAYS
+from deconvoy.store import RunStore
+from tests.runs import run_inline, small_spec, write_photographs
+from workers.replay import drawn
+from workers.verify import Report, verify
+from workers.writer import write_pictures
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of 20 images in three shards; unit 0 and 1 of the maps are projected."""
+    url = tmp_path_factory.mktemp("verified") / "run"
+    spec = small_spec(
+        data={"uri": "shapes?size=20&seed=1"},
+        layers=["relu2", "logits"],
+        analyses=[{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1]}}],
+    )
+    run_inline(spec, url)
+    return url
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def places(report: Report) -> list[str]:
+    return [fault.place for fault in report.faults]
+
+
+def chunk_of(run: Path, path: str) -> Path:
+    """The first chunk of an array."""
+    return min(p for p in (run / path / "c").rglob("*") if p.is_file())
+
+
+def test_a_whole_run_is_found_whole(whole: Path) -> None:
+    report = verify(str(whole), 50)
+    assert report.faults == [] and report.hits == 50
+    chunks = [p for p in (whole / "layers").rglob("c/**/*") if p.is_file()]
+    assert report.chunks == len(chunks) > 20
+
+
+def test_without_a_sample_neither_torch_nor_the_model_is_needed(run: Path) -> None:
+    code = (
+        "import sys; from service.launcher import verify; import json; "
+        f"found = verify({str(run)!r}, 0); "
+        "print(json.dumps([found, 'torch' in sys.modules]))"
+    )
+    attributes = json.loads((run / "zarr.json").read_text())
+    attributes["attributes"]["spec"]["model"]["name"] = "gone.py:model"
+    (run / "zarr.json").write_text(json.dumps(attributes))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found, torch_loaded = json.loads(done.stdout)
+    assert found["faults"] == [] and found["chunks"] > 20 and not torch_loaded
+
+
+@pytest.mark.parametrize("name", [field.name for field in LAYER_ARRAYS])
+def test_one_changed_byte_of_any_array_is_found_and_named(run: Path, name: str) -> None:
+    chunk = chunk_of(run, f"layers/relu2/{name}")
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 4
+    chunk.write_bytes(bytes(content))
+    report = verify(str(run), 20)
+    assert places(report) == [chunk.relative_to(run).as_posix()]
+    assert report.hits == 0  # of a broken run no hits are read
+
+
+@pytest.mark.parametrize("name", [field.name for field in LAYER_ARRAYS])
+def test_a_missing_chunk_of_any_array_is_found_and_named(run: Path, name: str) -> None:
+    chunk = chunk_of(run, f"layers/relu2/{name}")
+    chunk.unlink()
+    assert chunk.relative_to(run).as_posix() in places(verify(str(run), 0))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "layers/logits/score/zarr.json",
+        "layers/relu2/patch/zarr.json",
+        "images/part-000001.parquet",
+        "ledger/scan/part-000002.npz",
+    ],
+)
+def test_other_missing_files_are_found_and_named(run: Path, path: str) -> None:
+    (run / path).unlink()
+    assert path in places(verify(str(run), 0))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "layers/relu2/zarr.json",
+        "layers/logits/image/zarr.json",
+        "images/part-000001.parquet",
+        "ledger/scan/part-000002.npz",
+        "ledger/projection/relu2/item-000000.json",
+    ],
+)
+def test_other_files_that_cannot_be_read_are_named(run: Path, path: str) -> None:
+    content = (run / path).read_bytes()
+    (run / path).write_bytes(content[: len(content) // 2])
+    assert path in places(verify(str(run), 0))
+
+
+def test_a_changed_byte_in_the_images_table_is_found(run: Path) -> None:
+    part = run / "images/part-000001.parquet"
+    content = bytearray(part.read_bytes())
+    before, found = deconvoy.open(run).images(), 0
+    for place in range(40, len(content), 151):
+        content[place] ^= 1
+        part.write_bytes(bytes(content))
+        named = places(verify(str(run), 0))
+        content[place] ^= 1
+        found += bool(named)
+        # Headers of pages have no checksum; some bytes of them mean nothing to a reader.
+        assert named == ["images/part-000001.parquet"] or deconvoy.open(run).images() == before
+    assert found > 5
+
+
+def test_what_is_all_nothing_has_a_file_so_that_its_loss_is_seen(run: Path) -> None:
+    folders = [run / "layers/relu2" / name for name in ("scale", "projected", "patch")]
+    files = [p for folder in folders for p in (folder / "c").rglob("*") if p.is_file()]
+    for file in files:
+        file.unlink()
+    side = deconvoy.open(run).layer_group("relu2")["patch"].shape[2]  # type: ignore[union-attr]
+    nothing = {
+        "scale": np.zeros((64, 9), np.float32),
+        "projected": np.zeros(64, bool),
+        "patch": np.zeros((64, 9, side, side, 3), np.uint8),
+    }
+    write_pictures(RunStore(run), "relu2", 0, 64, nothing)
+    assert files and all(file.is_file() for file in files)
+
+
+def test_pictures_without_a_marker_are_found(run: Path) -> None:
+    (run / "ledger/projection/relu2/item-000000.json").unlink()
+    (fault,) = verify(str(run), 0).faults
+    assert fault.place == "layers/relu2/projected" and "no marker" in fault.reason
+
+
+Change = Callable[[Any], None]
+
+
+def _raise_score(group: Any) -> None:
+    group["score"][3, 0] = group["score"][3, 0] + 0.01
+
+
+def _move(group: Any) -> None:
+    group["position"][3, 1] = 15 - np.asarray(group["position"][3, 1])
+
+
+def _swap_label(group: Any) -> None:
+    group["label"][3, 2] = (group["label"][3, 2] + 1) % 10
+
+
+def _count_more(group: Any) -> None:
+    group["histogram"][3, 50] = group["histogram"][3, 50] + 1
+
+
+def _raise_mean(group: Any) -> None:
+    group["mean"][3] = group["mean"][3] * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("score", _raise_score),
+        ("position", _move),
+        ("label", _swap_label),
+        ("histogram", _count_more),
+        ("mean", _raise_mean),
+    ],
+)
+def test_a_changed_value_differs_from_the_ledger_although_its_checksum_fits(
+    run: Path, name: str, change: Change
+) -> None:
+    change(zarr.open_group(run, mode="r+")["layers/relu2"])
+    (fault,) = verify(str(run), 0).faults
+    assert fault.place == f"layers/relu2/{name}" and "first at [3" in fault.reason
+
+
+@pytest.mark.parametrize(("change", "says"), [(_raise_score, "score"), (_move, "place")])
+def test_a_plain_forward_pass_finds_hits_that_are_not_the_model_s(
+    run: Path, monkeypatch: pytest.MonkeyPatch, change: Change, says: str
+) -> None:
+    change(zarr.open_group(run, mode="r+")["layers/relu2"])
+    # as if the ledger had been wrong from the start
+    monkeypatch.setattr("workers.verify._Scan._compare_tables", lambda self: iter(()))
+    report = verify(str(run), 10**6)
+    assert report.hits == deconvoy.open(run).table().num_rows
+    (fault,) = report.faults
+    assert fault.place.startswith("relu2, unit 3, rank") and f"its {says} is" in fault.reason
+
+
+def test_hits_are_drawn_over_all_layers_and_alike_for_a_seed(whole: Path) -> None:
+    opened = deconvoy.open(whole)
+    rows = list(drawn(opened, 40, 0))
+    assert len(rows) == 40 == len({(r["layer"], r["unit"], r["rank"]) for r in rows})
+    assert {row["layer"] for row in rows} == {"relu2", "logits"}
+    assert rows == list(drawn(opened, 40, 0)) != list(drawn(opened, 40, 1))
+    every = opened.table().to_pylist()
+    assert all(row in every for row in rows)
+    assert list(drawn(opened, 10**6, 0)) == every
+
+
+def test_hits_cannot_be_recomputed_from_other_images(tmp_path: Path) -> None:
+    photos = write_photographs(tmp_path / "photos", 4)
+    spec = small_spec(
+        data={"uri": str(tmp_path / "photos")}, layers=["relu2"], analyses=[{"kind": "top"}]
+    )
+    run_inline(spec, tmp_path / "run")
+    assert verify(str(tmp_path / "run"), 9).faults == []
+    photos[0].unlink()
+    assert verify(str(tmp_path / "run"), 0).faults == []
+    with pytest.raises(RequestError, match="another listing_fingerprint"):
+        verify(str(tmp_path / "run"), 9)
+
+
+def test_what_a_stopped_run_has_is_verified(run: Path) -> None:
+    shutil.rmtree(run / "layers")
+    shutil.rmtree(run / "ledger/projection")
+    attributes = json.loads((run / "zarr.json").read_text())
+    del attributes["attributes"]["results"]
+    attributes["attributes"]["state"] = {"status": "stopped"}
+    (run / "zarr.json").write_text(json.dumps(attributes))
+    (run / "ledger/scan/part-000002.npz").unlink()
+    assert verify(str(run), 0).faults == []
+    (run / "images/part-000001.parquet").unlink()
+    assert places(verify(str(run), 0)) == ["images/part-000001.parquet"]
