@@ -152,7 +152,7 @@ def extend(
     with progress.shown() as observe:
         found = launcher.extend(
             url, data, out_, labels=labels, executor=executor, address=address,
-            overwrite=overwrite, observe=observe, say=_say,
+            overwrite=overwrite, observe=observe, say=say,
         )  # fmt: skip
     _finish(out_, found)
 
