@@ -29,7 +29,7 @@ from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
-from workers.graph import Layer, Network, Step
+from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
     Assignment,
@@ -40,6 +40,7 @@ from workers.leases import (
 )
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.scan import Prediction, ShardScan, combined
+from workers.steps import Step
 from workers.topk import Partial
 from workers.writer import projection_dtype, write_pictures
 
