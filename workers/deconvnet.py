@@ -135,7 +135,7 @@ def transpose(step: Step, signal: Signal, shape: tuple[int, ...]) -> Signal:
     """The transposed linear map of any step that is linear (or affine: a constant has none)."""
     below = signal.new_zeros(len(signal), *shape).requires_grad_(True)
     with torch.enable_grad():
-        above = step.apply_to(below)
+        above = step.apply_to(below.clone())  # it may write into it
     (transposed,) = torch.autograd.grad(above, below, signal)
     return transposed
 

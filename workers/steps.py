@@ -226,8 +226,34 @@ def op_name(step: Step) -> str:
     return getattr(step.node.target, "__name__", str(step.node.target))
 
 
+class _Proxy(fx.Proxy):
+    """Sees ``x += y`` as the overwriting it is; torch's own proxy takes it for ``x = x + y``, so
+    that other names of the same tensor would keep the old values."""
+
+    def _overwrite(self, operation: Callable[..., Any], other: Any) -> fx.Proxy:
+        made: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return made
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._overwrite(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._overwrite(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._overwrite(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._overwrite(operator.itruediv, other)
+
+
+class _Tracer(NodePathTracer):  # type: ignore[misc]  # torchvision is not annotated
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def _trace(model: nn.Module) -> tuple[NodePathTracer, fx.Graph]:
-    tracer = NodePathTracer()
+    tracer = _Tracer()
     try:
         with warnings.catch_warnings():
             # fx cannot assert that defaults which are no numbers keep their value: nobody sets them
