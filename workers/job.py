@@ -23,8 +23,9 @@ from deconvoy.spec import Ids, JobSpec, ProjectionSpec
 from workers.datasets import Listing, list_images
 from workers.graph import Layer, Network
 from workers.leases import Assignment
-from workers.models import PackedModel, first_line, pack
+from workers.models import PackedModel, pack
 from workers.topk import UnitIndex
+from workers.weights import first_line
 from workers.writer import units_per_item
 
 BATCH_PIXELS = 16 * 224 * 224
