@@ -141,7 +141,7 @@ def _factory(name: str, code: str | None) -> Factory:
         return _attribute(module, attribute, name)
     kind, _, rest = name.partition("/")
     if kind == "torchvision":
-        return _torchvision_factory(rest)
+        return torchvision_factory(rest)
     if kind == "deconvoy":
         if rest not in OWN:
             raise RequestError(f"model.name {name!r} is unknown: our own are {_listed(OWN)}.")
@@ -164,7 +164,7 @@ def _torchvision_names() -> list[str]:
     return [f"torchvision/{n}" for n in torchvision.models.list_models(module=torchvision.models)]
 
 
-def _torchvision_factory(name: str) -> Factory:
+def torchvision_factory(name: str) -> Factory:
     if f"torchvision/{name}" not in _torchvision_names():
         raise RequestError(
             f"model.name 'torchvision/{name}' is no torchvision classification model"
