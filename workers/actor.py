@@ -83,7 +83,7 @@ class Actor:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         side = assignment.transform.crop
-        network = Network(assignment.model.build(), (3, side, side))
+        network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
@@ -185,7 +185,7 @@ class Actor:
         self, shard: ShardScan, refs: list[ImageRef], pictures: list[Picture | ImageUnreadable]
     ) -> list[dict[str, Any]]:
         size, side = self._job.batch_size, self._job.transform.crop
-        pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+        pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
         valid = torch.zeros(size, dtype=torch.bool)
         ids = torch.full((size,), -1, dtype=torch.int64)
         for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True)):
@@ -211,7 +211,7 @@ class Actor:
         order = np.argsort(lease.image[rows, ranks], kind="stable")
         rows, ranks = rows[order], ranks[order]
 
-        shape = (lease.stop - lease.start, self._job.k, *size, 3)
+        shape = (lease.stop - lease.start, self._job.k, *size, 3)  # grey fills all three alike
         patch = np.zeros(shape, np.uint8)
         projection = np.zeros(shape, projection_dtype(storage))
         scale = np.zeros(shape[:2], np.float32)

@@ -215,14 +215,14 @@ def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
     Raises:
         ModelUnsupported: it cannot be traced, or does not take images of that size.
     """
-    side = packed.transform.crop
+    side, channels = packed.transform.crop, packed.transform.channels
     try:
-        return Network(model or packed.build(), (3, side, side))
+        return Network(model or packed.build(), (channels, side, side))
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         raise ModelUnsupported(
-            f"{packed.name} does not run on images of 3 × {side} × {side}: "
+            f"{packed.name} does not run on images of {channels} × {side} × {side}: "
             f"{first_line(error)}. Set data.transform to the size it was made for."
         ) from error
 

@@ -34,6 +34,9 @@ OWN: Mapping[str, Factory] = {"zfnet": zfnet.zfnet, "zfnet_small": zfnet.zfnet_s
 IMAGENET = Transform(resize=256, crop=224)
 """What a model gets that says nothing of its own."""
 
+IMAGENET_GREY = Transform(resize=256, crop=224, mean=(0.449,), std=(0.226,))
+"""The same for a model of grey images: the mean of the three."""
+
 
 @dataclass(frozen=True)
 class PackedModel:
@@ -279,7 +282,14 @@ def _transform(
     if kind == "torchvision":
         default = torchvision.models.get_model_weights(name).DEFAULT
         return _of_preset(default), f"torchvision's default preset of {name}"
-    return IMAGENET, "ImageNet's, since the model declares none"
+    return default_transform(model), "ImageNet's, since the model declares none"
+
+
+def default_transform(model: nn.Module) -> Transform:
+    """ImageNet's, grey where the model's first convolution takes one channel."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    return IMAGENET_GREY if first is not None and first.in_channels == 1 else IMAGENET
 
 
 def declared_transform(fields: Mapping[str, Any]) -> Transform:

@@ -79,6 +79,7 @@ class Program:
             )
         self.index = {node: index for index, node in enumerate(self.nodes)}
         self._modules = dict(model.named_modules())
+        self._check_channels()
         names = {node: tracer.node_to_qualname.get(node, node.name) for node in self.nodes}
         self.steps = self._measure(names)
         # Only now: an in-place step may have become the output.
@@ -113,6 +114,25 @@ class Program:
     def substitute(self, index: int, module: nn.Module, rule: Rule | None) -> None:
         """Let another module do a step."""
         self.steps[index] = replace(self.steps[index], call=module, rule=rule, module=module)
+
+    def _check_channels(self) -> None:
+        """A convolution of the images themselves says how many channels they must have."""
+        images = [node for node in self.nodes if node.op == "placeholder" and not node.args]
+        for node in (user for image in images for user in image.users):
+            reader = self._modules.get(str(node.target)) if node.op == "call_module" else None
+            given = self.input_shape[0]
+            if not isinstance(reader, nn.Conv2d) or reader.in_channels == given:
+                continue
+            wanted = reader.in_channels
+            remedy = (
+                f"give data.transform a mean and a std of {wanted} number{'s' * (wanted > 1)}"
+                if wanted in (1, 3)
+                else "images are read as RGB (3) or grey (1): wrap it so that it takes one of these"
+            )
+            raise ModelUnsupported(
+                f"{type(self.model).__name__} takes images of {wanted} channels ({node.target}), "
+                f"but the transform's mean has {given}: {remedy}."
+            )
 
     def _measure(self, names: Mapping[fx.Node, str]) -> list[Step]:
         """Run once on zeros to learn every shape, and look every operation up in the table."""
