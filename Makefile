@@ -61,6 +61,8 @@ docs: $(READY)  ## write the generated pages below docs/ anew
 	    > docs/run-format.md
 	@$(BIN)/python -c "from workers.support import as_markdown; print(as_markdown(), end='')" \
 	    > docs/models.md
+	@$(BIN)/python -c "from deconvoy.spec_page import as_markdown; print(as_markdown(), end='')" \
+	    > docs/job-spec.md
 
 constraints: $(READY)  ## write constraints.txt anew with the newest versions that pyproject.toml allows
 	@sed -n '/^#/p' constraints.txt >.venv/constraints.txt

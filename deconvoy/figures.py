@@ -61,6 +61,8 @@ class UnitPictures:
     """One a rank, "" where unknown; or none at all."""
     patches: UInt8[np.ndarray, "rank row col rgb"]
     projections: Float32[np.ndarray, "rank row col rgb"]
+    name: str = ""
+    """Of an output: its class."""
 
     def __post_init__(self) -> None:
         ranks = len(self.scores)
@@ -470,7 +472,8 @@ def _draw_caption(
     size = round(13 * page.scale)
     baseline, gap, right = y + size, round(8 * page.scale), x + page.cell_width
     face = font(size)
-    name = printable(f"{pictures.layer} : {pictures.unit}" if mixed else str(pictures.unit))
+    name = f"{pictures.layer} : {pictures.unit}" if mixed else str(pictures.unit)
+    name = printable(f"{name} {pictures.name}" if pictures.name else name)
     name = clipped(name, size, page.cell_width, keep_end=True)
     draw.text((x, baseline), name, BRIGHT, face, anchor="ls")
     after = x + text_width(name, size) + gap

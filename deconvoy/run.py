@@ -71,16 +71,16 @@ class Unit:
         if "projected" not in group or not _read(group, "projected", self.index):
             raise RunNotFound(
                 f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
-                "it was not projected (yet). Name its layer in analyses.projection.layers; "
-                f"the run is {self._run.status}."
+                f"{self._run.projected_told(self.layer)}"
             )
         return _read(group, name, self.index)
 
     @property
     def pictures(self) -> UnitPictures:
         """What figures are drawn from."""
+        name = self._run.output_name(self.layer, self.index)
         return UnitPictures(
-            self.layer, self.index, self.score, self.labels, self.patches, self.projections
+            self.layer, self.index, self.score, self.labels, self.patches, self.projections, name
         )
 
     def figure(self, **look: Any) -> Image.Image:
@@ -118,8 +118,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``running``, ``done``, ``failed`` or ``stopped``."""
-        return str(self.attributes["state"]["status"])
+        """``running``, ``done``, ``failed``, ``stopped``, or ``interrupted``: its driver was killed
+        and resuming goes on."""
+        status = str(self.attributes["state"]["status"])
+        return "interrupted" if status == "running" and self._store.driver_died() else status
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -253,6 +255,20 @@ class Run:
         units: list[int] = np.flatnonzero(_read(group, "projected")).tolist()
         return units
 
+    def output_name(self, layer: str, unit: int) -> str:
+        """Class of a unit of the model's output; empty for other layers and unknown classes."""
+        named = layer == "logits" and unit < len(self.classes)
+        return self.classes[unit] if named else ""
+
+    def projected_told(self, layer: str) -> str:
+        """Which units of a layer are projected, and how the others would be, for people."""
+        if self.status != "done":
+            return f"it was not projected yet, since the run is {self.status}."
+        units = self.projected_units(layer)
+        shown = f"{', '.join(map(str, units[:8]))}{', …' if len(units) > 8 else ''}"
+        there = f"only units {shown} were projected" if units else "its layer was not projected"
+        return f"{there}. analyses.projection of the spec says which: its layers, and its units."
+
     def class_name(self, label: int | None) -> str:
         """Name of an output; empty for None and ``MISSING_LABEL``."""
         if label is None or label == MISSING_LABEL:
@@ -273,7 +289,9 @@ class Run:
         if units is None:
             units = self.projected_units(layer)[:16]
         if not len(units):
-            raise RunNotFound(f"Layer {layer!r} of {self.url!r} has no projections.")
+            raise RunNotFound(
+                f"Layer {layer!r} of {self.url!r} has no projections: {self.projected_told(layer)}"
+            )
         return figure2([self.unit(layer, unit).pictures for unit in units], **look)
 
     def xarray(self, path: str) -> Any:

@@ -206,7 +206,8 @@ def _lines() -> Iterator[str]:
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
     yield (
         "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "
-        "checksum each; a shard is written by one owner. All others are one chunk a layer.\n"
+        "checksum each; a shard is written by one owner. `scale` and `projected` have one chunk a "
+        "work item, all others one a layer.\n"
     )
     yield "## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"

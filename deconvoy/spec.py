@@ -5,16 +5,15 @@ Frozen and closed: an unknown field, a wrong value or a rule broken between fiel
 the attributes of the run it made, so a round trip through JSON changes nothing.
 """
 
-import difflib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deconvoy.errors import RequestError
+from deconvoy.refusals import sentences
 
 Auto = Literal["auto"]
 
@@ -22,7 +21,9 @@ Auto = Literal["auto"]
 class Section(BaseModel):
     """A part of the spec: frozen, and closed to unknown fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSpec(Section):
@@ -45,9 +46,9 @@ class Transform(Section):
     ``mean`` and ``std`` have three entries, or one for a model of grey images (ITU-R 601).
     """
 
-    resize: Annotated[int, Field(ge=1, le=4096)]
+    resize: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Length of the shorter side after resizing, in pixels (bilinear, antialiased)."""
-    crop: Annotated[int, Field(ge=1, le=4096)]
+    crop: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Side of the centre crop in pixels; a smaller image is padded with zeros."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Subtracted from each channel of an image in [0, 1]."""
@@ -70,12 +71,35 @@ class Transform(Section):
         return len(self.mean)
 
 
+class WhereSpec(Section):
+    """Which images take part; all conditions must hold."""
+
+    classes: tuple[int | str, ...] | None = None
+    """Images labelled with one of these: output indices or class names."""
+    wrong: bool = False
+    """Only images whose predicted class is not their label."""
+    ids: tuple[Annotated[int, Field(strict=True, ge=0)], ...] | None = None
+    """Places in the list of all images, in sorted path order, from 0."""
+
+
 class DataSpec(Section):
     uri: str
-    """An image folder (class sub-folders or flat), or ``shapes?size=…&seed=…``."""
+    """An image folder (class sub-folders or flat), Parquet files with image bytes, WebDataset
+    .tar shards (``shard-{000..012}.tar`` for several), a .csv with the columns path and, if you
+    like, label; each local, ``s3://…`` or ``https://…``.  Or ``shapes?size=…&seed=…``."""
+    image_column: str = "auto"
+    """Of Parquet files."""
+    label_column: str = "auto"
+    """Of Parquet files: whole numbers or class names."""
     labels: str | None = None
-    """A CSV or Parquet file with the columns path, label and, if you like, name."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    """A CSV or Parquet file with the columns path, label and, if you like, name, which then names
+    the output of a model that has no names of its own."""
+    where: WhereSpec | None = None
+    """Leave the other images out."""
+    distinct: bool = False
+    """Of images that are equal pixel by pixel after the transform, let only the first one be
+    among the strongest."""
+    limit: Annotated[int, Field(strict=True, ge=1)] | None = None
     """Take this many images, evenly spaced over the sorted list."""
     max_bad: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of unreadable images above which the job fails."""
@@ -90,19 +114,19 @@ class Sample(Section):
 
 
 class Ids(Section):
-    ids: tuple[Annotated[int, Field(ge=0)], ...]
+    ids: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1)]
     """These units of every layer that has them."""
 
 
 class TopSpec(Section):
     kind: Literal["top"]
-    k: Annotated[int, Field(ge=1, le=100)] = 9
+    k: Annotated[int, Field(strict=True, ge=1, le=100)] = 9
     """How many images, at most one hit each, are kept for every unit."""
 
 
 class ProjectionSpec(Section):
     kind: Literal["projection"]
-    layers: Literal["maps"] | tuple[str, ...] = "maps"
+    layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
     """``maps``: every layer with height × width > 1; or a list of names and globs."""
     units: Literal["all"] | Sample | Ids = "all"
     """Which units of those layers are projected."""
@@ -112,22 +136,22 @@ Analysis = Annotated[TopSpec | ProjectionSpec, Field(discriminator="kind")]
 
 
 class StorageSpec(Section):
-    max_side: Annotated[int, Field(ge=8, le=1024)] = 112
+    max_side: Annotated[int, Field(strict=True, ge=8, le=1024)] = 112
     """Pictures larger than this many pixels are stored scaled down (area)."""
     projection: Literal["int8", "float16"] = "int8"
     """int8 comes with a scale for each projection."""
 
 
 class ComputeSpec(Section):
-    workers: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    workers: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = "auto"
     """``auto``: one per GPU, else one per two cores."""
     gpus_per_worker: Auto | Annotated[float, Field(ge=0, le=64)] = "auto"
     """``auto``: one where the cluster has GPUs, else none."""
-    threads: Auto | Annotated[int, Field(ge=1, le=256)] = "auto"
+    threads: Auto | Annotated[int, Field(strict=True, ge=1, le=256)] = "auto"
     """Threads a worker computes with; ``auto``: its share of the cores."""
-    batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    batch_size: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = "auto"
     """Images a forward pass; fixed in the run at start."""
-    shard_size: Annotated[int, Field(ge=1, le=4096)] = 256
+    shard_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 256
     """Images a lease; shards and batches are cut from the data alone."""
     precision: Literal["float32"] = "float32"
     """Of the scan; stored scores are float32."""
@@ -146,10 +170,10 @@ class JobSpec(Section):
     version: Literal[1] = 1
     name: str | None = None
     """For people."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] = 0
     model: ModelSpec
     data: DataSpec
-    layers: Literal["all"] | tuple[str, ...] = "all"
+    layers: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
     """``all``, or a list of layer names and globs."""
     analyses: tuple[Analysis, ...] = (TopSpec(kind="top"), ProjectionSpec(kind="projection"))
     storage: StorageSpec = StorageSpec()
@@ -188,7 +212,7 @@ class JobSpec(Section):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise RequestError(" ".join(_sentences(error))) from None
+            raise RequestError(" ".join(sentences(error, cls))) from None
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "JobSpec":
@@ -244,48 +268,7 @@ def override_field(fields: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise RequestError(f"--set {override!r}: {parent!r} is a value, not a section.")
-    place[last] = yaml.safe_load(text)
-
-
-def _sentences(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        place = tuple(str(part) for part in problem["loc"])
-        field = ".".join(part for part in place if "[" not in part)
-        if problem["type"] == "extra_forbidden":
-            yield f"The field {field!r} is unknown{_nearest(place)}."
-        elif problem["type"] == "missing":
-            yield f"The field {field!r} is missing: give it a value."
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            value = problem["input"]
-            shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
-            yield f"The field {field or 'analyses'!r}{shown} does not fit: {message}."
-
-
-def _nearest(place: tuple[str, ...]) -> str:
-    section: Any = JobSpec
-    for part in place[:-1]:
-        section = _section_of(section, part)
-    known = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(place[-1], known, n=3)
-    if near:
-        return f"; did you mean {' or '.join(map(repr, near))}?"
-    return f"; known here: {', '.join(known)}" if known else ""
-
-
-def _section_of(section: Any, part: str) -> Any:
-    """The model class behind a place in an error: a field, a list index or a union's tag."""
-    if section is None or part.isdigit():
-        return section
-    if part in ("top", "projection"):
-        return TopSpec if part == "top" else ProjectionSpec
-    named = {cls.__name__: cls for cls in Section.__subclasses__()}
-    if part in named:
-        return named[part]
-    field = section.model_fields.get(part)
-    if field is None:
-        return None
-    for option in (field.annotation, *get_args(field.annotation)):
-        if isinstance(option, type) and issubclass(option, Section):
-            return option
-    return section
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RequestError(f"--set {override!r}: the value is not valid YAML: {error}") from None

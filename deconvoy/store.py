@@ -7,6 +7,7 @@ relative to the run and use ``/``.
 import fcntl
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,6 +124,20 @@ class RunStore:
                     "wait for it, or stop it first."
                 ) from None
             file.truncate(0)
-            file.write(str(os.getpid()))
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    def driver_died(self) -> bool:
+        """Whether the last driver was a process of this machine that is no more."""
+        place = self.root / "ledger" / "driver.lock"
+        try:
+            pid, _, host = place.read_text(encoding="utf-8").partition(" on ")
+            if host != socket.gethostname():
+                return False
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, ValueError):
+            return False
+        return False

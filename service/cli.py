@@ -95,6 +95,7 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
     """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
+    _say("measuring a few of its images …")
     planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())))
     if as_json:
         _print_json(planned)
@@ -232,11 +233,10 @@ def _overview(run_: deconvoy.Run, **look: Any) -> Any:
     """Four units of every projected layer, those with the strongest ninth hit."""
     chosen = []
     for layer in _projected(run_):
-        table = run_.table(layer)
-        last = {u: s for u, s in zip(table["unit"].to_pylist(), table["score"].to_pylist(),
-                                     strict=True)}  # fmt: skip
-        there = run_.projected_units(layer)
-        best = sorted(there, key=lambda u: -last.get(u, float("-inf")))[:4]
+        last: Any = run_.layer_group(layer)["score"]
+        ninth = last[:, -1]  # −inf where there are fewer
+        best = sorted(run_.projected_units(layer), key=lambda unit: -ninth[unit])[:4]
+        best.sort()
         chosen += [run_.unit(layer, u).pictures for u in best]
     return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
 
@@ -259,7 +259,8 @@ def _numbers(text: str | None) -> list[int] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        numbered = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbered or int(last or first) < int(first):
             raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
@@ -273,6 +274,8 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
         _print_json({**fields, "results": results, "layers": listed})
         return
     out.print(f"{run_.url}: {run_.status}, {run_.attributes['provenance']['model']}")
+    if run_.status in ("stopped", "failed", "interrupted"):
+        out.print(f"`deconvoy resume {run_.url}` goes on.", soft_wrap=True)
     if not results:
         out.print("No results yet: the scan is not done.")
         return

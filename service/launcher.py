@@ -6,6 +6,7 @@ neither torch nor Ray.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from deconvoy.errors import MissingExtra, RequestError
 from deconvoy.run import Run
 from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
+from service import tables
 
 ExecutorName = Literal["ray", "inline"]
 Say = Callable[[str], None]
@@ -26,8 +28,13 @@ def _extra(name: str, needed_for: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("workers", "deconvoy", "service"):
-            raise
+        package = (error.name or "").partition(".")[0]
+        if package in ("workers", "deconvoy", "service"):
+            place = getattr(sys.modules.get(package), "__file__", None)
+            raise RequestError(
+                f"{error}: Python found {place or 'something'} in place of Deconvoy's own package "
+                f"{package!r}. Rename that file, or start from another folder."
+            ) from error
         raise MissingExtra(name, needed_for) from error
 
 
@@ -116,15 +123,18 @@ def resume(
         _say_job(job, say)
     chosen = compute or job.spec.compute
     with _stoppable():
-        return pipeline.execute(job, store, executor_of(executor, chosen, address), observe)
+        carrier = executor_of(executor, chosen, address)
+        try:
+            return pipeline.execute(job, store, carrier, observe)
+        finally:
+            carrier.shutdown()
 
 
 def _say_job(job: Any, say: Say) -> None:
     transform = job.packed.transform
     say(f"model      {job.packed.name}: {len(job.layers)} layers, {job.index.total:,} units")
-    say(
-        f"transform  resize {transform.resize}, crop {transform.crop} ({job.packed.transform_from})"
-    )
+    told = tables.transform_told(transform.model_dump())
+    say(f"transform  {told} ({job.packed.transform_from})")
     say(f"images     {len(job.listing):,}; labels: {job.labels_from}")
 
 

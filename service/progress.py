@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -44,7 +44,7 @@ class Observer(Protocol):
 
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "", style="progress.data.speed")
+        return Text(f"{task.speed:,.1f}/s" if task.speed else "", style="progress.data.speed")
 
 
 @contextmanager
@@ -91,8 +91,9 @@ class _Lines:
         due = now - self._told > LINE_SECONDS or advance.done == advance.total or self._last < 0
         if due and advance.done != self._last:
             self._told, self._last = now, advance.done
-            sys.stderr.write(f"{self._line(advance, now - self._started)}\n")
-            sys.stderr.flush()
+            with suppress(OSError):  # nobody reads it any more: no reason to stop the job
+                sys.stderr.write(f"{self._line(advance, now - self._started)}\n")
+                sys.stderr.flush()
 
     def _line(self, advance: Advance, seconds: float) -> str:
         line = f"{WORDS[advance.stage]}: {advance.done:,} of {advance.total:,}"

@@ -78,8 +78,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
     transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
     rows = {
         "model": planned["model"],
-        "transform": f"resize {transform['resize']}, crop {transform['crop']} "
-        f"({planned['transform_from']})",
+        "transform": f"{transform_told(transform)} ({planned['transform_from']})",
         "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
         f"{planned['batch_size']}; labels: {planned['labels_from']}",
         "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
@@ -90,6 +89,12 @@ def plan_lines(planned: Row) -> Iterator[str]:
     }
     for name, value in rows.items():
         yield f"{name:<11}{escape(value)}"
+
+
+def transform_told(transform: Row) -> str:
+    """Size, mean and deviation in a line."""
+    mean, std = (", ".join(f"{value:g}" for value in transform[key]) for key in ("mean", "std"))
+    return f"resize {transform['resize']}, crop {transform['crop']}, mean {mean}, std {std}"
 
 
 def summary(found: Row) -> str:

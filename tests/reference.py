@@ -671,7 +671,10 @@ def _layer_outputs_float64(model: nn.Module, images: Tensor, also: Sequence[str]
 def preprocess(path: str | Path, resize: int, crop: int) -> Tensor:
     """Upright RGB, shorter side to ``resize`` (bilinear), centre crop; u8 "channel row col"."""
     with Image.open(path) as file:
-        upright = ImageOps.exif_transpose(file).convert("RGB")
+        upright = ImageOps.exif_transpose(file)
+        if upright.mode == "I;16":  # 0 … 65535
+            upright = Image.fromarray(np.floor(np.asarray(upright) / 256).astype(np.uint8))
+        upright = upright.convert("RGB")
     steps = transforms.Compose(
         [
             transforms.Resize(resize, transforms.InterpolationMode.BILINEAR, antialias=True),

@@ -1,6 +1,11 @@
 """What a person types: the commands end to end, and what wrong ones get."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +64,8 @@ def test_run_prints_what_it_found_and_what_to_type_next(type_: Type, spec: Path)
     assert code == 0
     assert "20 images" in out and "top-1" in out and f"deconvoy show {url}" in out
     assert "images scanned: 20 of 20" in err and "projections done" in err
-    assert "transform  resize 64, crop 64 (the model's factory)" in err
+    assert "transform  resize 64, crop 64, mean 0.49, 0.49, 0.49, std 0.26" in err
+    assert "(the model's factory)" in err
 
 
 def test_a_finished_run_is_resumed_without_doing_anything(type_: Type, finished: Path) -> None:
@@ -120,7 +126,26 @@ WRONG: list[tuple[str, list[str], int, str]] = [
     ("unknown layer", ["show", "{run}", "relu9"], 2, "nearest"),
     ("unknown unit", ["show", "{run}", "relu1", "99"], 2, "units 0 to 31"),
     ("no such units", ["figure", "{run}", "relu1", "--units", "a-b"], 2, "0-15"),
-    ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "was not projected"),
+    ("backwards", ["figure", "{run}", "relu1", "--units", "5-3"], 2, "0-15"),
+    ("odd digits", ["figure", "{run}", "relu1", "--units", "²"], 2, "0-15"),
+    ("no YAML", ["plan", "{spec}", "--set", "name=[a"], 2, "not valid YAML"),
+    ("no layers", ["plan", "{spec}", "--set", "layers=[]"], 2, "at least 1"),
+    (
+        "units nowhere",
+        [
+            "run",
+            "{spec}",
+            "--out",
+            "x",
+            "--executor",
+            "inline",
+            "--set",
+            "analyses=[{kind: top}, {kind: projection, units: {ids: [999]}}]",
+        ],
+        2,
+        "has such a unit",
+    ),
+    ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were"),
     ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
     ("units of no layer", ["figure", "{run}", "--units", "0-3"], 2, "needs a LAYER"),
 ]
@@ -146,3 +171,40 @@ def test_wrong_requests_get_one_sentence(
     assert got == code, said
     assert says in said
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_job_cleanly_and_resume_goes_on(
+    spec: Path, finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    url = tmp_path / "run"
+    command = [sys.executable, "-m", "service.cli"]
+    job = ["run", str(spec), "--out", str(url), "--executor", "inline"]
+    many = ["--set", "data.uri=shapes?size=3000&seed=3"]
+    with subprocess.Popen([*command, *job, *many], stderr=subprocess.PIPE, text=True) as running:
+        log = url / "ledger/log.jsonl"
+        for _ in range(1200):
+            if log.exists() and '"committed"' in log.read_text():
+                break
+            time.sleep(0.1)
+        running.send_signal(number)
+        _, told = running.communicate(timeout=120)
+    assert running.returncode == 130, told
+    assert f"Stopped. Nothing finished is lost: `deconvoy resume {url}` goes on." in told
+    assert "Traceback" not in told
+    assert deconvoy.open(url).status == "stopped"
+
+
+def test_a_file_named_like_one_of_our_packages_is_told(spec: Path, tmp_path: Path) -> None:
+    (tmp_path / "workers.py").write_text("mine = True\n")
+    code = "import sys; sys.path.insert(0, '.'); from service.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "layers", "deconvoy/zfnet_small"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "workers.py in place of Deconvoy's own package 'workers'. Rename that file" in (
+        found.stderr
+    )
+    assert "Traceback" not in found.stderr

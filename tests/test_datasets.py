@@ -13,9 +13,10 @@ from PIL import Image
 
 from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.spec import DataSpec, Transform
-from workers.datasets import FolderSource, Listing, list_images
+from workers.datasets import Listing, list_images
 from workers.images import from_pixels
 from workers.shapes import CLASSES, render
+from workers.sources import FileSource
 
 TRANSFORM = Transform(resize=8, crop=8)
 
@@ -104,7 +105,7 @@ def test_a_limit_does_not_change_what_the_folders_mean(tmp_path: Path) -> None:
 def test_folders_that_fit_no_outputs_give_no_labels_and_say_so(tmp_path: Path) -> None:
     listing = listed(folder_of(tmp_path, "a/1.png", "b/1.png"), outputs=1000)
     assert list(listing.labels) == [None, None]
-    assert listing.labels_from == "none: 2 class folders do not fit 1000 outputs"
+    assert listing.labels_from == "none: 2 folder names do not fit 1000 outputs"
 
 
 def test_a_flat_folder_gives_no_labels_and_says_so(tmp_path: Path) -> None:
@@ -203,7 +204,8 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_for_a_folder_is_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, "a.png")
-    assert "is a file: give a folder" in refusal(str(tmp_path / "a.png"))
+    message = refusal(str(tmp_path / "a.png"))
+    assert "a kind that holds no images: give a folder" in message
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
@@ -213,8 +215,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_we_cannot_read_is_refused() -> None:
-    message = refusal("s3://bucket/images")
-    assert "'s3://bucket/images'" in message and "local folder" in message
+    message = refusal("gs://bucket/images")
+    assert "'gs://bucket/images'" in message and "give a local path, s3://bucket" in message
 
 
 def test_a_folder_is_read_by_path_and_a_source_pickles(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_file_that_vanished_or_dangles_is_unreadable_not_fatal(tmp_path: Path)
         listing.source.read("b.png", TRANSFORM)
     with pytest.raises(ImageUnreadable, match="not readable as an image"):
         (tmp_path / "a.png").write_text("")
-        FolderSource(root).read("a.png", TRANSFORM)
+        FileSource(root).read("a.png", TRANSFORM)
 
 
 # --- fingerprint ---
@@ -299,3 +301,40 @@ def test_a_shapes_address_that_makes_no_sense_is_refused(uri: str) -> None:
 
 def test_no_shapes_at_all_are_refused() -> None:
     assert "size must be at least 1" in refusal("shapes?size=0")
+
+
+def test_folders_named_by_numbers_are_output_indices(tmp_path: Path) -> None:
+    uris = [f"{number}/a.png" for number in range(12)]
+    for outputs in (12, 1000):
+        listing = listed(folder_of(tmp_path, *uris), outputs=outputs)
+        labels = dict(zip(listing.uris, listing.labels, strict=True))
+        assert labels == {uri: number for number, uri in enumerate(uris)}
+        assert listing.labels_from == "folder names, which are output indices"
+
+
+def test_a_null_label_of_a_table_is_no_label(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "a.png", "b.png")
+    labels = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"path": ["a.png", "b.png"], "label": [3, None]}), labels)
+    assert list(listed(root, labels=str(labels)).labels) == [3, None]
+
+
+def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
+    folder_of(tmp_path, "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    assert r"b'\xff.png' is not UTF-8: rename it" in refusal(str(tmp_path))
+
+
+def test_a_field_too_long_for_csv_is_told(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\n" + "a" * 200_000 + ",1\n")
+    assert "cannot be read" in refusal(folder_of(tmp_path / "data", "a.png"), labels=str(labels))
+
+
+def test_names_in_a_label_file_name_the_outputs(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "a.png", "b.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label,name\na.png,2,owl\nb.png,0,cat\n")
+    listing = listed(root, outputs=4, labels=str(labels))
+    assert listing.names == ("cat", "class 1", "owl", "class 3")
+    assert list(listing.labels) == [2, 0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from deconvoy import spec_page
 from deconvoy.schema import LAYER_ARRAYS, as_markdown
 from deconvoy.spec import JobSpec
 from service.cli import app
@@ -23,6 +24,13 @@ def test_the_run_format_page_is_the_schema() -> None:
     page = (ROOT / "docs/run-format.md").read_text(encoding="utf-8")
     assert page == as_markdown(), "run `make docs`"
     assert all(f"| `{field.name}` |" in page for field in LAYER_ARRAYS)
+
+
+def test_the_job_spec_page_is_the_spec() -> None:
+    page = (ROOT / "docs/job-spec.md").read_text(encoding="utf-8")
+    assert page == spec_page.as_markdown(), "run `make docs`"
+    (block,) = blocks(page, "yaml")
+    assert JobSpec.parse(yaml.safe_load(block)).projection is not None
 
 
 def test_python_in_the_readme_compiles() -> None:

@@ -5,7 +5,6 @@ for byte the same files, and nothing computed twice.
 """
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,8 +42,10 @@ from tests.runs import (
     write_photographs,
 )
 from workers import pipeline, shards
+from workers.actor import TorchSettings
 from workers.executors import Executor, Lease
 from workers.executors.inline import InlineExecutor
+from workers.job import settle
 from workers.leases import ScanLease
 from workers.topk import Partial
 
@@ -128,7 +129,7 @@ def test_a_driver_that_dies_at_any_write_goes_on_to_the_same_bits(
     with power_cut_at(write, monkeypatch):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     finished = committed_in(url)
-    assert len(finished) == (write - 1) // 2 if write < 11 else write - 6
+    assert len(finished) == ((write - 1) // 2 if write < 11 else write - 6)
     resume_inline(url)
     assert_same_results(calm, url)
     grants = grants_of(url)
@@ -392,6 +393,45 @@ def test_a_disk_that_is_full_where_the_worker_is_fails_the_job_at_the_first_atte
     assert_same_results(calm, url)
 
 
+def test_what_a_killed_worker_left_half_written_is_swept_at_the_end(tmp_path: Path) -> None:
+    url = tmp_path / "run"
+
+    def observe(advance: pipeline.Advance) -> None:
+        if advance.stage == "projection":
+            (url / "layers/relu2/c.0.partial").write_bytes(b"half")
+
+    run_inline(small_spec(), url, observe)
+    assert not list(url.rglob("*.partial"))
+
+
+def test_a_reader_of_the_progress_that_goes_away_is_not_taken_for_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    def observe(_: pipeline.Advance) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        run_inline(small_spec(**ONE_MAP), tmp_path / "run", observe)
+    assert deconvoy.open(tmp_path / "run").status == "failed"
+
+
+def test_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    before = TorchSettings.now()
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        run_inline(small_spec(**ONE_MAP), tmp_path / "run")
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.get_num_threads() == before.threads
+    finally:
+        before.restore()
+
+
+def test_without_gpus_asked_for_none_is_used_by_any_executor() -> None:
+    job = settle(small_spec(compute={"gpus_per_worker": 0}))
+    assert not job.assignment("run", 1).cuda
+    assert settle(small_spec()).assignment("run", 1).cuda
+
+
 def test_a_disk_too_full_for_the_state_still_tells_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -633,4 +673,3 @@ def test_the_log_tells_who_had_which_lease(calm: Path) -> None:
         "worker": "inline",
         "pid": os.getpid(),
     }
-    assert {json.dumps(event) for event in granted}

@@ -4,6 +4,9 @@ One cluster serves the session; its two GPUs are pretended, which is all that pl
 """
 
 import os
+import subprocess
+import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -77,6 +80,23 @@ def test_one_worker_a_gpu_is_what_a_cluster_with_gpus_gives(ray_cluster: str) ->
 
     assert RayExecutor(ComputeSpec()).workers == 2
     assert RayExecutor(ComputeSpec(gpus_per_worker=0.5)).workers == 4
+
+
+def test_folders_of_clusters_long_dead_are_removed_and_others_stay() -> None:
+    from workers.executors.ray import _sweep_folders
+
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, fresh, living = (
+        Path(tempfile.mkdtemp(prefix=f"dv-{pid}-", dir="/tmp"))
+        for pid in (gone.pid, gone.pid, os.getpid())
+    )
+    for folder in (dead, living):
+        os.utime(folder, (0, 0))
+    _sweep_folders()
+    assert [folder.exists() for folder in (dead, fresh, living)] == [False, True, True]
+    fresh.rmdir()
+    living.rmdir()
 
 
 def test_a_worker_reserves_whole_cores_or_a_share_of_one_and_never_more_than_a_node_has() -> None:

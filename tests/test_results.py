@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import deconvoy
-from deconvoy.errors import JobFailed, TooManyBadImages
+from deconvoy.errors import JobFailed, RequestError, TooManyBadImages
 from deconvoy.schema import PAD_PIXEL
 from tests import reference
 from tests.runs import (
@@ -417,3 +417,67 @@ def test_nan_in_the_weights_fails_the_job_and_names_layer_and_image(
         run_job(spec, tmp_path / "run")
     assert "given up after" not in str(failed.value), "trying again cannot help"
     assert set(grants_of(tmp_path / "run").values()) == {1}
+
+
+# --- which images count ---
+
+
+def test_of_equal_images_only_the_first_is_a_hit_where_asked(
+    tmp_path: Path, run_job: RunJob
+) -> None:
+    """Copies lie in the same batch, in other batches of a shard, and in other shards."""
+    folder = tmp_path / "images"
+    places = write_photographs(folder, 6)
+    for number in range(24):
+        shutil.copy(places[number % 6], folder / "b" / f"copy{number:02d}.png")
+    data = {"uri": str(folder), "distinct": True}
+    run_job(small_spec(data=data, layers=["relu2", "logits"]), tmp_path / "run")
+    job, _ = pipeline.reopen(str(tmp_path / "run"))
+    seen: dict[bytes, int] = {}
+    first = [
+        (number, image)
+        for number, image in images_of(job)
+        if seen.setdefault(image.numpy().tobytes(), number) == number
+    ]
+    assert len(first) == 6
+    expected = reference.brute_force(model_of(job), first)
+    run = deconvoy.open(tmp_path / "run")
+    for place, layer in zip(places_of(job), job.layers, strict=True):
+        for index, hits in enumerate(expected[place]):
+            images = run.unit(layer.name, index).image
+            assert images[images >= 0].tolist() == [hit.image for hit in hits if hit.image >= 0]
+    # they are counted all the same
+    assert run.attributes["results"]["images"] == 30
+
+
+def test_only_images_that_are_predicted_wrongly_take_part_where_asked(
+    tmp_path: Path, run_job: RunJob
+) -> None:
+    url = tmp_path / "run"
+    data = {"uri": "shapes?size=40&seed=1", "where": {"wrong": True}}
+    summary = run_job(small_spec(data=data, layers=["relu2"]), url)
+    run = deconvoy.open(url)
+    images = run.images().to_pydict()
+    wrong = [
+        number
+        for number, label, predicted in zip(
+            images["id"], images["label"], images["predicted"], strict=True
+        )
+        if label != predicted
+    ]
+    assert 0 < len(wrong) < 40
+    assert (summary["images"], summary["skipped"]) == (len(wrong), 0)
+    told = dict(zip(images["id"], images["skipped"], strict=True))
+    assert {number for number, why in told.items() if why is None} == set(wrong)
+    job, _ = pipeline.reopen(str(url))
+    taken = [(number, image) for number, image in images_of(job) if number in wrong]
+    for unit, hits in enumerate(reference.brute_force(model_of(job), taken)[1]):
+        images_ = run.unit("relu2", unit).image
+        assert images_[images_ >= 0].tolist() == [hit.image for hit in hits if hit.image >= 0]
+
+
+def test_wrong_predictions_cannot_be_told_without_labels(tmp_path: Path, run_job: RunJob) -> None:
+    write_photographs(tmp_path / "images", 4)
+    data = {"uri": str(tmp_path / "images"), "where": {"wrong": True}}
+    with pytest.raises(RequestError, match=r"data\.where\.wrong needs labels, but there are none"):
+        run_job(small_spec(data=data), tmp_path / "run")

@@ -1,7 +1,11 @@
 """Test reading a run: arrays, tables, figures; lazily, while it is made, and where it is broken."""
 
 import math
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +244,34 @@ def test_a_unit_is_read_by_its_own_chunk_alone(
     _ = run.unit("relu2", 40).patches
     assert any("patch/c/" in key for key in read)
     assert not any("projection/c/" in key or "relu5" in key for key in read)
+
+
+def test_a_run_whose_driver_was_killed_says_so(place: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(place, url)
+    group = zarr.open_group(url, mode="r+")
+    group.attrs.update({"state": {"status": "running"}})
+    lock = url / "ledger/driver.lock"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+    for driver, status in {
+        f"{gone.pid} on {here}": "interrupted",
+        f"{gone.pid} on another": "running",
+        f"{os.getpid()} on {here}": "running",
+        "": "running",
+    }.items():
+        lock.write_text(driver)
+        assert deconvoy.open(url).status == status
+
+
+def test_a_unit_without_pictures_says_which_have_some(run: deconvoy.Run) -> None:
+    with pytest.raises(RunNotFound, match=r"only units 0, 1, 40 were projected\. analyses\.proj"):
+        run.unit("relu2", 5).patches  # noqa: B018
+    with pytest.raises(RunNotFound, match="its layer was not projected"):
+        run.figure("logits")
+
+
+def test_outputs_are_called_by_their_class(run: deconvoy.Run) -> None:
+    assert [run.output_name("logits", i) for i in range(3)] == list(CLASSES[:3])
+    assert run.output_name("relu2", 0) == ""

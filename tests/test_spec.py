@@ -183,7 +183,7 @@ def test_a_file_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> Non
         ("storage.max_side", 4, ["'storage.max_side' is 4"]),
         ("storage.projection", "png", ["'storage.projection' is 'png'", "int8", "float16"]),
         ("compute.precision", "bfloat16", ["'compute.precision' is 'bfloat16'", "float32"]),
-        ("model.name", None, ["'model.name' is None", "valid string"]),
+        ("model.name", None, ["'model.name' is None", "it takes a name"]),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_the_rule(

@@ -26,6 +26,7 @@ def hits_of(*rows: Row) -> Hits:
         np.array(score, np.float32),
         np.array(image, np.int64),
         np.array([y, x], np.int32).T.reshape(-1, 2),
+        content=np.array(image, np.int64),
     )
 
 

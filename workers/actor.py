@@ -11,9 +11,9 @@ import io
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
@@ -59,7 +59,15 @@ BAD_SHOWN = 5
 S = TypeVar("S")
 T = TypeVar("T")
 
-_Batch = tuple[list[ImageRef], list[Picture | ImageUnreadable]]
+
+@dataclass(frozen=True)
+class Batch:
+    """Images to be scanned together."""
+
+    refs: list[ImageRef]
+    pictures: list[Picture | ImageUnreadable]
+    copies: list[bool]
+    """Whether one with the same pixels came before in the shard; one entry a row of the tensor."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,24 @@ class _Group:
     images: list[Picture]
     hits: slice
     image_of_hit: Int64[Tensor, " hit"]
+
+
+@dataclass(frozen=True)
+class TorchSettings:
+    """What an actor sets for the whole process; one that shares it restores them after."""
+
+    threads: int
+    tf32: tuple[bool, bool]
+
+    @staticmethod
+    def now() -> "TorchSettings":
+        backends = torch.backends
+        tf32 = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32
+        return TorchSettings(torch.get_num_threads(), tf32)
+
+    def restore(self) -> None:
+        torch.set_num_threads(self.threads)
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.tf32
 
 
 class Actor:
@@ -142,31 +168,45 @@ class Actor:
             scan: ShardScan = own.scan
             return scan
 
-        def scan_batch(batch: _Batch) -> list[dict[str, Any]]:
-            rows = self._scan_batch(lane_of_thread(), *batch)
+        def scan_batch(batch: Batch) -> list[dict[str, Any]]:
+            rows = self._scan_batch(lane_of_thread(), batch)
             self._advance(len(rows))
             return rows
 
-        rows = [row for batch in self._in_lanes(scan_batch, self._batches(lease)) for row in batch]
-        read = [row for row in rows if row["skipped"] is None]
+        contents: dict[int, int] = {}
+        batches = self._batches(lease, contents)
+        rows = [row for batch in self._in_lanes(scan_batch, batches) for row in batch]
+        read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
+        bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
         hits, sums = combined(lanes, self._job.k)
+        if self._job.distinct:
+            hits = replace(hits, content=_looked_up(contents, hits.image))
         partial = Partial(
             hits=hits,
             sums=sums,
-            images=len(read),
-            skipped=len(rows) - len(read),
+            images=sum(row["skipped"] is None for row in rows),
+            skipped=len(bad),
             correct=sum(row["label"] == row["predicted"] for row in judged),
             labelled=len(judged),
         )
-        bad = [(row["uri"], row["skipped"]) for row in rows if row["skipped"] is not None]
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
 
-    def _batches(self, lease: ScanLease) -> Iterator["_Batch"]:
+    def _batches(self, lease: ScanLease, contents: dict[int, int]) -> Iterator[Batch]:
+        """Batches in reading order; fills ``contents``, image id → hash of its pixels."""
         size = self._job.batch_size
+        seen: set[int] = set()
         futures = read_ahead(self._pool, self._try_read, lease.images, ahead=2 * size)
         for refs in chunks(lease.images, size):
-            yield list(refs), [next(futures).result() for _ in refs]
+            pictures = [next(futures).result() for _ in refs]
+            copies = [False] * size
+            if self._job.distinct:
+                for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True)):
+                    if isinstance(picture, Picture):
+                        contents[ref.id] = content = picture.content
+                        copies[row] = content in seen
+                        seen.add(content)
+            yield Batch(list(refs), pictures, copies)
 
     def _in_lanes(self, work: Callable[[S], T], batches: Iterable[S]) -> Iterator[T]:
         """Results in order, with one batch more under way than there are lanes."""
@@ -181,25 +221,39 @@ class Actor:
         except ImageUnreadable as error:
             return error
 
-    def _scan_batch(
-        self, shard: ShardScan, refs: list[ImageRef], pictures: list[Picture | ImageUnreadable]
-    ) -> list[dict[str, Any]]:
+    def _scan_batch(self, shard: ShardScan, batch: Batch) -> list[dict[str, Any]]:
         size, side = self._job.batch_size, self._job.transform.crop
         pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
         valid = torch.zeros(size, dtype=torch.bool)
         ids = torch.full((size,), -1, dtype=torch.int64)
-        for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True)):
+        for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True)):
             ids[row] = ref.id
             if isinstance(picture, Picture):
                 pixels[row], valid[row] = picture.pixels, True
         device = self._device
         images = normalise(pixels.to(device), self._job.transform)
-        uris = [ref.uri for ref in refs]
-        prediction = shard.add(images, ids.to(device), valid.to(device), uris)
+        taken = valid & self._wrong(images, batch.refs) if self._job.only_wrong else valid
+        prediction = shard.add(
+            images,
+            ids.to(device),
+            taken.to(device),
+            [ref.uri for ref in batch.refs],
+            torch.tensor(batch.copies).to(device),
+        )
         return [
-            _image_row(ref, picture, prediction, row)
-            for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True))
+            _image_row(ref, picture, prediction, row, bool(taken[row]))
+            for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True))
         ]
+
+    @torch.inference_mode()
+    def _wrong(self, images: Tensor, refs: Sequence[ImageRef]) -> Bool[Tensor, " image"]:
+        """Whether each image is labelled and predicted to be something else.  A pass of its own:
+        layers are scanned as they come, long before the prediction is known."""
+        predicted = self._network.forward(images, lambda layer, maps: None).flatten(1).argmax(1)
+        wrong = torch.zeros(len(images), dtype=torch.bool)
+        for row, ref in enumerate(refs):
+            wrong[row] = ref.label is not None and int(predicted[row]) != ref.label
+        return wrong
 
     # Projection -------------------------------------------------------------------------------
 
@@ -306,10 +360,19 @@ class Actor:
         return uris
 
 
+def _looked_up(contents: Mapping[int, int], ids: np.ndarray) -> Int64[np.ndarray, " hit"]:
+    return np.array([contents[image_id] for image_id in ids.tolist()], np.int64)
+
+
 def _image_row(
-    ref: ImageRef, picture: Picture | ImageUnreadable, prediction: Prediction, row: int
+    ref: ImageRef,
+    picture: Picture | ImageUnreadable,
+    prediction: Prediction,
+    row: int,
+    taken: bool,
 ) -> dict[str, Any]:
     read = picture if isinstance(picture, Picture) else None
+    left_out = None if taken else "left out by data.where.wrong: it has no label or is predicted so"
     return {
         "id": ref.id,
         "uri": ref.uri,
@@ -318,7 +381,7 @@ def _image_row(
         "height": read.height if read else None,
         "predicted": int(prediction.predicted[row]) if read else None,
         "probability": float(prediction.probability[row]) if read else None,
-        "skipped": None if read else str(picture),
+        "skipped": left_out if read else str(picture),
     }
 
 

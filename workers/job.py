@@ -93,6 +93,9 @@ class Job:
             storage=self.spec.storage,
             url=os.path.abspath(url),
             threads=threads,
+            distinct=self.spec.data.distinct,
+            only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
+            cuda=self.spec.compute.gpus_per_worker != 0,
         )
 
     def projected_layers(self) -> tuple[Layer, ...]:
@@ -129,6 +132,11 @@ class Job:
                 if len(inside):
                     name = f"projection/{layer.name}/item-{start // size:06d}"
                     items.append(ProjectionItem(name, layer, start, stop, inside))
+        if asked is not None and isinstance(asked.units, Ids) and not items:
+            raise RequestError(
+                f"analyses.projection.units.ids {list(asked.units.ids)}: none of the layers to be "
+                "projected has such a unit; units are counted from 0."
+            )
         return items
 
     def provenance(self) -> dict[str, Any]:
@@ -174,9 +182,16 @@ def settle(
                 "outputs: give one name for each output, in order."
             )
         packed = replace(packed, classes=())
-    listing = listing or list_images(spec.data, packed.classes, outputs)
-    if not packed.classes and listing.folders:
-        packed = replace(packed, classes=listing.folders)
+    if listing is None:
+        listing = list_images(spec.data, packed.classes, outputs)
+    else:
+        _require_outputs(listing, outputs)
+    if spec.data.where is not None and spec.data.where.wrong and not listing.labelled:
+        raise RequestError(
+            f"data.where.wrong needs labels, but there are {listing.labels_from}: give data.labels."
+        )
+    if not packed.classes and listing.names:
+        packed = replace(packed, classes=listing.names)
     layers = network.layers
     if spec.layers != "all":
         layers = choose(layers, spec.layers, "layers")
@@ -186,6 +201,15 @@ def settle(
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
     return Job(spec, packed, listing, tuple(layers), outputs, chosen)
+
+
+def _require_outputs(listing: Listing, outputs: int) -> None:
+    for number, label in enumerate(listing.labels):
+        if label is not None and not 0 <= label < outputs:
+            raise RequestError(
+                f"labels[{number}] is {label}, but the model has {outputs} outputs: a label is an "
+                f"output index from 0 to {outputs - 1}, or None."
+            )
 
 
 def anchored(spec: JobSpec) -> JobSpec:
@@ -204,7 +228,12 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    places = {"uri": absolute(spec.data.uri), "labels": absolute(spec.data.labels)}
+    uri = spec.data.uri
+    several = "{" in uri and "://" not in uri  # shard-{000..012}.tar
+    places = {
+        "uri": os.path.abspath(uri) if several else absolute(uri),
+        "labels": absolute(spec.data.labels),
+    }
     data = spec.data.model_copy(update=places)
     return spec.model_copy(update={"model": model, "data": data})
 

@@ -8,8 +8,9 @@ import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
 from deconvoy.spec import StorageSpec, Transform
-from workers.datasets import ImageRef, Source
+from workers.datasets import ImageRef
 from workers.models import PackedModel
+from workers.sources import Source
 from workers.topk import Partial
 
 
@@ -29,6 +30,10 @@ class Assignment:
     url: str
     """Of the run."""
     threads: int
+    distinct: bool = False
+    """Images with the same pixels count once among the hits."""
+    only_wrong: bool = False
+    """Leave out images that are predicted to be what they are labelled."""
     cuda: bool = True
     """Compute on a GPU where there is one."""
 

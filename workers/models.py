@@ -61,7 +61,7 @@ class PackedModel:
         """The model in evaluation mode, float32, on the CPU."""
         if self.module is not None:
             return self.module
-        model = _factory(self.name, self.code)(**self.arguments)
+        model = _factory(self.name, self.code)(**self.arguments).float()
         load_exactly(model, safetensors.torch.load(self.tensors))
         return model.eval()
 
@@ -158,9 +158,15 @@ def _factory(name: str, code: str | None) -> Factory:
         )
     raise RequestError(
         f"model.name {name!r} is of no known form: torchvision/NAME, deconvoy/zfnet, "
-        "deconvoy/zfnet_small, python/pkg.mod:factory or path/to/file.py:factory."
-        f"{_near(f'torchvision/{name}', _torchvision_names())}"
+        "deconvoy/zfnet_small, python/pkg.mod:factory or path/to/file.py:factory"
+        f"{_wanted(name)}"
     )
+
+
+def _wanted(name: str) -> str:
+    if name.endswith(".py"):
+        return f": add the factory, as in {name}:make_model."
+    return _near(f"torchvision/{name}", _torchvision_names()) or "."
 
 
 def _torchvision_names() -> list[str]:

@@ -73,7 +73,15 @@ def analyse(
         RequestError: what does not fit, in a sentence.
     """
     kind = f"object/{type(model).__name__}"
-    listing = None if isinstance(images, str | os.PathLike) else _in_memory(images, labels)
+    if isinstance(images, str | os.PathLike):
+        if labels is not None:
+            raise RequestError(
+                "labels are for images given as pictures or arrays: a folder has its own; leave "
+                "them out, or name a file in data.labels of a job spec."
+            )
+        listing = None
+    else:
+        listing = _in_memory(images, labels)
     spec = JobSpec.parse(
         {
             "model": {"name": kind},

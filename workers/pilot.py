@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Int64
 
 from deconvoy.schema import image_part_path, layer_path
 from deconvoy.store import RunStore
-from workers.actor import FORWARD_IMAGES, Actor
+from workers.actor import FORWARD_IMAGES, Actor, TorchSettings
 from workers.datasets import ImageRef
 from workers.graph import Layer
 from workers.job import Job, ProjectionItem
@@ -104,12 +103,12 @@ def measure(job: Job, lanes: int, work: Mapping[str, int]) -> Pilot:
         lanes: batches computed at once; as many as the job's workers will have in all.
         work: multiply-adds from the image to each layer, by name.
     """
-    threads = torch.get_num_threads()
+    settings = TorchSettings.now()
     try:
         with tempfile.TemporaryDirectory(prefix="deconvoy-pilot-") as folder:
             return _Trial(job, lanes, work, Path(folder)).pilot()
     finally:
-        torch.set_num_threads(threads)  # an actor sets one for the whole process
+        settings.restore()
 
 
 def rounds(pieces: int, lanes: int) -> int:

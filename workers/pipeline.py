@@ -5,6 +5,7 @@ holds the lease.  Killed at any point, it begins again from the markers.  All de
 are the ledger's; all decisions about where workers live are the executor's.
 """
 
+import errno
 import json
 import logging
 import math
@@ -106,7 +107,7 @@ def create(
     if occupied and not _is_run(run):
         raise RunExists(f"{url!r} is no run, so --overwrite does not touch it: choose another.")
     job = settle(spec, packed, listing=listing)
-    job.projected_layers()  # refuses what cannot be projected before anything is written
+    job.projection_items()  # refuses what cannot be projected before anything is written
     if check is not None:
         check(job, run)
     if occupied:
@@ -173,7 +174,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         JobFailed: an item failed for good; everything committed stays.
         JobStopped: Ctrl-C.
     """
-    with run.driver_lock(), _told_in_state(run):
+    with run.driver_lock(), _told_in_state(job, run):
         run.sweep()  # only now: the drafts of a driver at work are none of ours
         driver = _Driver(job, run, executor, observe)
         try:
@@ -181,13 +182,19 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             shards = driver.scan()
             summary = driver.merge(shards)
             driver.project(shards.fold)
-            return summary
         finally:
             executor.shutdown()
+        run.sweep()  # what a worker that was killed had half written
+        return summary
+
+
+_REFUSED_WRITES = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+)  # fmt: skip
 
 
 @contextmanager
-def _told_in_state(run: RunStore) -> Iterator[None]:
+def _told_in_state(job: Job, run: RunStore) -> Iterator[None]:
     """Keep the run's state attribute true, whatever happens."""
 
     def tell(**state: str) -> None:
@@ -200,11 +207,13 @@ def _told_in_state(run: RunStore) -> Iterator[None]:
         run.zarr("r+").attrs.update({"state": {"status": "done"}})
     except KeyboardInterrupt:
         tell(status="stopped")
-        raise JobStopped(
-            f"Stopped. Nothing finished is lost: `deconvoy resume {run.url}` goes on."
-        ) from None
+        if job.packed.module is not None:
+            remedy = "Only this process has the model: call workers.analyse again, overwrite=True."
+        else:
+            remedy = f"Nothing finished is lost: `deconvoy resume {run.url}` goes on."
+        raise JobStopped(f"Stopped. {remedy}") from None
     except OSError as error:
-        if isinstance(error, DeconvoyError) or error.errno is None:
+        if isinstance(error, DeconvoyError) or error.errno not in _REFUSED_WRITES:
             tell(status="failed", error=str(error))
             raise
         refused = run.refused(error)

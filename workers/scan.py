@@ -62,23 +62,26 @@ class ShardScan:
         ids: Int64[Tensor, " image"],
         valid: Bool[Tensor, " image"],
         uris: Sequence[str] = (),
+        copies: Bool[Tensor, " image"] | None = None,
     ) -> Prediction:
         """Scan one batch.
 
         Args:
             valid: False for rows that only fill the batch up; they leave no trace.
             uris: names of the images, for errors.
+            copies: True for images that are counted but cannot be hits: one just like each came
+                before.
 
         Raises:
             ActivationInvalid: a layer is NaN or infinite on an image; names both.
         """
-
+        eligible = valid if copies is None else valid & ~copies
         first = int(ids[0])
         self._maxima.append((first, self._score.new_zeros(len(self._score), dtype=torch.float64)))
 
         def visit(layer: Layer, maps: Tensor) -> None:
             if layer.name in self._number:
-                self._see(layer, maps, ids, valid)
+                self._see(layer, maps, ids, valid, eligible)
 
         try:
             logits = self._network.forward(images, visit)
@@ -94,14 +97,16 @@ class ShardScan:
         probability, predicted = logits.flatten(1).float().softmax(1).max(1)
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
 
-    def _see(self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor) -> None:
+    def _see(
+        self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor, eligible: Tensor
+    ) -> None:
         maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
         _require_finite(layer, maxima, valid)
         units = self._index.units_of(self._number[layer.name])
         self._count(units, maxima[valid])
-        candidates = maxima.masked_fill(~valid[:, None], MISSING_SCORE)
+        candidates = maxima.masked_fill(~eligible[:, None], MISSING_SCORE)
         if layer.rectified:  # a zero is no hit
             candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
         self._keep_strongest(units, candidates, maps, ids)
@@ -151,7 +156,8 @@ class ShardScan:
         place = self._place.cpu().numpy()[unit, rank]
         position = np.stack([place // width, place % width], axis=1).astype(np.int32)
         score, image = self._score.cpu().numpy(), self._image.cpu().numpy()
-        return Hits(unit.astype(np.int32), score[unit, rank], image[unit, rank], position)
+        found = image[unit, rank]
+        return Hits(unit.astype(np.int32), score[unit, rank], found, position, content=found)
 
     def sums(self) -> UnitSums:
         return combined([self], self._k)[1]

@@ -45,6 +45,9 @@ class Hits:
     score: Float32[np.ndarray, " hit"]
     image: Int64[np.ndarray, " hit"]
     position: Int32[np.ndarray, "hit yx"]
+    content: Int64[np.ndarray, " hit"]
+    """Of hits with equal content a unit keeps one: the image's id, or where images count only once
+    that are equal pixel by pixel, a hash of its pixels."""
 
     @staticmethod
     def none() -> "Hits":
@@ -53,13 +56,20 @@ class Hits:
             np.zeros(0, np.float32),
             np.zeros(0, np.int64),
             np.zeros((0, 2), np.int32),
+            np.zeros(0, np.int64),
         )
 
     def __len__(self) -> int:
         return len(self.unit)
 
     def take(self, which: np.ndarray) -> "Hits":
-        return Hits(self.unit[which], self.score[which], self.image[which], self.position[which])
+        return Hits(
+            self.unit[which],
+            self.score[which],
+            self.image[which],
+            self.position[which],
+            self.content[which],
+        )
 
     def __add__(self, other: "Hits") -> "Hits":
         return Hits(
@@ -67,17 +77,18 @@ class Hits:
             np.concatenate([self.score, other.score]),
             np.concatenate([self.image, other.image]),
             np.concatenate([self.position, other.position]),
+            np.concatenate([self.content, other.content]),
         )
 
 
 def strongest(hits: Hits, k: int) -> tuple[Hits, Int64[np.ndarray, " hit"]]:
     """The k strongest hits of each unit and the rank of each, sorted by unit and rank."""
     y, x = hits.position[:, 0], hits.position[:, 1]
-    # One hit an image: of several (a shard folded twice) the first in the total order.
-    order = np.lexsort((x, y, -hits.score, hits.image, hits.unit))
-    unit, image = hits.unit[order], hits.image[order]
+    # One hit a content: of several (a copy, a shard folded twice) the first in the total order.
+    order = np.lexsort((x, y, hits.image, -hits.score, hits.content, hits.unit))
+    unit, content = hits.unit[order], hits.content[order]
     repeated = np.zeros(len(order), dtype=bool)
-    repeated[1:] = (unit[1:] == unit[:-1]) & (image[1:] == image[:-1])
+    repeated[1:] = (unit[1:] == unit[:-1]) & (content[1:] == content[:-1])
     hits = hits.take(order[~repeated])
 
     y, x = hits.position[:, 0], hits.position[:, 1]
@@ -130,6 +141,7 @@ class Partial:
             score=self.hits.score,
             image=self.hits.image,
             position=self.hits.position,
+            content=self.hits.content,
             maxima=self.sums.maxima,
             active=self.sums.active,
             histogram_unit=unit.astype(np.int32),
@@ -152,7 +164,8 @@ class Partial:
             histogram = np.zeros((len(fields["maxima"]), BINS), np.int64)
             place = fields["histogram_unit"], fields["histogram_bin"]
             histogram[place] = fields["histogram_count"]
-            hits = Hits(fields["unit"], fields["score"], fields["image"], fields["position"])
+            names = ("unit", "score", "image", "position", "content")
+            hits = Hits(*(fields[name] for name in names))
             sums = UnitSums(fields["maxima"], fields["active"], histogram)
             return Partial(hits, sums, *(int(count) for count in fields["counts"]))
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
@@ -170,6 +183,7 @@ class Fold:
         self.score: Float32[np.ndarray, "unit rank"] = np.full((units, k), MISSING_SCORE, "f4")
         self.image: Int64[np.ndarray, "unit rank"] = np.full((units, k), MISSING_IMAGE, "i8")
         self.position: Int32[np.ndarray, "unit rank yx"] = np.full((units, k, 2), -1, "i4")
+        self.content: Int64[np.ndarray, "unit rank"] = np.zeros((units, k), "i8")
         self.sums = UnitSums.zero(units)
         self.images = self.skipped = self.correct = self.labelled = 0
 
@@ -198,6 +212,7 @@ class Fold:
         self.score[kept.unit, rank] = kept.score
         self.image[kept.unit, rank] = kept.image
         self.position[kept.unit, rank] = kept.position
+        self.content[kept.unit, rank] = kept.content
 
     def _hits_of(self, units: np.ndarray) -> Hits:
         row, rank = np.nonzero(self.image[units] != MISSING_IMAGE)
@@ -207,6 +222,7 @@ class Fold:
             self.score[unit, rank],
             self.image[unit, rank],
             self.position[unit, rank],
+            self.content[unit, rank],
         )
 
     def to_partial(self) -> Partial:

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
-import torch
-
 from deconvoy.errors import JobFailed, RequestError
-from workers.actor import Actor
+from workers.actor import Actor, TorchSettings
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.leases import Assignment
 from workers.machine import cores
@@ -31,7 +29,7 @@ class InlineExecutor(Executor):
         self._actor: Actor | None = None
         self._built = 0
         self._busy = threading.Event()
-        self._threads_before = torch.get_num_threads()
+        self._settings = TorchSettings.now()
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         self._assignment = assignment_of(self._threads)
@@ -87,4 +85,4 @@ class InlineExecutor(Executor):
         if self._actor is not None:
             self._actor.stop()
         self._thread.shutdown(cancel_futures=True)  # waits for the batch at hand
-        torch.set_num_threads(self._threads_before)  # an actor sets one for the whole process
+        self._settings.restore()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 # Ray reads these once, when it is imported.  `uv run` must not make it copy the working directory
@@ -245,7 +246,8 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        folder = tempfile.mkdtemp(prefix="dv-", dir="/tmp")  # sockets need a short path
+        _sweep_folders()
+        folder = tempfile.mkdtemp(prefix=f"dv-{os.getpid()}-", dir="/tmp")  # sockets need it short
         try:
             with _own_signals():
                 ray.init(
@@ -269,6 +271,28 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
         raise DeconvoyError(
             f"No Ray cluster answers at {address!r} ({_first_line(error)}): {hint}."
         ) from error
+
+
+def _sweep_folders() -> None:
+    """Remove what the clusters of processes that were killed have left: Ray never does.  Not what
+    is younger than a day: a container that shares /tmp has process numbers of its own."""
+    yesterday = time.time() - 86_400
+    for folder in Path("/tmp").glob("dv-*-*"):
+        pid = folder.name.split("-")[1]
+        about = folder.stat()
+        ours = about.st_uid == os.getuid() and about.st_mtime < yesterday
+        if pid.isdecimal() and ours and not _lives(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

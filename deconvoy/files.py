@@ -1,0 +1,229 @@
+"""Read files wherever they lie: a local path, ``s3://bucket/…`` or ``http(s)://…``.
+
+Remote ones go through obstore (the extra ``cloud``): credentials, region and endpoint come from the
+usual environment variables (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, …).  A plain web server
+cannot list a folder.  Clients are made where they are used, one a process: they do not survive a
+fork, and a ``Files`` pickles as its URL alone.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deconvoy.errors import MissingExtra, RequestError
+
+T = TypeVar("T")
+
+REMOTE_SCHEMES = ("s3", "http", "https")
+
+READ_AHEAD = 4 * 2**20
+"""Bytes a reader of a remote file fetches at a time."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file below a root."""
+
+    path: str
+    """Relative to the root, with ``/``."""
+    size: int
+    tag: str
+    """Changes when the content does: the ETag, or the time of the last change."""
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.path}\0{self.size}\0{self.tag}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files below ``root``, a local folder or a URL."""
+
+    root: str
+
+    @property
+    def remote(self) -> bool:
+        return is_remote(self.root)
+
+    def entries(self) -> Iterator[FileEntry]:
+        """All of them, hidden ones left out, in no particular order.
+
+        Raises:
+            OSError: the place cannot be listed.
+            RequestError: a web server.
+        """
+        return self._remote_entries() if self.remote else _walk(Path(self.root))
+
+    def entry(self, path: str) -> FileEntry:
+        """Raises OSError."""
+        if self.remote:
+            found = _answer(lambda: _obstore().head(_store(self.root), path), self.url(path))
+            return FileEntry(path, found["size"], _tag(found))
+        return _entry(Path(self.root), path)
+
+    def read(self, path: str) -> bytes:
+        """Raises OSError."""
+        if not self.remote:
+            return Path(self.root, path).read_bytes()
+        return _answer(
+            lambda: bytes(_obstore().get(_store(self.root), path).bytes()), self.url(path)
+        )
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``.  Raises OSError, also where the file is too short."""
+        if self.remote:
+            return _answer(
+                lambda: bytes(
+                    _obstore().get_range(_store(self.root), path, start=start, length=length)
+                ),
+                self.url(path),
+            )
+        with Path(self.root, path).open("rb") as file:
+            file.seek(start)
+            content = file.read(length)
+        if len(content) != length:
+            raise OSError(f"{self.url(path)} ends before byte {start + length}")
+        return content
+
+    def open(self, path: str) -> io.BufferedReader:
+        """A seekable reader.  Raises OSError."""
+        if not self.remote:
+            return Path(self.root, path).open("rb")
+        return io.BufferedReader(_RemoteFile(self, path), READ_AHEAD)
+
+    def url(self, path: str) -> str:
+        """For people."""
+        return f"{self.root.rstrip('/')}/{path}"
+
+    def _remote_entries(self) -> Iterator[FileEntry]:
+        if not self.root.startswith("s3:"):
+            raise RequestError(
+                f"{self.root!r} is a web address, and web servers do not list folders: give a "
+                ".parquet, .tar or .csv file there."
+            )
+        stream = _obstore().list(_store(self.root))
+        for found in _answer(lambda: [row for chunk in stream for row in chunk], self.root):
+            path = str(found["path"])
+            if not any(part.startswith(".") for part in path.split("/")):
+                yield FileEntry(path, found["size"], _tag(found))
+
+
+class _RemoteFile(io.RawIOBase):
+    """Reads ranges of a remote file; what it lacks in buffering ``BufferedReader`` has."""
+
+    def __init__(self, files: Files, path: str) -> None:
+        super().__init__()
+        self._files, self._path = files, path
+        self._size = files.entry(path).size
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._size - self._place)
+        if length <= 0:
+            return 0
+        buffer[:length] = self._files.read_range(self._path, self._place, length)
+        self._place += length
+        return length
+
+
+def is_remote(place: str) -> bool:
+    """Whether a path is a URL of a supported scheme.
+
+    Raises:
+        RequestError: a scheme that is not supported.
+    """
+    scheme, separator, _ = place.partition("://")
+    if not separator:
+        return False
+    if scheme not in REMOTE_SCHEMES:
+        raise RequestError(
+            f"{place!r}: {scheme}:// is not supported; give a local path, s3://bucket/… or "
+            "https://…."
+        )
+    return True
+
+
+def split(place: str) -> tuple[Files, str]:
+    """The folder a file lies in, and its name there."""
+    root, slash, name = place.rpartition("/")
+    return Files(root if slash and root else "." if not slash else "/"), name
+
+
+def _walk(root: Path) -> Iterator[FileEntry]:
+    seen: set[str] = set()  # links may lead back up
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith("."):
+                yield _entry(root, Path(folder, name).relative_to(root).as_posix())
+
+
+def _entry(root: Path, path: str) -> FileEntry:
+    try:
+        status = os.stat(root / path)
+    except OSError:  # a dangling link; reading it will say so
+        return FileEntry(path, 0, "unreadable")
+    return FileEntry(path, status.st_size, str(status.st_mtime_ns))
+
+
+def _tag(found: Any) -> str:
+    return str(found.get("e_tag") or found["last_modified"])
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+    except ImportError:
+        raise MissingExtra("cloud", "Reading from s3:// and https://") from None
+    return obstore
+
+
+@lru_cache(maxsize=64)
+def _store(root: str) -> Any:
+    """One client a root; plain http is for servers on the local network, such as MinIO."""
+    _obstore()
+    from obstore.store import from_url
+
+    return from_url(root, client_options={"allow_http": True})
+
+
+def _answer(ask: Callable[[], T], url: str) -> T:
+    """What a store answers; its errors as the builtin ones a local file would raise."""
+    try:
+        return ask()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{url} is not there") from error
+    except PermissionError as error:
+        raise PermissionError(f"{url} may not be read{_S3_HINT}") from error
+    except Exception as error:  # obstore's own classes
+        told = str(error).strip().splitlines()[0]
+        raise OSError(f"{url}: {told}{_S3_HINT if url.startswith('s3:') else ''}") from error
+
+
+_S3_HINT = (
+    " (credentials, region and endpoint come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+    "AWS_REGION and AWS_ENDPOINT_URL; AWS_SKIP_SIGNATURE=true reads public buckets)"
+)

@@ -1,0 +1,138 @@
+"""Say in sentences what is wrong with a spec: the field, its value, the form it takes."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+FORMS: tuple[tuple[str, str], ...] = (
+    (r"model", "a section, as in `model: {name: torchvision/alexnet}`"),
+    (r"model\.name", "a name, as in `torchvision/alexnet` or `path/to/file.py:factory`"),
+    (r"model\.classes", "a file with one name a line, or a list of names"),
+    (r"data", "a section, as in `data: {uri: path/to/images}`"),
+    (r"data\.where", "a section, as in `where: {classes: [3], wrong: true, ids: [0, 1]}`"),
+    (r"data\.transform", "`auto` or {resize: 256, crop: 224, mean: [r, g, b], std: [r, g, b]}"),
+    (r"layers", "`all`, or a list with at least 1 name or glob, as in [features.12.*, logits]"),
+    (r"analyses", "a list, as in [{kind: top, k: 9}, {kind: projection, layers: maps}]"),
+    (r"analyses\.\d+\.projection\.layers", "`maps`, or a list with at least 1 name or glob"),
+    (r"analyses\.\d+\.projection\.units", "`all`, {sample: 0.1} or {ids: [0, 1, 2]}"),
+    (r"compute\.workers", "`auto` or a whole number of 1 or more"),
+    (r"compute\.gpus_per_worker", "`auto` or a number of 0 or more; above 1, a whole one"),
+    (r"compute\.threads", "`auto` or a whole number of 1 or more"),
+    (r"compute\.batch_size", "`auto` or a whole number of 1 or more"),
+)
+"""Fields that take several forms, of which pydantic would tell each failure on its own."""
+
+
+def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
+    """One for each wrong field; unknown ones first, since a slip there also leaves one missing.
+
+    Args:
+        root: the spec's class, whose known fields are named where one is unknown.
+    """
+    order = {"extra_forbidden": 0, "value_error": 1}
+    problems = error.errors(include_url=False)
+    told: set[str] = set()
+    for problem in sorted(problems, key=lambda problem: order.get(problem["type"], 2)):
+        place = tuple(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            field, sentence = _unknown(place, root)
+        else:
+            field, sentence = _wrong(place, dict(problem))
+        # Of a union each branch that was tried fails; what is told of a field covers all below it.
+        union = ".".join(takewhile(lambda part: not _is_type(part), place))
+        related = any(f"{field}.".startswith(f"{t}.") for t in told)
+        if sentence and not related:
+            told.add(union if len(union) < len(field) else field)
+            yield sentence
+
+
+def _unknown(place: tuple[str, ...], root: type[BaseModel]) -> tuple[str, str]:
+    """The field, and what to say of it; nothing where another branch of a union knows it."""
+    field = ".".join(part for part in place if not _is_type(part))
+    sections: list[type[BaseModel]] = [root]
+    for part in place[:-1]:
+        if not _is_type(part):
+            sections = _inside(sections, part)
+    known = [name for section in sections for name in section.model_fields]
+    if place[-1] in known:
+        return field, ""
+    near = difflib.get_close_matches(place[-1], known, n=3)
+    if near:
+        return (
+            field,
+            f"The field {field!r} is unknown; did you mean {' or '.join(map(repr, near))}?",
+        )
+    return field, f"The field {field!r} is unknown; known here: {', '.join(known)}."
+
+
+def _form_of(place: tuple[str, ...]) -> tuple[str, str]:
+    """The field an error is about, without the branches pydantic tried, and its forms."""
+    end = len(place)
+    while end:
+        field = ".".join(place[:end])
+        form = next((form for pattern, form in FORMS if re.fullmatch(pattern, field)), "")
+        if form:
+            return field, form
+        if not _is_branch(place[end - 1]):
+            break
+        end -= 1
+    return ".".join(part for part in place if "[" not in part), ""
+
+
+def _is_branch(part: str) -> bool:
+    """Whether it names a type that was tried, or an entry of a list, and no field."""
+    named = part.partition("[")[0].partition("-")[0]
+    return part.isdigit() or _is_type(part) or named in _BRANCHES
+
+
+def _is_type(part: str) -> bool:
+    return part[0].isupper() or "[" in part
+
+
+_BRANCHES = frozenset(("tuple", "literal", "constrained", "str", "int", "float", "nullable"))
+
+
+def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
+    """The field, and what to say of its value."""
+    field, form = _form_of(place)
+    value, kind = problem["input"], problem["type"]
+    if kind.startswith("union_tag"):
+        kinds = problem["ctx"].get("expected_tags", "'top', 'projection'")
+        shown = value.get("kind") if isinstance(value, dict) else value
+        field = ".".join(place)
+        return field, f"The field '{field}.kind' is {shown!r}, but kinds are {kinds}."
+    if kind == "missing":
+        return (
+            field,
+            f"The field {field!r} is missing: {f'it takes {form}' if form else 'give it a value'}.",
+        )
+    shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
+    if form and kind != "value_error":
+        return field, f"The field {field!r}{shown} does not fit: it takes {form}."
+    message = problem["msg"].removeprefix("Value error, ")
+    return field, f"The field {field or 'analyses'!r}{shown} does not fit: {message}."
+
+
+def _inside(sections: list[type[BaseModel]], part: str) -> list[type[BaseModel]]:
+    """Where a part of an error's place leads: a field, a list index, a union's tag or branch."""
+    fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+    if fields:
+        return [section for field in fields for section in _sections_in(field.annotation)]
+    named = [s for s in sections if part in (s.__name__, _tag(s))]
+    return named or (sections if _is_branch(part) else [])
+
+
+def _tag(section: type[BaseModel]) -> Any:
+    kind = section.model_fields.get("kind")
+    return next(iter(get_args(kind.annotation)), None) if kind else None
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _sections_in(argument)

@@ -1,0 +1,133 @@
+"""Find out which output of the model each image's label means.
+
+Labels come as class names (of folders, or in a column) or as numbers.  Names are looked up among
+the model's classes; where they are not there but as many as the model has outputs, they count in
+sorted order; numbers are output indices.  What fits nothing is no label, and says so.
+"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deconvoy.errors import RequestError
+from deconvoy.files import split
+
+Raw = str | int | None
+"""A label as the data has it."""
+
+
+FOLDER_NAMES = "folder names"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Output index of each image, or None where unknown."""
+
+    indices: Sequence[int | None]
+    told: str
+    """How they were found, for people."""
+    names: tuple[str, ...] = ()
+    """Names of the outputs, where the data has them."""
+
+
+def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are: str) -> Labels:
+    """Labels of a whole data set.
+
+    Args:
+        raw: of every image that was found, so that a limit changes nothing.
+        names_are: what names are, for people: ``folder names``, say.
+    """
+    there = {label for label in raw if label is not None}
+    numbers = {label for label in there if isinstance(label, int) or label.isdecimal()}
+    names = sorted(map(str, there))
+    output_of = {name: index for index, name in enumerate(classes)}
+    if not there:
+        told = "none: a flat folder" if names_are == FOLDER_NAMES else f"none: no {names_are}"
+        return Labels([None] * len(raw), told)
+    if all(name in output_of for name in names):
+        return _looked_up(raw, output_of, f"{names_are} among the classes")
+    if len(numbers) == len(there):
+        if max(map(int, there)) < outputs:
+            indices = [None if label is None else int(label) for label in raw]
+            return Labels(indices, f"{names_are}, which are output indices")
+        highest = max(map(int, there))
+        told = f"none: {names_are} reach {highest}, but the model has {outputs} outputs"
+        return Labels([None] * len(raw), told)
+    if len(names) == outputs:
+        in_order = {name: index for index, name in enumerate(names)}
+        found = _looked_up(raw, in_order, f"sorted {names_are}")
+        return Labels(found.indices, found.told, tuple(names))
+    told = f"none: {len(names)} {names_are} do not fit {outputs} outputs"
+    return Labels([None] * len(raw), told)
+
+
+def _looked_up(raw: Sequence[Raw], output_of: Mapping[str, int], told: str) -> Labels:
+    return Labels([None if label is None else output_of[str(label)] for label in raw], told)
+
+
+def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: int) -> Labels:
+    """Labels from a CSV or Parquet file with the columns path and label.
+
+    Raises:
+        RequestError: no such file, a label that fits nothing, or paths that name no image.
+    """
+    rows = _read(place)
+    output_of = {name: index for index, name in enumerate(classes)}
+    labels: dict[str, int] = {}
+    names: dict[int, str] = {}
+    for row in rows:
+        if row.label is None:
+            continue
+        number = int(row.label) if row.label.isdecimal() else None
+        index = output_of.get(row.label, number)
+        if index is None or not 0 <= index < outputs:
+            raise RequestError(
+                f"data.labels {place!r}: the label {row.label!r} of {row.path!r} is neither an "
+                f"output index below {outputs} nor one of the model's class names."
+            )
+        labels[row.path] = index
+        if row.name:
+            names[index] = row.name
+    if not set(uris) & {row.path for row in rows}:
+        first = rows[0].path if rows else "none"
+        raise RequestError(
+            f"data.labels {place!r} names none of the images below the data folder; its paths are "
+            f"relative to that folder, as in {uris[0]!r} (it has {first!r})."
+        )
+    named = tuple(names.get(i, f"class {i}") for i in range(outputs)) if names else ()
+    return Labels([labels.get(uri) for uri in uris], f"the file {place}", named)
+
+
+@dataclass(frozen=True)
+class _Row:
+    path: str
+    label: str | None
+    """As text; None where the table has null, which a CSV cannot say."""
+    name: str | None
+
+
+def _read(place: str) -> list[_Row]:
+    files, file = split(place)
+    try:
+        content = files.read(file)
+        if file.endswith(".parquet"):
+            return [_row(fields) for fields in pq.read_table(io.BytesIO(content)).to_pylist()]
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        rows = csv.DictReader(text)
+        return [_row({**fields, "label": fields["label"] or ""}) for fields in rows]
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise RequestError(
+            f"data.labels {place!r} cannot be read ({error}): it is a CSV or Parquet file with the "
+            "columns path and label."
+        ) from error
+
+
+def _row(fields: Mapping[str, Any]) -> _Row:
+    label, name = fields["label"], fields.get("name")
+    text = None if label is None else str(label).strip()
+    return _Row(fields["path"], text, None if name is None else str(name).strip())
