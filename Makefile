@@ -59,6 +59,8 @@ bench: $(READY)  ## measure speed on this machine
 docs: $(READY)  ## write the generated pages below docs/ anew
 	@$(BIN)/python -c "from deconvoy.schema import as_markdown; print(as_markdown(), end='')" \
 	    > docs/run-format.md
+	@$(BIN)/python -c "from workers.support import as_markdown; print(as_markdown(), end='')" \
+	    > docs/models.md
 	@$(BIN)/python -c "from deconvoy.spec_page import as_markdown; print(as_markdown(), end='')" \
 	    > docs/job-spec.md
 

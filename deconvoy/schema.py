@@ -1,7 +1,8 @@
 """Every array of a run, in one table that the writer, the reader and the documentation share.
 
 Axes: ``unit`` a feature map or neuron; ``rank`` 0 is the strongest hit; ``yx`` row and column;
-``y0x0y1x1`` a half-open box; ``y x channel`` a picture, RGB.
+``y0x0y1x1`` a half-open box; ``y x channel`` a picture, RGB (of a model of grey images three equal
+channels, so that every reader shows it).
 ``make docs`` writes the table as a page.
 """
 
@@ -92,7 +93,8 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
         ("unit", "rank", "y", "x", "channel"),
         "uint8",
         "0–255",
-        f"the preprocessed image in the window, before normalisation; {PAD_PIXEL} beyond the image",
+        "the preprocessed image in the window, before normalisation; RGB, or three equal channels "
+        f"for a model of grey images; {PAD_PIXEL} beyond the image",
         pictures=True,
     ),
     ArrayField(
@@ -101,7 +103,7 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
         "int8 or float16",
         "normalised input ÷ scale",
         "the deconvnet projection in the window, signed; times scale it is in units of the "
-        "normalised input",
+        "normalised input; three equal channels for a model of grey images",
         pictures=True,
     ),
     ArrayField(

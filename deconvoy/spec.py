@@ -42,7 +42,10 @@ class ModelSpec(Section):
 
 
 class Transform(Section):
-    """Decoded image → model input: resize the shorter side, crop the centre, normalise."""
+    """Decoded image → model input: resize the shorter side, crop the centre, normalise.
+
+    ``mean`` and ``std`` have three entries, or one for a model of grey images (ITU-R 601).
+    """
 
     resize: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Length of the shorter side after resizing, in pixels (bilinear, antialiased)."""
@@ -54,10 +57,19 @@ class Transform(Section):
     """Then divides each channel."""
 
     @model_validator(mode="after")
-    def _three_channels(self) -> "Transform":
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError("mean and std are three numbers each, and std is positive")
+    def _three_channels_or_one(self) -> "Transform":
+        sizes = len(self.mean), len(self.std)
+        if sizes not in ((3, 3), (1, 1)) or min(self.std) <= 0:
+            raise ValueError(
+                "mean and std are three numbers each (or one each, for a model of grey images), "
+                "and std is positive"
+            )
         return self
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for grey."""
+        return len(self.mean)
 
 
 class WhereSpec(Section):

@@ -207,6 +207,45 @@ def _normalised_late(images: Tensor, one: nn.Module, two: nn.Module, norm: nn.Mo
     return torch.relu(norm(torch.cat([one(images), two(images)], dim=1)))
 
 
+def _shuffled(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    """Channels in two groups, dealt out in turn, as in ShuffleNet."""
+    maps = F.relu(one(images))
+    count, channels, height, width = maps.size()
+    maps = maps.view(count, 2, channels // 2, height, width).transpose(1, 2).contiguous()
+    first, second = maps.view(count, -1, height, width).chunk(2, dim=1)
+    return F.relu(torch.cat([second, two(first)], 1))
+
+
+def _turned_and_back(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    maps = F.relu(one(images)).transpose(2, 3)
+    return F.relu(two(maps).permute(0, 1, 3, 2))
+
+
+def _channels_last(images: Tensor, one: nn.Module, neurons: nn.Module, two: nn.Module) -> Tensor:
+    maps = neurons(F.relu(one(images)).permute(0, 2, 3, 1))
+    return F.relu(two(F.relu(maps.permute(0, 3, 1, 2))))
+
+
+def _channels_scaled(images: Tensor, one: nn.Module) -> Tensor:
+    """Channel by channel to another mean and deviation, as Inception does with ImageNet's."""
+    scaled = [torch.unsqueeze(images[:, c], 1) * 0.7 - (0.1 + c) / 0.5 for c in range(3)]
+    maps: Tensor = one(torch.cat(scaled, 1))
+    return torch.relu(0.5 * (1 - maps / 4))
+
+
+def _split_unevenly(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    narrow, wide = torch.split(F.relu(one(images)), [1, 3], dim=1)
+    return F.relu(two(wide) + narrow[:, :, 1:-1, 1:-1])
+
+
+def _overwritten_sum(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    maps = F.relu(one(images))
+    same = F.dropout(maps, training=False)
+    maps += images[:, :1, 1:-1, 1:-1]
+    maps *= -0.5
+    return F.relu(two(same) + maps)
+
+
 def _read_twice(images: Tensor, one: nn.Module, norm: nn.Module) -> Tensor:
     maps = one(images)
     return torch.relu(norm(maps) + maps)
@@ -399,6 +438,17 @@ TINY: Mapping[str, Case] = {
         lambda x, a, b: b(F.relu(a(x)).mean((2, 3))), conv(3, 4, 1, stride=2), linear(4, 5)
     ),
     "arguments_left_at_defaults": Case(Optional),
+    "channels_shuffled": called(_shuffled, conv(3, 4, 3), conv(2, 3, 3, padding=1)),
+    "channels_shuffled_of_one_position": called(
+        _shuffled, conv(3, 4, (13, 11)), conv(2, 3, 3, padding=1)
+    ),
+    "channels_split_unevenly": called(_split_unevenly, conv(3, 4, 3), conv(3, 2, 3)),
+    "channels_last": called(_channels_last, conv(3, 4, 3), linear(4, 6), conv(6, 3, 3)),
+    "channels_scaled": called(_channels_scaled, conv(3, 4, 3)),
+    "turned_and_back": called(_turned_and_back, conv(3, 4, 3, stride=2), conv(4, 3, (2, 3))),
+    "sum_overwrites_what_is_read_later": called(
+        _overwritten_sum, conv(3, 4, 3), conv(4, 4, 3, padding=1)
+    ),
 }
 
 
@@ -410,12 +460,6 @@ def _cropped_like_another(images: Tensor, one: nn.Module, two: nn.Module) -> Ten
     return F.relu(two(images[:, :, : maps.size(2), : maps.size(3)]))
 
 
-def _shuffled(images: Tensor, one: nn.Module) -> Tensor:
-    maps = F.relu(one(images))
-    first, second = maps.chunk(2, 1)
-    return F.relu(torch.cat([second, first], 1))
-
-
 def _pooled_with_places(images: Tensor, one: nn.Module) -> Tensor:
     return F.relu(F.max_pool2d(one(images), 2, return_indices=True)[0])
 
@@ -425,13 +469,31 @@ def _stacked_rows(images: Tensor, one: nn.Module) -> Tensor:
     return F.relu(torch.cat([maps, maps], dim=2))
 
 
-def _turned(images: Tensor, one: nn.Module) -> Tensor:
-    return F.relu(one(images).transpose(2, 3))
-
-
 def _batch_mixed(images: Tensor, one: nn.Module) -> Tensor:
     maps = one(images)
     return F.relu(maps.reshape(-1, 11, 9).reshape(-1, 4, 11, 9))
+
+
+class Scaled(nn.Module):
+    """Scales each channel by a parameter, as ConvNeXt does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.scale = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.scale * self.conv(images))
+
+
+def _normalised_channels(images: Tensor, one: nn.Module, norm: nn.Module) -> Tensor:
+    return F.relu(norm(one(images).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def _parts_overwritten(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    first, second = one(images).chunk(2, 1)
+    first += 1.0  # of the same memory as its sibling and the whole, which nobody reads later
+    return F.relu(two(torch.sigmoid(torch.cat([first, second], 1))))
 
 
 def _gated(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
@@ -467,10 +529,23 @@ WITHOUT_RULE: Mapping[str, tuple[Case, str]] = {
         called(_cropped_like_another, conv(3, 4, 3, stride=2), conv(3, 4, 3)),
         "getitem",
     ),
-    "chunk": (called(_shuffled, conv(3, 4, 3)), "chunk"),
     "pool_with_places": (called(_pooled_with_places, conv(3, 4, 3)), "max_pool"),
     "concat_of_rows": (called(_stacked_rows, conv(3, 4, 3)), "cat"),
-    "transpose": (called(_turned, conv(3, 4, 3)), "transpose"),
+    "product": (called(lambda x, a, b: F.relu(a(x) * b(x)), conv(3, 4, 3), conv(3, 4, 3)), "mul"),
+    "divided_by_a_signal": (called(lambda x, a: F.relu(2 / a(x)), conv(3, 4, 3)), "div"),
+    "scaled_by_parameters": (Case(Scaled), "mul"),
+    "norm_of_channels": (
+        called(_normalised_channels, conv(3, 4, 3), lambda: nn.LayerNorm(4)),
+        "LayerNorm",
+    ),
+    "hardswish_functional": (
+        called(lambda x, a: F.relu(F.hardswish(a(x))), conv(3, 4, 3)),
+        "swish",
+    ),
+    "parts_overwritten": (
+        called(_parts_overwritten, conv(3, 4, 3), conv(4, 4, 3), unrectified=["parts.0"]),
+        "sigmoid",
+    ),
     "reshape_across_images": (called(_batch_mixed, conv(3, 4, 3)), "reshape"),
     "clamp_elsewhere": (called(lambda x, a: F.relu(a(x).clamp(min=-1)), conv(3, 4, 3)), "clamp"),
 }

@@ -177,11 +177,18 @@ def _watched(
     try:
         for name in names:
             module = model.get_submodule(name)
-            hooks.append(module.register_forward_hook(lambda _m, _args, output: see(output)))
+            hooks.append(module.register_forward_hook(lambda m, _args, out: _seen(m, out, see)))
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _seen(module: nn.Module, output: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
+    """A linear layer over maps has its units in the last axis; ``see`` wants them in the first."""
+    if isinstance(module, nn.Linear) and output.ndim == 4:
+        return see(output.movedim(3, 1)).movedim(1, 3)
+    return see(output)
 
 
 # --- 2. the strongest nine -----------------------------------------------------------------------

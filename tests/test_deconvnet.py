@@ -162,7 +162,7 @@ def test_a_seed_is_alone_in_its_layer() -> None:
     network = Network(networks.TINY["groups"].model(), (3, 13, 11))
     layer = network.layers[0]
     two = torch.tensor([1.5, -2.5])
-    signal = seeded(network, layer, torch.tensor([2, 0]), torch.tensor([[1, 3], [0, 0]]), two)
+    signal = seeded(layer, torch.tensor([2, 0]), torch.tensor([[1, 3], [0, 0]]), two)
     assert signal.nonzero().tolist() == [[0, 2, 1, 3], [1, 0, 0, 0]]
     assert signal[signal != 0].tolist() == [1.5, -2.5]
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, resnet18, squeezenet1_1
 from torchvision.models.feature_extraction import get_graph_node_names
 
-from deconvoy.errors import ModelUnsupported
+from deconvoy.errors import ModelUnsupported, RequestError
 from tests import networks, reference
 from tests.networks import Case
 from tests.shared_data import needs_shared
+from workers.deconvnet import project
 from workers.graph import Layer, Network
 
 WITHOUT_RULE = {name: case for name, (case, _) in networks.WITHOUT_RULE.items()}
@@ -227,6 +228,20 @@ def two_outputs(images: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
     return maps, F.relu(maps)
 
 
+def hidden_write(images: Tensor, layer: nn.Module) -> Tensor:
+    maps = layer(images)
+    first = maps[:, :2]
+    maps.add_(1.0)
+    return F.relu(first)
+
+
+def hidden_write_below(images: Tensor, layer: nn.Module) -> Tensor:
+    maps = layer(images)
+    first = maps[:, :2]
+    first += 1.0
+    return F.relu(maps)
+
+
 def of_three_axes(images: Tensor, layer: nn.Module) -> Tensor:
     return F.relu(layer(images).flatten(2))
 
@@ -239,7 +254,9 @@ class TwoInputs(nn.Module):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (branching, ["Functional", "cannot be traced", "must not branch"]),
+        (branching, ["Functional", "cannot be traced", "must not branch", "wrap the part"]),
+        (hidden_write, ["add_", "overwrites memory that", "x = x + y for x += y"]),
+        (hidden_write_below, ["iadd", "overwrites memory that", "inplace=False"]),
         (two_outputs, ["Functional", "returns tuple", "one tensor"]),
         (of_three_axes, ["relu", "2 axes", "feature maps"]),
         (lambda x, layer: layer(x).view(1, 2, 3), ["Functional", "13×11", "view", "invalid"]),
@@ -260,3 +277,38 @@ def test_a_model_that_does_not_fit_gets_a_sentence(
 def test_a_model_of_two_inputs_gets_a_sentence() -> None:
     with pytest.raises(ModelUnsupported, match="TwoInputs takes 2 inputs, but a model takes one"):
         Network(TwoInputs(), (3, 8, 8))
+
+
+def test_an_unknown_layer_is_told_with_the_nearest() -> None:
+    network = Network(networks.TINY["stride_2"].model(), (3, 13, 11))
+    with pytest.raises(RequestError, match="no layer 'logit': did you mean logits"):
+        network.layer("logit")
+    with pytest.raises(RequestError, match="no layer 'x': it has 1, 3, logits"):
+        network.layer("x")
+
+
+# --- axes ---
+
+
+def test_layers_of_turned_maps_are_shown_as_the_image_lies() -> None:
+    case = networks.called(lambda x, a: F.relu(a(x).transpose(2, 3)), networks.conv(3, 4, 3))
+    model, images = case.model(), case.images(2)
+    network = Network(model, case.shape)
+    _, seen = visited(network, images)
+    layer, _ = network.layers
+    assert (layer.units, layer.height, layer.width, layer.order) == (4, 11, 9, (0, 2, 1))
+    assert layer.field.window_size == (3, 3)
+    with torch.no_grad():
+        assert torch.allclose(seen[layer.name], model(images).transpose(2, 3))
+    zero, place = torch.zeros(1, dtype=torch.int64), torch.tensor([[10, 2]])
+    one = torch.ones(1, dtype=torch.float64)
+    signal = project(network, layer, {}, zero, zero, place, one)[0]
+    filters = dict(model.named_parameters())["parts.0.weight"].detach()
+    assert torch.allclose(signal[:, 10:13, 2:5], filters[0])
+
+
+def test_a_rectifier_of_parameters_alone_is_no_layer() -> None:
+    model = networks.called(
+        lambda x, a: F.relu(a(x)) + F.relu(a.bias).sum(), networks.conv(3, 4, 3)
+    ).model()
+    assert [layer.name for layer in Network(model, (3, 13, 11)).layers] == ["relu", "logits"]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import ModelSpec, Transform
-from workers import models
-from workers.models import IMAGENET, PackedModel, pack, read_weights
+from workers.models import IMAGENET, PackedModel, pack
 from workers.shapes import CLASSES
+from workers.weights import read_weights
 from workers.zfnet import SHAPES_MEAN, zfnet_small
 
 
@@ -186,6 +186,28 @@ WRAPS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
     "model.module.": lambda tensors: {
         "state_dict": {f"model.{key}": t for key, t in tensors.items()}
     },
+    "model.state_dict": lambda tensors: {"model": {"state_dict": tensors}, "epoch": 3},
+    "nested beside nothing": lambda tensors: {"model": None, "ema": tensors, "epoch": 3},
+    "with whole numbers beside": lambda tensors: {**tensors, "epoch": 3, "best": 0.5},
+    "lightning": lambda tensors: {
+        "epoch": 3,
+        "hyper_parameters": {"lr": 0.1},
+        "state_dict": {
+            **{f"model.{key}": t for key, t in tensors.items()},
+            "criterion.weight": torch.ones(2),
+            "val_metric.total": torch.tensor(7),
+        },
+    },
+    "averaged": lambda tensors: {
+        "n_averaged": torch.tensor(5),
+        **{f"module.{key}": t for key, t in tensors.items()},
+    },
+    "a name of its own": lambda tensors: {f"student.net.{k}": t for k, t in tensors.items()},
+    "with a twin": lambda tensors: {
+        **{f"model.{key}": t for key, t in tensors.items()},
+        **{f"model_ema.{key}": t + 1 for key, t in tensors.items()},
+    },
+    "bfloat16": lambda tensors: {key: t.bfloat16() for key, t in tensors.items()},
     "float16": lambda tensors: {key: t.half() for key, t in tensors.items()},
     "float64": lambda tensors: {key: t.double() for key, t in tensors.items()},
 }
@@ -193,7 +215,7 @@ WRAPS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
 
 @pytest.mark.parametrize("wrap", list(WRAPS))
 def test_weights_are_found_however_they_were_saved(tiny: Path, tmp_path: Path, wrap: str) -> None:
-    tensors = {key: t.half().float() for key, t in tensors_of(tiny, shift=1).items()}
+    tensors = {key: t.bfloat16().float() for key, t in tensors_of(tiny, shift=1).items()}
     torch.save(WRAPS[wrap](tensors), tmp_path / "weights.pt")
     model = packed(f"{tiny}:net", weights=str(tmp_path / "weights.pt")).build()
     for key, value in model.state_dict().items():
@@ -249,6 +271,49 @@ def test_weights_of_another_shape_are_told_with_both(tiny: Path, tmp_path: Path)
     assert "num_classes" in message
 
 
+def test_two_models_in_one_file_that_fit_alike_are_told(tiny: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(tiny)
+    both = {f"{who}.{key}": t for key, t in tensors.items() for who in ("teacher", "student")}
+    torch.save(both, tmp_path / "w.pt")
+    message = refusal(f"{tiny}:net", weights=str(tmp_path / "w.pt"))
+    assert "several models that fit, under student., teacher." in message
+
+
+def test_what_is_left_out_is_said(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.weights")
+    torch.save(WRAPS["lightning"](tensors_of(tiny)), tmp_path / "w.pt")
+    packed(f"{tiny}:net", weights=str(tmp_path / "w.pt"))
+    assert "taking the tensors under 'state_dict'" in caplog.text
+    assert "stripping the prefix 'model.'" in caplog.text
+    assert "not of the model: criterion.weight, val_metric.total (2)" in caplog.text
+
+
+def test_tensors_too_many_under_the_models_own_place_are_refused(
+    tiny: Path, tmp_path: Path
+) -> None:
+    # A larger network holds all tensors of a smaller one, and would give wrong numbers in silence.
+    tensors = {f"model.{key}": t for key, t in tensors_of(tiny).items()}
+    torch.save({**tensors, "model.fc.weight": torch.ones(3)}, tmp_path / "w.pt")
+    assert "not in the model: fc.weight (1)" in refusal(
+        f"{tiny}:net", weights=str(tmp_path / "w.pt")
+    )
+
+
+def test_a_checkpoint_with_foreign_objects_says_what_to_save(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(1)}, "args": Path("x")}, tmp_path / "w.pt")
+    assert "save its state_dict alone" in refusal(weights=str(tmp_path / "w.pt"))
+
+
+def test_a_class_that_looks_at_versions_gets_its_weights(tmp_path: Path) -> None:
+    name = "torchvision/mnasnet0_5"
+    state = {key: t + 1 for key, t in packed(name, seed=1).build().state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    built = packed(name, weights=str(tmp_path / "w.safetensors")).build().state_dict()
+    assert all(torch.equal(built[key], t) for key, t in state.items())
+
+
 def test_a_whole_pickled_model_is_refused_and_never_run(tmp_path: Path) -> None:
     torch.save(nn.Conv2d(3, 1, 1), tmp_path / "whole.pt")
     message = refusal(weights=str(tmp_path / "whole.pt"))
@@ -278,12 +343,82 @@ def test_weights_that_are_not_there_are_told_with_what_may_stand_there() -> None
 # --- torchvision's named weights: downloaded, hence never in a test ------------------------------
 
 
+def downloading(monkeypatch: pytest.MonkeyPatch, entries: Any, state: dict[str, Tensor]) -> None:
+    """Let every weights entry of an enumeration give this state dict, without a network."""
+    monkeypatch.setattr(entries, "get_state_dict", lambda self, **_: dict(state))
+
+
+def with_heads(name: str) -> nn.Module:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, init_weights=False, aux_logits=True)
+    model = model.to_empty(device="cpu")
+    for number, tensor in enumerate(model.state_dict().values()):
+        tensor.fill_(number % 7)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("googlenet", torchvision.models.GoogLeNet_Weights),
+        ("inception_v3", torchvision.models.Inception_V3_Weights),
+    ],
+)
+def test_weights_trained_on_inputs_scaled_otherwise_bring_the_scaling_and_leave_heads_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, entries: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.weights")
+    state = with_heads(name).state_dict()
+    downloading(monkeypatch, entries, state)
+    made = packed(f"torchvision/{name}", weights="DEFAULT")
+    assert made.arguments == {"transform_input": True}
+    built: Any = made.build()
+    assert built.transform_input is True
+    own = built.state_dict()
+    assert not any(key.lower().startswith("aux") for key in own)
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+    asked = packed(
+        f"torchvision/{name}", weights="DEFAULT", arguments={"transform_input": False}
+    ).build()
+    assert asked.transform_input is False
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_a_file_with_auxiliary_heads_loads_without_them(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "workers.weights")
+    state = with_heads(name).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    built = packed(f"torchvision/{name}", weights=str(tmp_path / "w.pth")).build()
+    assert "leaving out the auxiliary heads: " in caplog.text
+    assert all(torch.equal(value, state[key]) for key, value in built.state_dict().items())
+
+
+def test_named_weights_of_old_names_are_loaded_as_torchvision_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = torchvision.models.densenet121()
+    state = {k: t for k, t in model.state_dict().items() if "num_batches" not in k}
+    old = {key.replace("norm1.", "norm.1."): t for key, t in state.items()}
+    downloading(monkeypatch, torchvision.models.DenseNet121_Weights, old)
+    built = packed("torchvision/densenet121", weights="DEFAULT").build()
+    assert all(torch.equal(t, model.state_dict()[key]) for key, t in built.state_dict().items())
+
+
+def test_named_weights_of_other_arguments_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = torchvision.models.SqueezeNet1_1_Weights
+    downloading(monkeypatch, entries, torchvision.models.squeezenet1_1().state_dict())
+    message = refusal("torchvision/squeezenet1_1", weights="DEFAULT", arguments={"num_classes": 3})
+    assert "do not go with model.arguments {'num_classes': 3}" in message
+
+
 @pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1", "SqueezeNet1_1_Weights.DEFAULT"])
 def test_named_weights_bring_their_transform_and_classes(
     monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     model = torchvision.models.squeezenet1_1()
-    monkeypatch.setattr(models, "_state_of", lambda preset: model.state_dict())
+    downloading(monkeypatch, torchvision.models.SqueezeNet1_1_Weights, model.state_dict())
     made = packed("torchvision/squeezenet1_1", weights=weights)
     assert (made.transform.resize, made.transform.crop) == (256, 224)
     assert made.transform_from == "the preset of SqueezeNet1_1_Weights.IMAGENET1K_V1"

@@ -29,7 +29,7 @@ from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
-from workers.graph import Layer, Network, Step
+from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
     Assignment,
@@ -40,6 +40,7 @@ from workers.leases import (
 )
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.scan import Prediction, ShardScan, combined
+from workers.steps import Step
 from workers.topk import Partial
 from workers.writer import projection_dtype, write_pictures
 
@@ -108,7 +109,7 @@ class Actor:
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         side = assignment.transform.crop
-        network = Network(assignment.model.build(), (3, side, side))
+        network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
@@ -222,7 +223,7 @@ class Actor:
 
     def _scan_batch(self, shard: ShardScan, batch: Batch) -> list[dict[str, Any]]:
         size, side = self._job.batch_size, self._job.transform.crop
-        pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+        pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
         valid = torch.zeros(size, dtype=torch.bool)
         ids = torch.full((size,), -1, dtype=torch.int64)
         for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True)):
@@ -264,7 +265,7 @@ class Actor:
         order = np.argsort(lease.image[rows, ranks], kind="stable")
         rows, ranks = rows[order], ranks[order]
 
-        shape = (lease.stop - lease.start, self._job.k, *size, 3)
+        shape = (lease.stop - lease.start, self._job.k, *size, 3)  # grey fills all three alike
         patch = np.zeros(shape, np.uint8)
         projection = np.zeros(shape, projection_dtype(storage))
         scale = np.zeros(shape[:2], np.float32)

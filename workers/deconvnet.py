@@ -14,8 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from workers.graph import Layer, Network, Step, padding_of
+from workers.graph import Layer, Network
 from workers.ops import Down
+from workers.sight import padding_of
+from workers.steps import Step
 
 Signal = Tensor
 """(hit, channel, row, col) or (hit, neuron): what comes down through a step."""
@@ -40,7 +42,7 @@ def project(
     Returns:
         Signed, in units of the normalised input.
     """
-    signals: dict[int, Signal] = {layer.step: seeded(network, layer, unit, position, seed)}
+    signals: dict[int, Signal] = {layer.step: seeded(layer, unit, position, seed)}
     for step in reversed(network.path_to(layer)):
         signal = signals.pop(step.index, None)
         if signal is None:
@@ -55,7 +57,6 @@ def project(
 
 
 def seeded(
-    network: Network,
     layer: Layer,
     unit: Int[Tensor, " hit"],
     position: Int[Tensor, "hit yx"],
@@ -65,7 +66,7 @@ def seeded(
     hit = torch.arange(len(unit), device=seed.device)
     signal = seed.new_zeros(len(unit), layer.units, layer.height, layer.width)
     signal[hit, unit, position[:, 0], position[:, 1]] = seed
-    return signal if len(network.steps[layer.step].shape) == 3 else signal.flatten(1)
+    return layer.as_output(signal)
 
 
 def _down(
@@ -134,7 +135,7 @@ def transpose(step: Step, signal: Signal, shape: tuple[int, ...]) -> Signal:
     """The transposed linear map of any step that is linear (or affine: a constant has none)."""
     below = signal.new_zeros(len(signal), *shape).requires_grad_(True)
     with torch.enable_grad():
-        above = step.apply_to(below)
+        above = step.apply_to(below.clone())  # it may write into it
     (transposed,) = torch.autograd.grad(above, below, signal)
     return transposed
 

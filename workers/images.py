@@ -1,6 +1,7 @@
 """Read images: bytes → RGB pixels → model input, with decoding running ahead of the computing.
 
-Pixels are uint8 RGB, (channel, row, col), after resizing and cropping and before normalisation.
+Pixels are uint8, (channel, row, col), RGB or grey, after resizing and cropping and before
+normalisation.
 Pillow decodes and resizes: the same pixels as torchvision's classic transforms.
 """
 
@@ -57,6 +58,7 @@ def decode(content: bytes, transform: Transform) -> Picture:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
+            # By way of RGB: of palettes and transparent images, grey is made from it.
             turned = _rgb(ImageOps.exif_transpose(image))
         return Picture(_fit(turned, transform), width, height)
     except ImageUnreadable:
@@ -85,6 +87,7 @@ def from_pixels(pixels: UInt8[np.ndarray, "row col rgb"], transform: Transform) 
 
 
 def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row col"]:
+    image = image if transform.channels == 3 else image.convert("L")
     width, height = image.size
     short, long = min(width, height), max(width, height)
     if short != transform.resize:
@@ -97,13 +100,13 @@ def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row
             )
         size = (transform.resize, longer) if width <= height else (longer, transform.resize)
         image = image.resize(size, Image.Resampling.BILINEAR)
-    pixels = _cropped(np.asarray(image), transform.crop)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    pixels = _cropped(np.atleast_3d(np.asarray(image)), transform.crop)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 def _cropped(
-    pixels: UInt8[np.ndarray, "row col rgb"], side: int
-) -> UInt8[np.ndarray, "side side rgb"]:
+    pixels: UInt8[np.ndarray, "row col channel"], side: int
+) -> UInt8[np.ndarray, "side side channel"]:
     height, width = pixels.shape[:2]
     margins = [max(side - height, 0), max(side - width, 0)]
     if any(margins):

@@ -24,8 +24,9 @@ from deconvoy.spec import Ids, JobSpec, ProjectionSpec
 from workers.datasets import ImageRef, Listing, list_images
 from workers.graph import Layer, Network
 from workers.leases import Assignment
-from workers.models import PackedModel, first_line, pack
+from workers.models import PackedModel, pack
 from workers.topk import UnitIndex
+from workers.weights import first_line
 from workers.writer import units_per_item
 
 BATCH_PIXELS = 16 * 224 * 224
@@ -264,14 +265,14 @@ def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
     Raises:
         ModelUnsupported: it cannot be traced, or does not take images of that size.
     """
-    side = packed.transform.crop
+    side, channels = packed.transform.crop, packed.transform.channels
     try:
-        return Network(model or packed.build(), (3, side, side))
+        return Network(model or packed.build(), (channels, side, side))
     except (RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         raise ModelUnsupported(
-            f"{packed.name} does not run on images of 3 × {side} × {side}: "
+            f"{packed.name} does not run on images of {channels} × {side} × {side}: "
             f"{first_line(error)}. Set data.transform to the size it was made for."
         ) from error
 

@@ -1,16 +1,14 @@
 """Find a model by its name, give it its weights, and pack both so that they reach any actor.
 
 A ``PackedModel`` is what travels: the name of the factory, the source text of a model file, and the
-tensors as safetensors bytes.  The actor needs no file of the driver's machine.  Weights are read as
-tensors only (safetensors, or ``torch.load`` with ``weights_only=True``).
+tensors as safetensors bytes.  The actor needs no file of the driver's machine.
 """
 
 import difflib
 import hashlib
 import importlib
-import inspect
-import logging
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,11 +22,10 @@ import torchvision
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from deconvoy.errors import DeconvoyError, ModelUnsupported, RequestError
+from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import ModelSpec, Transform
 from workers import zfnet
-
-logger = logging.getLogger(__name__)
+from workers.weights import fit, load_exactly, names_a_file, read_weights
 
 Factory = Callable[..., nn.Module]
 
@@ -37,9 +34,8 @@ OWN: Mapping[str, Factory] = {"zfnet": zfnet.zfnet, "zfnet_small": zfnet.zfnet_s
 IMAGENET = Transform(resize=256, crop=224)
 """What a model gets that says nothing of its own."""
 
-WEIGHTS_KEYS = ("state_dict", "model", "model_state_dict", "ema", "net")
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth")
-PREFIXES = ("module.", "model.", "_orig_mod.")
+IMAGENET_GREY = Transform(resize=256, crop=224, mean=(0.449,), std=(0.226,))
+"""The same for a model of grey images: the mean of the three."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class PackedModel:
         if self.module is not None:
             return self.module
         model = _factory(self.name, self.code)(**self.arguments).float()
-        model.load_state_dict(safetensors.torch.load(self.tensors))
+        load_exactly(model, safetensors.torch.load(self.tensors))
         return model.eval()
 
 
@@ -83,14 +79,19 @@ def pack(spec: ModelSpec, seed: int, transform: Transform | str = "auto") -> Pac
     code = _source_text(spec.name)
     factory = _factory(spec.name, code)
     preset = _torchvision_weights(spec)
+    arguments = dict(spec.arguments)
+    if preset is not None:
+        tensors, implied = _preset_state(spec, preset)
+        arguments = {**implied, **arguments}
+    elif spec.weights is not None:
+        tensors = read_weights(spec.weights, spec.weights_key)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _call(factory, spec)
+        model = _call(factory, spec.name, arguments)
     if spec.weights is not None:
-        tensors = _state_of(preset) if preset else read_weights(spec.weights, spec.weights_key)
-        _fit(model, tensors, spec)
+        fit(model, tensors, spec.weights, spec.name)
     return pack_module(
-        model.float().eval(), spec.name, spec.arguments, code, _classes(spec, model, preset),
+        model.float().eval(), spec.name, arguments, code, _classes(spec, model, preset),
         *_transform(spec, model, preset, transform),
     )  # fmt: skip
 
@@ -111,91 +112,6 @@ def pack_module(
     return PackedModel(
         name, dict(arguments), code, tensors, digest, transform, transform_from, tuple(classes)
     )
-
-
-def read_weights(path: str, key: str = "auto") -> dict[str, Tensor]:
-    """The tensors of a weights file, floating ones as float32, common prefixes stripped.
-
-    Raises:
-        RequestError: no such file, another format, no state dict in it.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise RequestError(
-            f"model.weights {path!r} is no file here and no weights name of this model: give a "
-            ".safetensors, .pt or .pth file, a torchvision weights name, or null for random ones."
-        )
-    try:
-        if file.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(file)
-        else:
-            tensors = _state_in(torch.load(file, map_location="cpu", weights_only=True), path, key)
-    except DeconvoyError:
-        raise
-    except Exception as error:  # each format fails with errors of its own
-        raise RequestError(
-            f"model.weights {path!r} cannot be read as tensors ({first_line(error)}): "
-            "save a state_dict with safetensors or torch.save; whole pickled models are refused, "
-            "since loading one runs its code."
-        ) from error
-    tensors = _strip_prefixes(tensors, path)
-    return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says in short; its name where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _state_in(content: Any, path: str, key: str) -> dict[str, Tensor]:
-    if key != "auto":
-        if not isinstance(content, dict) or key not in content:
-            there = ", ".join(map(str, content)) if isinstance(content, dict) else "no mapping"
-            raise RequestError(f"model.weights_key {key!r} is not in {path!r}: it has {there}.")
-        content = content[key]
-    elif isinstance(content, dict):
-        inside = next((k for k in WEIGHTS_KEYS if isinstance(content.get(k), dict)), None)
-        if inside is not None:
-            logger.info("weights %s: taking the tensors under %r", path, inside)
-            content = content[inside]
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise RequestError(
-            f"model.weights {path!r} holds no state dict: set model.weights_key to the key it lies "
-            "under."
-        )
-    return content
-
-
-def _strip_prefixes(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if tensors and all(key.startswith(prefix) for key in tensors):
-            logger.info("weights %s: stripping the prefix %r", path, prefix)
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
-
-
-def _fit(model: nn.Module, tensors: Mapping[str, Tensor], spec: ModelSpec) -> None:
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    wrong = [
-        f"{key} is {tuple(tensors[key].shape)}, the model's {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & tensors.keys())
-        if own[key].shape != tensors[key].shape
-    ]
-    if missing or extra or wrong:
-        lists = (("missing", missing), ("not in the model", extra), ("of another shape", wrong))
-        listed = "; ".join(
-            f"{what}: {', '.join(names[:3])}{' …' if len(names) > 3 else ''} ({len(names)})"
-            for what, names in lists
-            if names
-        )
-        raise RequestError(
-            f"model.weights {spec.weights!r} do not fit {spec.name!r}: {listed}. "
-            "Check model.arguments (num_classes, say) and model.weights_key."
-        )
-    model.load_state_dict(dict(tensors), strict=False)
 
 
 def _source_text(name: str) -> str | None:
@@ -228,7 +144,7 @@ def _factory(name: str, code: str | None) -> Factory:
         return _attribute(module, attribute, name)
     kind, _, rest = name.partition("/")
     if kind == "torchvision":
-        return _torchvision_factory(rest)
+        return torchvision_factory(rest)
     if kind == "deconvoy":
         if rest not in OWN:
             raise RequestError(f"model.name {name!r} is unknown: our own are {_listed(OWN)}.")
@@ -257,21 +173,22 @@ def _torchvision_names() -> list[str]:
     return [f"torchvision/{n}" for n in torchvision.models.list_models(module=torchvision.models)]
 
 
-def _torchvision_factory(name: str) -> Factory:
+def torchvision_factory(name: str) -> Factory:
     if f"torchvision/{name}" not in _torchvision_names():
         raise RequestError(
             f"model.name 'torchvision/{name}' is no torchvision classification model"
             f"{_near(f'torchvision/{name}', _torchvision_names()) or '.'}"
         )
     builder: Factory = torchvision.models.get_model_builder(name)
-    # GoogLeNet and Inception draw their slow truncated normals unless told; any start will do,
-    # since the weights are loaded or random from the seed.
-    if "init_weights" in inspect.signature(builder).parameters or name in _SLOW_START:
-        return lambda **arguments: builder(**{"init_weights": False, **arguments})
+    if name in _WITH_HEADS:
+        return lambda **arguments: builder(**{**_PLAIN, **arguments})
     return builder
 
 
-_SLOW_START = ("googlenet", "inception_v3")
+_WITH_HEADS = ("googlenet", "inception_v3")
+_PLAIN: Mapping[str, Any] = {"init_weights": False, "aux_logits": False}
+"""Without the heads that only train; and any start will do, not their slow truncated normals, since
+the weights are loaded or random from the seed."""
 
 
 def _installed_factory(name: str, rest: str) -> Factory:
@@ -301,17 +218,17 @@ def _attribute(module: types.ModuleType, attribute: str, name: str) -> Factory:
     return made
 
 
-def _call(factory: Factory, spec: ModelSpec) -> nn.Module:
+def _call(factory: Factory, name: str, arguments: Mapping[str, Any]) -> nn.Module:
     try:
-        model = factory(**spec.arguments)
+        model = factory(**arguments)
     except Exception as error:  # the factory's own code
         raise RequestError(
-            f"model.name {spec.name!r}: its factory raised {type(error).__name__}: {error} "
-            f"(model.arguments: {spec.arguments})."
+            f"model.name {name!r}: its factory raised {type(error).__name__}: {error} "
+            f"(model.arguments: {dict(arguments)})."
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelUnsupported(
-            f"model.name {spec.name!r}: its factory returned {type(model).__name__}, but it must "
+            f"model.name {name!r}: its factory returned {type(model).__name__}, but it must "
             "return a torch.nn.Module."
         )
     return model
@@ -320,7 +237,7 @@ def _call(factory: Factory, spec: ModelSpec) -> nn.Module:
 def _torchvision_weights(spec: ModelSpec) -> Any | None:
     """The torchvision weights entry a spec names, if it names one."""
     kind, _, name = spec.name.partition("/")
-    if kind != "torchvision" or spec.weights is None or _names_a_file(spec.weights):
+    if kind != "torchvision" or spec.weights is None or names_a_file(spec.weights):
         return None
     entries = torchvision.models.get_model_weights(name)
     wanted = spec.weights.rpartition(".")[2]
@@ -332,20 +249,29 @@ def _torchvision_weights(spec: ModelSpec) -> Any | None:
     return entries[wanted]
 
 
-def _names_a_file(weights: str) -> bool:
-    """Not ``DEFAULT``, ``IMAGENET1K_V1`` or ``SqueezeNet1_1_Weights.IMAGENET1K_V1``."""
-    return Path(weights).suffix in WEIGHTS_SUFFIXES or "/" in weights or Path(weights).exists()
+def _preset_state(spec: ModelSpec, preset: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of named weights, and the arguments that go with them.
 
-
-def _state_of(preset: Any) -> dict[str, Tensor]:
+    torchvision's own builder loads them, since it knows old names of tensors and, of a few models,
+    that they were trained on inputs scaled otherwise.
+    """
+    builder = torchvision.models.get_model_builder(spec.name.partition("/")[2])
+    # With weights the builder wants the heads it takes off again; we take them off all the same.
+    given = {key: value for key, value in spec.arguments.items() if key != "aux_logits"}
     try:
-        state: dict[str, Tensor] = preset.get_state_dict(progress=False, check_hash=True)
+        made = builder(weights=preset, progress=False, **given)
     except (URLError, OSError) as error:
         raise RequestError(
             f"model.weights {preset}: torchvision downloads these, and that failed ({error}). "
             "Without a network, download the file elsewhere and give its path."
         ) from error
-    return state
+    except Exception as error:  # the builder's own refusals, such as another num_classes
+        raise RequestError(
+            f"model.weights {preset} do not go with model.arguments {spec.arguments}: "
+            f"{textwrap.shorten(str(error), 300)}"
+        ) from error
+    scaled = getattr(made, "transform_input", False)
+    return made.state_dict(), {"transform_input": True} if scaled else {}
 
 
 def _transform(
@@ -362,7 +288,14 @@ def _transform(
     if kind == "torchvision":
         default = torchvision.models.get_model_weights(name).DEFAULT
         return _of_preset(default), f"torchvision's default preset of {name}"
-    return IMAGENET, "ImageNet's, since the model declares none"
+    return default_transform(model), "ImageNet's, since the model declares none"
+
+
+def default_transform(model: nn.Module) -> Transform:
+    """ImageNet's, grey where the model's first convolution takes one channel."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(convolutions, None)
+    return IMAGENET_GREY if first is not None and first.in_channels == 1 else IMAGENET
 
 
 def declared_transform(fields: Mapping[str, Any]) -> Transform:

@@ -23,7 +23,7 @@ from workers import pipeline
 from workers.datasets import Listing
 from workers.executors.inline import InlineExecutor
 from workers.images import Picture, from_pixels
-from workers.models import IMAGENET, declared_transform, pack_module
+from workers.models import declared_transform, default_transform, pack_module
 
 Images = str | os.PathLike[str] | Iterable[Any]
 
@@ -114,7 +114,7 @@ def _transform(
     declared = getattr(model, "transform", None)
     if isinstance(declared, Mapping):
         return declared_transform(declared), "the model"
-    return IMAGENET, "ImageNet's, since the model declares none"
+    return default_transform(model), "ImageNet's, since the model declares none"
 
 
 def _in_memory(images: Iterable[Any], labels: Sequence[int | None] | None) -> Listing:

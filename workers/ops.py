@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import stochastic_depth
 
 
 class Reach(Enum):
@@ -27,7 +28,9 @@ class Reach(Enum):
     CELLS = auto()
     """The cell of an adaptive pooling."""
     SELECTION = auto()
-    """The position before padding or slicing."""
+    """The position before padding, slicing, turning or reshaping, which only move values."""
+    LAST = auto()
+    """All of the last axes, which it multiplies or normalises over; the same position of others."""
     WHOLE = auto()
     """All of it."""
 
@@ -46,7 +49,7 @@ class Down(Enum):
     PASS = auto()
     """Unchanged (contrast normalisation is not inverted; dropout is off)."""
     TRANSPOSE = auto()
-    """The transposed linear map (BatchNorm, average pools, padding)."""
+    """The transposed linear map (BatchNorm, average pools, padding, a constant factor)."""
     RESHAPE = auto()
     """The same values in the shape before."""
     COPY = auto()
@@ -72,7 +75,12 @@ class Rule:
 _RECTIFIER = Rule("relu", Reach.SAME, Down.RECTIFY, rectifier=True)
 _RELU6 = Rule("relu6", Reach.SAME, Down.RECTIFY, rectifier=True, ceiling=6.0)
 _PASS = Rule("identity", Reach.SAME, Down.PASS)
-_RESHAPE = Rule("reshape", Reach.WHOLE, Down.RESHAPE)
+_RESHAPE = Rule("reshape", Reach.SELECTION, Down.RESHAPE)
+_PERMUTE = Rule("permute", Reach.SELECTION, Down.TRANSPOSE)
+_FACTOR = Rule("mul", Reach.SAME, Down.TRANSPOSE)
+"""By a constant; a product of two signals bends, and has no way down."""
+_LAYER_NORM = Rule("layer_norm", Reach.LAST, down=None)
+"""It divides by a deviation of the signal itself: not linear, and not in the paper."""
 _MEAN = Rule("mean", Reach.WHOLE, Down.TRANSPOSE)
 _SUM = Rule("add", Reach.SAME, Down.COPY)
 _UNEVEN_CONV = Rule("conv2d", Reach.WHOLE, down=None, filters=True)
@@ -80,7 +88,7 @@ _UNEVEN_CONV = Rule("conv2d", Reach.WHOLE, down=None, filters=True)
 
 MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     nn.Conv2d: Rule("conv2d", Reach.WINDOW, Down.FILTER, filters=True),
-    nn.Linear: Rule("linear", Reach.WHOLE, Down.MATRIX, filters=True),
+    nn.Linear: Rule("linear", Reach.LAST, Down.MATRIX, filters=True),
     nn.ReLU: _RECTIFIER,
     nn.ReLU6: _RELU6,
     nn.MaxPool2d: Rule("max_pool2d", Reach.WINDOW, Down.UNPOOL),
@@ -92,6 +100,8 @@ MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     nn.Dropout2d: _PASS,
     nn.Identity: _PASS,
     nn.Flatten: _RESHAPE,
+    nn.Unflatten: _RESHAPE,
+    nn.LayerNorm: _LAYER_NORM,
     nn.ZeroPad2d: Rule("pad", Reach.SELECTION, Down.TRANSPOSE),
     **{
         kind: Rule(kind.__name__.lower(), Reach.SAME, down=None)
@@ -102,6 +112,21 @@ MODULE_RULES: Mapping[type[nn.Module], Rule] = {
     },
 }
 """Those without a way down bend the signal, and the paper has no rule for them."""
+
+
+def part_of(
+    tensor: torch.Tensor, divide: Any, args: Any, kwargs: Mapping[str, Any], number: int
+) -> torch.Tensor:
+    """One of the tensors that ``chunk`` and its like return; the trace has it in their place."""
+    function = getattr(torch.Tensor, divide) if isinstance(divide, str) else divide
+    part: torch.Tensor = function(tensor, *args, **kwargs)[number]
+    return part
+
+
+DIVIDES: frozenset[Any] = frozenset(
+    (torch.chunk, torch.split, torch.unbind, torch.tensor_split, "chunk", "split", "unbind")
+)
+"""Operations that return several parts of one tensor."""
 
 FUNCTION_RULES: Mapping[Callable[..., Any] | str, Rule] = {
     torch.add: _SUM,
@@ -117,20 +142,35 @@ FUNCTION_RULES: Mapping[Callable[..., Any] | str, Rule] = {
     "reshape": _RESHAPE,
     torch.squeeze: _RESHAPE,
     "squeeze": _RESHAPE,
+    torch.unsqueeze: _RESHAPE,
+    "unsqueeze": _RESHAPE,
+    torch.permute: _PERMUTE,
+    "permute": _PERMUTE,
+    torch.transpose: _PERMUTE,
+    "transpose": _PERMUTE,
+    part_of: Rule("part", Reach.SELECTION, Down.TRANSPOSE),
     torch.mean: _MEAN,
     "mean": _MEAN,
     "contiguous": _PASS,
     F.pad: Rule("pad", Reach.SELECTION, Down.TRANSPOSE),
+    **{function: _FACTOR for function in (operator.mul, operator.imul, torch.mul, "mul", "mul_")},
     **{
-        function: Rule("mul", Reach.SAME, down=None)
-        for function in (operator.mul, torch.mul, "mul", "mul_")
+        function: Rule("div", Reach.SAME, Down.TRANSPOSE)
+        for function in (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+    },
+    **{
+        function: Rule("sub", Reach.SAME, Down.TRANSPOSE)
+        for function in (operator.sub, operator.isub, torch.sub, "sub", "sub_")
     },
     **{
         function: Rule("sigmoid", Reach.SAME, down=None)
         for function in (torch.sigmoid, F.sigmoid, "sigmoid")
     },
-    F.silu: Rule("silu", Reach.SAME, down=None),
-    F.gelu: Rule("gelu", Reach.SAME, down=None),
+    **{
+        function: Rule(function.__name__, Reach.SAME, down=None)
+        for function in (F.silu, F.gelu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.elu)
+    },
+    F.layer_norm: _LAYER_NORM,
     operator.getitem: Rule("slice", Reach.SELECTION, Down.TRANSPOSE),
 }
 """Keys are functions, and names of tensor methods."""
@@ -168,6 +208,10 @@ def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> nn
     return None if training else nn.Dropout(p)
 
 
+def _stochastic_depth(p: float, mode: str, training: bool = True) -> nn.Module | None:
+    return None if training else nn.Identity()
+
+
 AS_MODULE: Mapping[Callable[..., Any] | str, Callable[..., nn.Module | None]] = {
     F.relu: nn.ReLU,
     torch.relu: nn.ReLU,
@@ -186,6 +230,7 @@ AS_MODULE: Mapping[Callable[..., Any] | str, Callable[..., nn.Module | None]] = 
     F.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     F.local_response_norm: _lrn,
     F.dropout: _dropout,
+    stochastic_depth: _stochastic_depth,
 }
 """Functions that are a module with its parameters in the call: functional and module ReLU are the
 same to us."""

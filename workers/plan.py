@@ -21,12 +21,13 @@ from deconvoy.errors import DiskTooSmall
 from deconvoy.spec import ComputeSpec, Transform
 from deconvoy.store import RunStore
 from workers.actor import CACHE_BYTES
-from workers.graph import Layer, Network, Step
+from workers.graph import Layer, Network
 from workers.job import Job, ProjectionItem, trace
 from workers.machine import cores
 from workers.pictures import stored_size
 from workers.pilot import LayerSample, Pilot, images_in_lane, measure, rounds
 from workers.shards import COMPACT_EVERY
+from workers.steps import Step
 from workers.topk import BINS
 from workers.writer import layer_attributes, projection_dtype
 
