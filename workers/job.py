@@ -152,7 +152,12 @@ class Job:
                 if len(inside):
                     name = f"projection/{layer.name}/item-{start // size:06d}"
                     items.append(ProjectionItem(name, layer, start, stop, inside))
-        if asked is not None and isinstance(asked.units, Ids) and not items:
+        if (
+            asked is not None
+            and isinstance(asked.units, Ids)
+            and self.projected_layers()
+            and not items
+        ):
             raise RequestError(
                 f"analyses.projection.units.ids {list(asked.units.ids)}: none of the layers to be "
                 "projected has such a unit; units are counted from 0."
