@@ -207,12 +207,12 @@ def share_right(spec: ModelSpec, transform: Transform | str, uri: str, count: in
     listing = list_images(data, packed.classes, network.layers[-1].units)
     right = 0
     for start in range(0, count, 50):
-        refs = listing.refs(start, min(start + 50, count))
-        pictures = [listing.source.read(ref.uri, packed.transform).pixels for ref in refs]
+        uris, labelled = listing.uris[start : start + 50], listing.labels[start : start + 50]
+        pictures = [listing.source.read(uri, packed.transform).pixels for uri in uris]
         images = normalise(torch.stack(pictures), packed.transform)
         with torch.inference_mode():
             found = network.forward(images, lambda layer, maps: None).argmax(1).tolist()
-        right += sum(a == ref.label for a, ref in zip(found, refs, strict=True))
+        right += sum(a == label for a, label in zip(found, labelled, strict=True))
     return right / count
 
 
