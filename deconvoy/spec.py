@@ -48,9 +48,11 @@ class Transform(Section):
     """
 
     resize: Annotated[int, Field(strict=True, ge=1, le=4096)]
-    """Length of the shorter side after resizing, in pixels (bilinear, antialiased)."""
+    """Length of the shorter side after resizing, in pixels."""
     crop: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Side of the centre crop in pixels; a smaller image is padded with zeros."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Of the resizing; antialiased."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Subtracted from each channel of an image in [0, 1]."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)

@@ -125,7 +125,9 @@ def plan_lines(planned: Row) -> Iterator[str]:
 def transform_told(transform: Row) -> str:
     """Size, mean and deviation in a line."""
     mean, std = (", ".join(f"{value:g}" for value in transform[key]) for key in ("mean", "std"))
-    return f"resize {transform['resize']}, crop {transform['crop']}, mean {mean}, std {std}"
+    how = f" ({transform['interpolation']})" if transform["interpolation"] != "bilinear" else ""
+    size = f"resize {transform['resize']}{how}, crop {transform['crop']}"
+    return f"{size}, mean {mean}, std {std}"
 
 
 def summary(found: Row) -> str:

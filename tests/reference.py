@@ -668,8 +668,8 @@ def _layer_outputs_float64(model: nn.Module, images: Tensor, also: Sequence[str]
 # --- 6. images -----------------------------------------------------------------------------------
 
 
-def preprocess(path: str | Path, resize: int, crop: int) -> Tensor:
-    """Upright RGB, shorter side to ``resize`` (bilinear), centre crop; u8 "channel row col"."""
+def preprocess(path: str | Path, resize: int, crop: int, interpolation: str = "bilinear") -> Tensor:
+    """Upright RGB, shorter side to ``resize``, centre crop; u8 "channel row col"."""
     with Image.open(path) as file:
         upright = ImageOps.exif_transpose(file)
         if upright.mode == "I;16":  # 0 … 65535
@@ -677,7 +677,7 @@ def preprocess(path: str | Path, resize: int, crop: int) -> Tensor:
         upright = upright.convert("RGB")
     steps = transforms.Compose(
         [
-            transforms.Resize(resize, transforms.InterpolationMode.BILINEAR, antialias=True),
+            transforms.Resize(resize, transforms.InterpolationMode(interpolation), antialias=True),
             transforms.CenterCrop(crop),
         ]
     )

@@ -24,6 +24,7 @@ TRANSFORMS = {
     "enlarge": Transform(resize=300, crop=224),
     "pad": Transform(resize=24, crop=31),
     "no_margin": Transform(resize=32, crop=32),
+    "bicubic": Transform(resize=45, crop=32, interpolation="bicubic"),
 }
 
 
@@ -97,7 +98,7 @@ def encoded(picture: Image.Image, kind: str) -> bytes:
 def test_pixels_equal_the_classic_transforms(name: str, transform: str, tmp_path: Path) -> None:
     path, chosen = saved(name, tmp_path), TRANSFORMS[transform]
     picture = decode(path.read_bytes(), chosen)
-    expected = reference.preprocess(path, chosen.resize, chosen.crop)
+    expected = reference.preprocess(path, chosen.resize, chosen.crop, chosen.interpolation)
     assert picture.pixels.dtype == torch.uint8
     assert torch.equal(picture.pixels, expected)
 

@@ -470,6 +470,8 @@ def test_torchvision_models_have_their_default_preset_and_others_imagenets(tiny:
     made = packed("torchvision/alexnet", arguments={"num_classes": 2})
     assert (made.transform.resize, made.transform.crop) == (256, 224)
     assert "torchvision's default preset of alexnet" in made.transform_from
+    made = packed("torchvision/efficientnet_b0", arguments={"num_classes": 2})
+    assert made.transform.interpolation == "bicubic"
     made = packed(f"{tiny}:net")
     assert made.transform == IMAGENET
     assert "ImageNet" in made.transform_from

@@ -86,6 +86,12 @@ def from_pixels(pixels: UInt8[np.ndarray, "row col rgb"], transform: Transform) 
     return Picture(_fit(Image.fromarray(pixels), transform), width, height)
 
 
+_RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
 def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row col"]:
     image = image if transform.channels == 3 else image.convert("L")
     width, height = image.size
@@ -99,7 +105,7 @@ def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row
                 f"more than {MAX_PIXELS:,}"
             )
         size = (transform.resize, longer) if width <= height else (longer, transform.resize)
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, _RESAMPLING[transform.interpolation])
     pixels = _cropped(np.atleast_3d(np.asarray(image)), transform.crop)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 

@@ -319,6 +319,7 @@ def _of_preset(preset: Any) -> Transform:
     return Transform(
         resize=made.resize_size[0],
         crop=made.crop_size[0],
+        interpolation=made.interpolation.value,
         mean=tuple(made.mean),
         std=tuple(made.std),
     )
