@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,9 @@ import deconvoy
 from deconvoy import queries
 from service.cli import main
 from service.doctor import Finding
+from tests.typing_in import Type, type_
+
+__all__ = ["type_"]
 
 SMALL = {
     "model": {"name": "deconvoy/zfnet_small"},
@@ -25,23 +27,6 @@ SMALL = {
     "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1, 2]}}],
     "compute": {"batch_size": 4, "shard_size": 8},
 }
-
-Type = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def type_(capfd: pytest.CaptureFixture[str]) -> Type:
-    """Type a command; its exit code, standard output and standard error."""
-
-    def typed(*arguments: str | Path) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        code = end.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return typed
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""A table of wrong inputs: what was given, the exit code, the sentence.
+
+Each row writes its files and returns the command; nothing may be left half-written where a run
+was refused, and nobody ever sees a traceback.  What is wrong in a spec alone is in ``test_cli``.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import deconvoy
+from tests.runs import write_photographs
+from tests.typing_in import Type, type_
+from workers.zfnet import zfnet_small
+
+__all__ = ["type_"]
+
+Case = Callable[[Path], list[str | Path]]
+
+
+def run(folder: Path, *more: str, **changes: Any) -> list[str | Path]:
+    """`deconvoy run` of a small spec, changed."""
+    spec: dict[str, Any] = {
+        "model": {"name": "deconvoy/zfnet_small"},
+        "data": {"uri": "shapes?size=8&seed=3"},
+        "layers": ["relu1"],
+        "analyses": [{"kind": "top"}],
+        "compute": {"batch_size": 4, "shard_size": 8},
+    } | changes
+    (folder / "job.yaml").write_text(yaml.safe_dump(spec), encoding="utf-8")
+    out = ["--out", folder / "run", "--executor", "inline", *more]
+    return ["run", folder / "job.yaml", *out]
+
+
+def finished(folder: Path, type_: Type) -> Path:
+    code, _, err = type_(*run(folder))
+    assert code == 0, err
+    return folder / "run"
+
+
+def with_weights(tensors: Callable[[Path], None]) -> Case:
+    def case(folder: Path) -> list[str | Path]:
+        tensors(folder / "w.pt")
+        model = {"name": "deconvoy/zfnet_small", "weights": str(folder / "w.pt")}
+        return run(folder, model=model)
+
+    return case
+
+
+def with_model(body: str) -> Case:
+    def case(folder: Path) -> list[str | Path]:
+        (folder / "mine.py").write_text(body, encoding="utf-8")
+        return run(folder, model={"name": f"{folder / 'mine.py'}:make"})
+
+    return case
+
+
+def with_images(prepare: Callable[[Path], None], **data: Any) -> Case:
+    def case(folder: Path) -> list[str | Path]:
+        (folder / "images").mkdir()
+        prepare(folder)
+        fields = {k: str(v).format(folder=folder) if k == "labels" else v for k, v in data.items()}
+        return run(folder, data={"uri": str(folder / "images"), **fields})
+
+    return case
+
+
+def narrower(place: Path) -> None:
+    state = zfnet_small(7).state_dict()
+    torch.save({"state_dict": state}, place)
+
+
+def two_broken_of_ten(folder: Path) -> None:
+    for place in write_photographs(folder / "images", 10)[:2]:
+        place.write_bytes(b"GIF89a")
+
+
+def labels_of_others(folder: Path) -> None:
+    write_photographs(folder / "images", 4)
+    (folder / "labels.csv").write_text("path,label\nelsewhere/1.png,3\n", encoding="utf-8")
+
+
+def label_too_high(folder: Path) -> None:
+    write_photographs(folder / "images", 4)
+    (folder / "labels.csv").write_text("path,label\na/000.png,10\n", encoding="utf-8")
+
+
+REFUSED: dict[str, tuple[Case, int, str]] = {
+    "weights that are not there": (
+        lambda folder: run(
+            folder, model={"name": "deconvoy/zfnet_small", "weights": str(folder / "no.pt")}
+        ), 2, "no.pt' is no file here and no weights name of this model"),
+    "weights of another shape": (
+        with_weights(narrower), 2, "fc8.bias is (7,), the model's (10,)"),
+    "weights that are text": (
+        with_weights(lambda place: place.write_text("weights")) , 2, "cannot be read as tensors"),
+    "a whole pickled model": (
+        with_weights(lambda place: torch.save(zfnet_small(), place)), 2, "whole pickled models"),
+    "a factory that raises": (
+        with_model("def make():\n    raise KeyError('licence')"), 2, "its factory raised KeyError"),
+    "a factory that returns no module": (
+        with_model("def make():\n    return 3"), 2, "its factory returned int"),
+    "a file that does not run": (with_model("def make(:"), 2, "the file raised SyntaxError"),
+    "a file without the factory": (
+        with_model("def other(): ..."), 2, "no callable 'make' in it; it has other"),
+    "an empty folder": (with_images(lambda folder: None), 2, "holds no images"),
+    "more broken than max_bad": (
+        with_images(two_broken_of_ten), 1, "2 of 10 images are unreadable, more than data.max_bad"),
+    "labels of other images": (
+        with_images(labels_of_others, labels="{folder}/labels.csv"), 2, "names none of the images"),
+    "labels beyond the outputs": (
+        with_images(label_too_high, labels="{folder}/labels.csv"), 2,
+        "'10' of 'a/000.png' is neither an output index below 10"),
+    "a labels file that is not there": (
+        with_images(labels_of_others, labels="{folder}/gone.csv"), 2, "gone.csv' cannot be read"),
+    "no place to write": (
+        lambda folder: [*run(folder)[:3], "/proc/nowhere/run", "--executor", "inline"], 1, "/proc"),
+    "two workers inline": (lambda folder: run(folder, "--workers", "2"), 2, "has one worker"),
+    "an address inline": (
+        lambda folder: run(folder, "--address", "10.0.0.1:6379"), 2, "is for the ray executor"),
+    "layers of another model": (
+        lambda folder: run(folder, layers=["features.0"]), 2, "no layer matches 'features.0'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_wrong_input_gets_its_exit_code_and_its_sentence(
+    type_: Type, tmp_path: Path, what: str
+) -> None:
+    case, code, sentence = REFUSED[what]
+    got, _, err = type_(*case(tmp_path))
+    said = " ".join(err.split())
+    assert (got, sentence in said) == (code, True), said
+    assert "Traceback" not in err
+    if code == 2:
+        assert not (tmp_path / "run").exists(), "a refused run left something"
+
+
+def test_one_broken_image_among_good_ones_is_skipped_and_named(type_: Type, tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images", 8)[5].write_bytes(b"")
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.2}
+    code, out, err = type_(*run(tmp_path, data=data))
+    assert code == 0
+    assert "1 unreadable ones skipped" in out
+    skipped = deconvoy.open(tmp_path / "run").images().to_pylist()[6]
+    assert skipped["uri"] == "b/005.png" and "not readable as an image" in skipped["skipped"]
+
+
+SPOILED: dict[str, tuple[Callable[[Path], None], list[str], int, str]] = {
+    "a newer format": (
+        lambda url: change_attribute(url, format="deconvoy-run/99"), ["show"], 1,
+        "'deconvoy-run/99', but this version"),
+    "no metadata": (lambda url: (url / "zarr.json").unlink(), ["show"], 2, "There is no run"),
+    "cut metadata": (
+        lambda url: (url / "zarr.json").write_text('{"zarr_form'), ["show"], 1, "is broken"),
+    "a cut array": (
+        lambda url: cut(url / "layers/relu1/score/c/0/0"), ["show", "relu1"], 1,
+        "is broken"),
+    "a layer that is gone": (
+        lambda url: shutil.rmtree(url / "layers/relu1"), ["show", "relu1"], 2, "no results yet"),
+    "no images": (lambda url: shutil.rmtree(url / "images"), ["show", "relu1"], 2, "No images of"),
+    "another spec": (
+        lambda url: change_spec(url), ["resume", "--executor", "inline"], 2,
+        "began with another listing_fingerprint"),
+}  # fmt: skip
+
+
+def change_attribute(url: Path, **values: Any) -> None:
+    content = json.loads((url / "zarr.json").read_text())
+    content["attributes"].update(values)
+    (url / "zarr.json").write_text(json.dumps(content))
+
+
+def change_spec(url: Path) -> None:
+    content = json.loads((url / "zarr.json").read_text())
+    content["attributes"]["spec"]["data"]["uri"] = "shapes?size=9&seed=3"
+    content["attributes"]["state"] = {"status": "stopped"}
+    (url / "zarr.json").write_text(json.dumps(content))
+
+
+def cut(place: Path) -> None:
+    place.write_bytes(place.read_bytes()[:-9])
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_spoiled_run_is_told_in_a_sentence(type_: Type, tmp_path: Path, what: str) -> None:
+    spoil, (command, *more), code, sentence = SPOILED[what]
+    url = finished(tmp_path, type_)
+    spoil(url)
+    got, _, err = type_(command, url, *more)
+    said = " ".join(err.split())
+    assert (got, sentence in said) == (code, True), said
+    assert "Traceback" not in err
