@@ -54,6 +54,8 @@ def common(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
     )
     collisions.refuse(list(collisions.shadowing()))
+    # What was stripped from the names of weights, or left out of them, is said.
+    logging.getLogger("workers.weights").setLevel(logging.DEBUG if debug else logging.INFO)
     for noisy in ("PIL", "matplotlib", "asyncio", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import deconvoy
@@ -17,6 +18,7 @@ from deconvoy import queries
 from service.cli import main
 from service.doctor import Finding
 from tests.typing_in import Type, type_
+from workers.zfnet import zfnet_small
 
 __all__ = ["type_"]
 
@@ -272,3 +274,16 @@ def test_a_file_named_like_one_of_our_packages_is_told(spec: Path, tmp_path: Pat
     assert found.returncode == 2
     assert "workers.py' is named like the package 'workers' of deconvoy" in (found.stderr)
     assert "Traceback" not in found.stderr
+
+
+def test_what_is_stripped_from_weights_is_said(spec: Path, tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in zfnet_small().state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "w.pt")
+    found = subprocess.run(
+        [sys.executable, "-m", "service.cli", "plan", str(spec), "--set",
+         f"model.weights={tmp_path / 'w.pt'}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "stripping the prefix 'module.'" in found.stderr
+    assert "under 'state_dict'" in found.stderr
