@@ -249,7 +249,11 @@ def test_a_signal_stops_a_job_cleanly_and_resume_goes_on(
     command = [sys.executable, "-m", "service.cli"]
     job = ["run", str(spec), "--out", str(url), "--executor", "inline"]
     many = ["--set", "data.uri=shapes?size=3000&seed=3"]
-    with subprocess.Popen([*command, *job, *many], stderr=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        [*command, *job, *many], stderr=subprocess.PIPE, text=True,
+        # What runs the tests in the background may have told them to ignore it.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as running:  # fmt: skip
         log = url / "ledger/log.jsonl"
         for _ in range(1200):
             if log.exists() and '"committed"' in log.read_text():
