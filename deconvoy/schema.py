@@ -228,7 +228,7 @@ An item is done when its marker is there, and only then.
 | `ledger/scan/part-NNNNNN.npz` | marker and partial result of one shard: its hits, its sums |
 | `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
 | `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
-| `ledger/log.jsonl` | one line a lease granted, committed or lost, with worker and process id |
+| `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
 
 The log is for people; the driver never reads it.
@@ -239,5 +239,5 @@ The log is for people; the driver never reads it.
 execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
 `predicted`: it has none, so a hit's label is the predicted class), `provenance` (model and weights
 sha256, fingerprint of the listing, transform, batch size, dtype, layout, device, library versions),
-`results` (top-1, images read and skipped).
+`results` (top-1, images read and skipped), and of an extended run `extends` (the run before it).
 """

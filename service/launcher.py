@@ -84,23 +84,11 @@ def run(
     """Run a job in the foreground; returns its results in short."""
     with _extra("workers", "Running a job"):
         from workers import pipeline
-        from workers.plan import require_room
 
-    carriers: list[Any] = []
+    def create(check: Any) -> Any:
+        return pipeline.create(spec, url, overwrite=overwrite, check=check)
 
-    def check(job: Any, store: Any) -> None:
-        """Refuse before anything is written or replaced."""
-        require_room(job, store)
-        _say_job(job, say)
-        carriers.append(executor_of(executor, spec.compute, address))
-
-    with _stoppable():
-        try:
-            job, store = pipeline.create(spec, url, overwrite=overwrite, check=check)
-            return pipeline.execute(job, store, carriers[0], observe)
-        finally:
-            for carrier in carriers:
-                carrier.shutdown()
+    return _execute_new(create, executor, address, observe, say)
 
 
 def extend(
@@ -118,8 +106,28 @@ def extend(
     """Merge new images into a finished run, as a new run; returns its results in short."""
     with _extra("workers", "Extending a run"):
         from workers import extend as workers_extend
-        from workers import pipeline
-        from workers.plan import require_room
+
+    def create(check: Any) -> Any:
+        return workers_extend.create(url, uri, out, labels=labels, overwrite=overwrite, check=check)
+
+    return _execute_new(create, executor, address, observe, say)
+
+
+def _execute_new(
+    create: Callable[[Any], Any],
+    executor: ExecutorName,
+    address: str | None,
+    observe: Any,
+    say: Say,
+) -> dict[str, Any]:
+    """Make a run and work on it.
+
+    Args:
+        create: makes the run; is given the check that refuses a job before anything is written or
+            replaced.
+    """
+    from workers import pipeline
+    from workers.plan import require_room
 
     carriers: list[Any] = []
 
@@ -130,10 +138,9 @@ def extend(
 
     with _stoppable():
         try:
-            job, store = workers_extend.create(
-                url, uri, out, labels=labels, overwrite=overwrite, check=check
-            )
-            return pipeline.execute(job, store, carriers[0], observe)
+            job, store = create(check)
+            found: dict[str, Any] = pipeline.execute(job, store, carriers[0], observe)
+            return found
         finally:
             for carrier in carriers:
                 carrier.shutdown()

@@ -59,7 +59,7 @@ def create(
         spec, out, overwrite=overwrite, check=check, batch_size=old.batch_size
     )
     run.zarr("r+").attrs.update({"extends": os.path.abspath(url)})
-    for folder in ("ledger/scan", "images"):
+    for folder in ("images", "ledger/scan"):  # what has a marker is whole
         for name in store.names(folder):
             run.write(f"{folder}/{name}", store.read(f"{folder}/{name}"))
     return job, run
