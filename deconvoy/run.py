@@ -273,6 +273,43 @@ class Run:
         named = layer == "logits" and unit < len(self.classes)
         return self.classes[unit] if named else ""
 
+    def examples(self, layer: str, kind: str) -> pa.Table:
+        """Images kept besides the strongest: layer, unit, group, rank, score, image_id, uri, label.
+
+        Args:
+            kind: ``bottom``; ``class`` (the group is an output index); or ``band`` (the group is a
+                quantile band of the unit's image maxima, 0 the weakest).
+
+        Raises:
+            RunNotFound: the top analysis did not ask for them.
+        """
+        group = self.layer_group(layer)
+        if f"{kind}_image" not in group:
+            raise RunNotFound(
+                f"Layer {layer!r} of {self.url!r} has no examples of kind {kind!r}: ask for them "
+                "with bottom, per_class or bands of the top analysis."
+            )
+        image, score = (_read(group, f"{kind}_{name}") for name in ("image", "score"))
+        if image.ndim == 2:
+            image, score = image[:, None], score[:, None]
+        unit, number, rank = (image >= 0).nonzero()
+        found = image[unit, number, rank]
+        images = self.images()
+        row = pa.array(np.searchsorted(images.column("id").to_numpy(), found))
+        label = "label" if self.labels == "true" else "predicted"
+        return pa.table(
+            {
+                "layer": pa.array([layer] * len(unit), pa.string()),
+                "unit": unit.astype(np.int32),
+                "group": number.astype(np.int32),
+                "rank": rank.astype(np.int32),
+                "score": score[unit, number, rank],
+                "image_id": found,
+                "uri": images.column("uri").take(row),
+                "label": images.column(label).take(row),
+            }
+        )
+
     def projected_told(self, layer: str) -> str:
         """Which units of a layer are projected, and how the others would be, for people."""
         if self.status != "done":

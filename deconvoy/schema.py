@@ -143,6 +143,36 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
     ),
 )
 
+EXAMPLE_ARRAYS: tuple[ArrayField, ...] = tuple(
+    field
+    for name, dims, told in (
+        ("bottom", ("unit", "rank"), "images that activate the unit least, weakest first"),
+        (
+            "class",
+            ("unit", "class", "rank"),
+            "strongest images of each class (predicted ones where the data carries no labels)",
+        ),
+        (
+            "band",
+            ("unit", "band", "rank"),
+            "random images of each quantile band of the image maxima, weakest band first; bands "
+            "are cut at the edges of the histogram",
+        ),
+    )
+    for field in (
+        ArrayField(
+            f"{name}_score",
+            dims,
+            "float32",
+            "activation",
+            f"image maxima of {name}_image",
+            fill=MISSING_SCORE,
+        ),
+        ArrayField(f"{name}_image", dims, "int64", "image id", told, fill=MISSING_IMAGE),
+    )
+)
+"""Written where the top analysis asks for them: ``bottom``, ``per_class``, ``bands``."""
+
 IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("id", "int64", "increases in reading order (folders in sorted path order)"),
     ("uri", "string", "path below the data set, or index of a generated image"),
@@ -204,6 +234,11 @@ def _lines() -> Iterator[str]:
     for field in LAYER_ARRAYS:
         dims = ", ".join(field.dims)
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
+    for field in EXAMPLE_ARRAYS:
+        dims = ", ".join(field.dims)
+        when = {"bottom": "bottom", "class": "per_class", "band": "bands"}[field.name.split("_")[0]]
+        told = f"{field.meaning} (only with `{when}`)"
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
     yield (
         "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "
         "checksum each; a shard is written by one owner. `scale` and `projected` have one chunk a "

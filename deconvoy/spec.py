@@ -151,10 +151,24 @@ class Ids(Section):
     """These units of every layer that has them."""
 
 
+class BandsSpec(Section):
+    count: Annotated[int, Field(strict=True, ge=2, le=20)] = 4
+    """Quantile bands the images of a unit are cut into by how strongly they activate it."""
+    examples: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    """Images drawn from each band, at random by the seed."""
+
+
 class TopSpec(Section):
     kind: Literal["top"]
     k: Annotated[int, Field(strict=True, ge=1, le=100)] = 9
     """How many images, at most one hit each, are kept for every unit."""
+    bottom: Annotated[int, Field(strict=True, ge=0, le=100)] = 0
+    """How many images are kept besides that activate a unit least."""
+    per_class: Annotated[int, Field(strict=True, ge=0, le=100)] = 0
+    """How many of the strongest images of each class are kept besides; of each predicted class
+    where the data carries no labels."""
+    bands: BandsSpec | None = None
+    """Keep random images of every quantile band besides."""
 
 
 class ProjectionSpec(Section):

@@ -29,6 +29,7 @@ from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
+from workers.examples import Entries, ExampleScan, Maxima, folded
 from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
@@ -80,6 +81,18 @@ class _Group:
 
 
 @dataclass(frozen=True)
+class _Lane:
+    """What one lane has found of a shard so far."""
+
+    scan: ShardScan
+    examples: dict[str, ExampleScan]
+    """By ranking."""
+
+    def entries(self) -> dict[str, Entries]:
+        return {name: example.entries() for name, example in self.examples.items()}
+
+
+@dataclass(frozen=True)
 class TorchSettings:
     """What an actor sets for the whole process; one that shares it restores them after."""
 
@@ -121,6 +134,9 @@ class Actor:
         self._stopping = threading.Event()
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
+        self._rectified = np.repeat(
+            [layer.rectified for layer in self._layers], [layer.units for layer in self._layers]
+        )
 
     def whoami(self) -> dict[str, Any]:
         return {
@@ -158,15 +174,15 @@ class Actor:
 
     def scan(self, lease: ScanLease) -> ScanResult:
         floor = torch.from_numpy(lease.floor.copy()).to(self._device)
-        lanes: list[ShardScan] = []
+        lanes: list[_Lane] = []
         own = threading.local()
 
-        def lane_of_thread() -> ShardScan:
-            if not hasattr(own, "scan"):
-                own.scan = ShardScan(self._network, self._layers, self._job.k, floor)
-                lanes.append(own.scan)
-            scan: ShardScan = own.scan
-            return scan
+        def lane_of_thread() -> _Lane:
+            if not hasattr(own, "lane"):
+                own.lane = self._lane(floor)
+                lanes.append(own.lane)
+            lane: _Lane = own.lane
+            return lane
 
         def scan_batch(batch: Batch) -> list[dict[str, Any]]:
             rows = self._scan_batch(lane_of_thread(), batch)
@@ -179,9 +195,14 @@ class Actor:
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
-        hits, sums = combined(lanes, self._job.k)
+        hits, sums = combined([lane.scan for lane in lanes], self._job.k)
+        examples = folded([lane.entries() for lane in lanes], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
+            examples = {
+                name: replace(entries, content=_looked_up(contents, entries.image))
+                for name, entries in examples.items()
+            }
         partial = Partial(
             hits=hits,
             sums=sums,
@@ -189,8 +210,16 @@ class Actor:
             skipped=len(bad),
             correct=sum(row["label"] == row["predicted"] for row in judged),
             labelled=len(judged),
+            examples=examples,
         )
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
+
+    def _lane(self, floor: Tensor) -> "_Lane":
+        scan = ShardScan(self._network, self._layers, self._job.k, floor)
+        units = sum(layer.units for layer in self._layers)
+        outputs = self._network.layers[-1].units
+        examples = {r.name: ExampleScan(r, units, r.groups(outputs)) for r in self._job.rankings}
+        return _Lane(scan, examples)
 
     def _batches(self, lease: ScanLease, contents: dict[int, int]) -> Iterator[Batch]:
         """Batches in reading order; fills ``contents``, image id → hash of its pixels."""
@@ -221,7 +250,7 @@ class Actor:
         except ImageUnreadable as error:
             return error
 
-    def _scan_batch(self, shard: ShardScan, batch: Batch) -> list[dict[str, Any]]:
+    def _scan_batch(self, lane: "_Lane", batch: Batch) -> list[dict[str, Any]]:
         size, side = self._job.batch_size, self._job.transform.crop
         pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
         valid = torch.zeros(size, dtype=torch.bool)
@@ -233,17 +262,38 @@ class Actor:
         device = self._device
         images = normalise(pixels.to(device), self._job.transform)
         taken = valid & self._wrong(images, batch.refs) if self._job.only_wrong else valid
-        prediction = shard.add(
+        scores = None
+        if lane.examples:
+            scores = np.zeros((size, sum(layer.units for layer in self._layers)), np.float32)
+        prediction = lane.scan.add(
             images,
             ids.to(device),
             taken.to(device),
             [ref.uri for ref in batch.refs],
             torch.tensor(batch.copies).to(device),
+            scores,
         )
+        if scores is not None:
+            eligible = (taken & ~torch.tensor(batch.copies)).numpy()
+            classes = self._classes(batch.refs, prediction)
+            maxima = Maxima(ids.numpy(), eligible, classes, scores, self._rectified)
+            for example in lane.examples.values():
+                example.add(maxima)
         return [
             _image_row(ref, picture, prediction, row, bool(taken[row]))
             for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True))
         ]
+
+    def _classes(
+        self, refs: Sequence[ImageRef], prediction: Prediction
+    ) -> Int64[np.ndarray, " image"]:
+        """What the images of a batch count as; −1 where unknown."""
+        if not self._job.labelled:
+            return prediction.predicted.astype(np.int64)
+        classes = np.full(len(prediction.predicted), -1, np.int64)
+        for row, ref in enumerate(refs):
+            classes[row] = -1 if ref.label is None else ref.label
+        return classes
 
     @torch.inference_mode()
     def _wrong(self, images: Tensor, refs: Sequence[ImageRef]) -> Bool[Tensor, " image"]:

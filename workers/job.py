@@ -22,6 +22,7 @@ from torch import nn
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec, ProjectionSpec
 from workers.datasets import ImageRef, Listing, list_images
+from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
@@ -33,6 +34,9 @@ BATCH_PIXELS = 16 * 224 * 224
 """Pixels of an automatic batch: 16 images of 224 px keep two cores busy within 1 GB."""
 
 BATCH_LIMITS = (4, 128)
+
+MAX_EXAMPLES = 5_000_000
+"""Entries of rankings that the driver and a marker hold at most, of 40 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,14 @@ class Job:
     @property
     def k(self) -> int:
         return self.spec.top.k
+
+    @property
+    def rankings(self) -> tuple[Ranking, ...]:
+        return rankings_of(self.spec.top, self.spec.seed)
+
+    def example_entries(self) -> int:
+        """At most so many entries of all rankings together."""
+        return sum(self.index.total * r.groups(self.outputs) * r.k for r in self.rankings)
 
     @property
     def index(self) -> UnitIndex:
@@ -115,6 +127,8 @@ class Job:
             threads=threads,
             distinct=self.spec.data.distinct,
             only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
+            rankings=self.rankings,
+            labelled=self.listing.labelled,
             cuda=self.spec.compute.gpus_per_worker != 0,
         )
 
@@ -225,7 +239,14 @@ def settle(
     asked = spec.compute.batch_size
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
-    return Job(spec, packed, listing, tuple(layers), outputs, chosen)
+    job = Job(spec, packed, listing, tuple(layers), outputs, chosen)
+    if job.example_entries() > MAX_EXAMPLES:
+        raise RequestError(
+            f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "
+            f"({job.index.total:,} units, {outputs:,} classes), more than {MAX_EXAMPLES:,}: name "
+            "fewer layers, or lower per_class, bottom or bands."
+        )
+    return job
 
 
 def _require_outputs(listing: Listing, outputs: int) -> None:

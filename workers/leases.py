@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from deconvoy.spec import StorageSpec, Transform
 from workers.datasets import ImageRef
+from workers.examples import Ranking
 from workers.models import PackedModel
 from workers.sources import Source
 from workers.topk import Partial
@@ -34,6 +35,10 @@ class Assignment:
     """Images with the same pixels count once among the hits."""
     only_wrong: bool = False
     """Leave out images that are predicted to be what they are labelled."""
+    rankings: tuple[Ranking, ...] = ()
+    """What is kept besides the strongest hits."""
+    labelled: bool = True
+    """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True
     """Compute on a GPU where there is one."""
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from deconvoy.errors import (
@@ -48,7 +48,7 @@ from workers.models import PackedModel
 from workers.reuse import take_over, unchanged
 from workers.shards import CommittedShards
 from workers.topk import Fold
-from workers.writer import create_layer, create_pictures, write_hits
+from workers.writer import create_layer, create_pictures, write_examples, write_hits
 
 logger = logging.getLogger(__name__)
 
@@ -274,6 +274,13 @@ class _Driver:
             )
             tables = fold.score[units], fold.image[units], labels[units], fold.position[units]
             write_hits(self.run, layer, *tables, sums, fold.images)
+            for ranking in job.rankings:
+                entries = fold.examples[ranking.name]
+                inside = (entries.unit >= units.start) & (entries.unit < units.stop)
+                own = replace(entries.take(inside), unit=entries.unit[inside] - units.start)
+                write_examples(
+                    self.run, layer, ranking, own, sums.histogram, job.spec.top, job.outputs
+                )
         top1 = fold.correct / fold.labelled if fold.labelled else None
         summary = {
             "images": fold.images,

@@ -37,6 +37,9 @@ PILOT_LANES = 8
 RAY_SECONDS = 12.0
 """Starting Ray, and torch in its actors: measured on two cores, both at once."""
 
+EXAMPLE_BYTES, EXAMPLE_MARKER_BYTES = 6.0, 12.0
+"""A compressed entry of a ranking, in a table and in a marker."""
+
 LOG_BYTES = 150
 """A line of the ledger's log; two an item."""
 
@@ -343,7 +346,7 @@ class _Forecast:
         return {
             "patch": round(sum(patch for patch, _ in pictures)),
             "projection": round(sum(projection for _, projection in pictures)),
-            "tables": round(sizes.unit * job.index.total) + scales + index,
+            "tables": round(sizes.unit * job.index.total) + scales + index + self._example_bytes(),
             "images": round(sizes.images_part * job.shards + sizes.images_row * len(job.listing)),
             "ledger": self._ledger_bytes(),
             "metadata": round(metadata) + self._root_bytes(),
@@ -357,13 +360,30 @@ class _Forecast:
             share * projection * self._interpolated(cost.item.layer, lambda s: s.projection),
         )
 
+    def _example_bytes(self) -> int:
+        """Of what rankings keep besides the strongest hits: a score and an id each."""
+        bands = self.job.spec.top.bands
+        groups = {"band": bands.count if bands else 0, "class": self.job.outputs, "bottom": 1}
+        cells = sum(self.job.index.total * groups[r.name] * r.k for r in self.job.rankings)
+        return round(EXAMPLE_BYTES * cells)
+
+    def _example_marker_bytes(self) -> float:
+        """Of one shard: it knows nothing of the others, so each keeps all its own."""
+        size = min(self.job.spec.compute.shard_size, len(self.job.listing))
+        kept = sum(
+            self.job.index.total * min(size, r.groups(self.job.outputs) * r.k)
+            for r in self.job.rankings
+        )
+        return EXAMPLE_MARKER_BYTES * kept
+
     def _ledger_bytes(self) -> int:
         """Markers that remain at the end, and the log."""
         job, sizes = self.job, self.pilot.sizes
         compacted = job.shards - job.shards % COMPACT_EVERY
         # A lease knows the hits of the shards before it: after s of them, 1 in s still enters.
         known = (max(1, part - self.crew.workers + 1) for part in range(compacted, job.shards))
-        markers = sum(sizes.marker_sums + sizes.marker_hits / part for part in known)
+        examples = self._example_marker_bytes()
+        markers = sum(sizes.marker_sums + examples + sizes.marker_hits / part for part in known)
         prefix = sizes.prefix if compacted else 0
         log = 2 * LOG_BYTES * (job.shards + len(self.costs) + self.crew.workers)
         items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)

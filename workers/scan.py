@@ -63,6 +63,7 @@ class ShardScan:
         valid: Bool[Tensor, " image"],
         uris: Sequence[str] = (),
         copies: Bool[Tensor, " image"] | None = None,
+        scores: Float32[np.ndarray, "image unit"] | None = None,
     ) -> Prediction:
         """Scan one batch.
 
@@ -71,6 +72,7 @@ class ShardScan:
             uris: names of the images, for errors.
             copies: True for images that are counted but cannot be hits: one just like each came
                 before.
+            scores: filled with the maxima of all units.
 
         Raises:
             ActivationInvalid: a layer is NaN or infinite on an image; names both.
@@ -81,7 +83,10 @@ class ShardScan:
 
         def visit(layer: Layer, maps: Tensor) -> None:
             if layer.name in self._number:
-                self._see(layer, maps, ids, valid, eligible)
+                maxima = self._see(layer, maps, ids, valid, eligible)
+                if scores is not None:
+                    units = self._index.units_of(self._number[layer.name])
+                    scores[:, units] = maxima.float().cpu().numpy()
 
         try:
             logits = self._network.forward(images, visit)
@@ -99,7 +104,7 @@ class ShardScan:
 
     def _see(
         self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor, eligible: Tensor
-    ) -> None:
+    ) -> Float[Tensor, "image unit"]:
         maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
@@ -110,6 +115,7 @@ class ShardScan:
         if layer.rectified:  # a zero is no hit
             candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
         self._keep_strongest(units, candidates, maps, ids)
+        return maxima
 
     def _count(self, units: slice, maxima: Float[Tensor, "image unit"]) -> None:
         self._maxima[-1][1][units] = maxima.double().sum(0)

@@ -30,7 +30,7 @@ class CommittedShards:
 
     def __init__(self, job: Job, run: RunStore) -> None:
         self.job, self.run = job, run
-        self.fold = Fold(job.index.total, job.k)
+        self.fold = Fold(job.index.total, job.k, job.rankings)
         self.folded = 0
         """Shards folded so far: all before this one."""
         self._waiting: set[int] = set()

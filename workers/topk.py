@@ -5,15 +5,17 @@ order of hits is total: (−score, image id, y, x); a unit has at most one hit a
 any order and twice without harm; sums are float64 and are added in shard order.
 """
 
+import dataclasses
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
+from workers.examples import Entries, Ranking, folded
 
 BINS = len(histogram_edges()) - 1
 
@@ -129,6 +131,8 @@ class Partial:
     correct: int
     """Images whose predicted class is their label."""
     labelled: int
+    examples: Mapping[str, Entries] = field(default_factory=dict)
+    """By ranking."""
 
     def to_bytes(self) -> bytes:
         """A .npz archive; its members carry checksums."""
@@ -148,6 +152,11 @@ class Partial:
             histogram_bin=bin_.astype(np.int16),
             histogram_count=self.sums.histogram[unit, bin_],
             counts=np.array([self.images, self.skipped, self.correct, self.labelled]),
+            **{
+                f"{name}:{column.name}": getattr(entries, column.name)
+                for name, entries in self.examples.items()
+                for column in dataclasses.fields(Entries)
+            },
         )
         return buffer.getvalue()
 
@@ -167,7 +176,9 @@ class Partial:
             names = ("unit", "score", "image", "position", "content")
             hits = Hits(*(fields[name] for name in names))
             sums = UnitSums(fields["maxima"], fields["active"], histogram)
-            return Partial(hits, sums, *(int(count) for count in fields["counts"]))
+            images, skipped, correct, labelled = fields["counts"].tolist()
+            examples = _examples_in(fields)
+            return Partial(hits, sums, images, skipped, correct, labelled, examples)
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
             raise RunUnreadable(
                 f"The ledger file {name!r} is broken ({error}): delete it and "
@@ -175,11 +186,19 @@ class Partial:
             ) from error
 
 
+def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
+    names = sorted({key.partition(":")[0] for key in fields if ":" in key})
+    columns = [column.name for column in dataclasses.fields(Entries)]
+    return {name: Entries(*(fields[f"{name}:{column}"] for column in columns)) for name in names}
+
+
 class Fold:
     """All partial results so far, folded; memory does not grow with the number of images."""
 
-    def __init__(self, units: int, k: int) -> None:
+    def __init__(self, units: int, k: int, rankings: Sequence[Ranking] = ()) -> None:
         self.k = k
+        self.rankings = tuple(rankings)
+        self.examples: dict[str, Entries] = {r.name: Entries.none() for r in rankings}
         self.score: Float32[np.ndarray, "unit rank"] = np.full((units, k), MISSING_SCORE, "f4")
         self.image: Int64[np.ndarray, "unit rank"] = np.full((units, k), MISSING_IMAGE, "i8")
         self.position: Int32[np.ndarray, "unit rank yx"] = np.full((units, k, 2), -1, "i4")
@@ -195,6 +214,7 @@ class Fold:
     def add(self, partial: Partial) -> None:
         """Fold one more partial result in.  Sums depend on the order of calls: shard order."""
         self._add_hits(partial.hits)
+        self.examples = folded([self.examples, partial.examples], self.rankings)
         self.sums.maxima.__iadd__(partial.sums.maxima)
         self.sums.active.__iadd__(partial.sums.active)
         self.sums.histogram.__iadd__(partial.sums.histogram)
@@ -228,4 +248,5 @@ class Fold:
     def to_partial(self) -> Partial:
         """Everything folded so far, as one partial result."""
         hits = self._hits_of(np.arange(len(self.score)))
-        return Partial(hits, self.sums, self.images, self.skipped, self.correct, self.labelled)
+        counts = self.images, self.skipped, self.correct, self.labelled
+        return Partial(hits, self.sums, *counts, self.examples)

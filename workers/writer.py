@@ -5,6 +5,7 @@ Layout and meaning come from ``deconvoy.schema``.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,16 @@ import zarr
 from jaxtyping import Float32, Int32, Int64
 from zarr.codecs import ZstdCodec
 
-from deconvoy.schema import LAYER_ARRAYS, ArrayField, histogram_edges, layer_path
-from deconvoy.spec import StorageSpec
+from deconvoy.schema import (
+    EXAMPLE_ARRAYS,
+    LAYER_ARRAYS,
+    ArrayField,
+    histogram_edges,
+    layer_path,
+)
+from deconvoy.spec import StorageSpec, TopSpec
 from deconvoy.store import RunStore
+from workers.examples import Entries, Ranking, bands_of_bins, lowest
 from workers.graph import Layer
 from workers.pictures import stored_size
 from workers.topk import BINS, UnitSums
@@ -152,6 +160,37 @@ def write_hits(
     group = run.zarr("r+")
     for name, value in values.items():
         _array(group, layer.name, name)[...] = value
+
+
+def write_examples(
+    run: RunStore,
+    layer: Layer,
+    ranking: Ranking,
+    entries: Entries,
+    histogram: Int64[np.ndarray, "unit bin"],
+    top: TopSpec,
+    outputs: int,
+) -> None:
+    """Write what a ranking has kept for a layer."""
+    groups = outputs if ranking.name == "class" else 1
+    if ranking.name == "band":
+        assert top.bands is not None
+        groups = top.bands.count
+        band = bands_of_bins(histogram, groups)[entries.unit, entries.group]
+        entries = replace(entries, group=band.astype(np.int32))
+    kept, rank = lowest(entries, ranking.k)
+    shape: tuple[int, ...] = (layer.units, groups, ranking.k)
+    place: tuple[np.ndarray, ...] = (kept.unit, kept.group, rank)
+    if ranking.name == "bottom":
+        shape, place = (layer.units, ranking.k), (kept.unit, rank)
+    group = run.zarr("r+")[layer_path(layer.name)]
+    assert isinstance(group, zarr.Group)
+    for field in EXAMPLE_ARRAYS:
+        if field.name.startswith(f"{ranking.name}_"):
+            values = np.full(shape, field.fill, field.dtype)
+            values[place] = kept.score if field.name.endswith("score") else kept.image
+            _create(group, field, shape, shape, None, {})
+            _array(run.zarr("r+"), layer.name, field.name)[...] = values
 
 
 def write_pictures(

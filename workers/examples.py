@@ -1,0 +1,188 @@
+"""More than the maximum: the weakest images, the strongest of each class, random ones by strength.
+
+Each is a ranking: it puts the images of a unit into groups, gives each a key, and keeps the few
+with the lowest keys in every group.  All are folded like the strongest hits: from any partial
+results, in any order, exactly.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, UInt64
+
+from deconvoy.schema import histogram_edges
+from deconvoy.spec import TopSpec
+
+BUFFER = 400_000
+"""Candidates a scan gathers before it throws away those that cannot stay."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Images a ranking keeps, in no particular order."""
+
+    unit: Int32[np.ndarray, " entry"]
+    group: Int32[np.ndarray, " entry"]
+    key: Float64[np.ndarray, " entry"]
+    score: Float32[np.ndarray, " entry"]
+    image: Int64[np.ndarray, " entry"]
+    content: Int64[np.ndarray, " entry"]
+    """As of ``Hits``: of equal ones a unit keeps one."""
+
+    @staticmethod
+    def none() -> "Entries":
+        return Entries(*(np.zeros(0, dtype) for dtype in ("i4", "i4", "f8", "f4", "i8", "i8")))
+
+    @staticmethod
+    def joined(parts: Sequence["Entries"]) -> "Entries":
+        columns = (
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(Entries)
+        )
+        return Entries(*columns) if parts else Entries.none()
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def take(self, which: np.ndarray) -> "Entries":
+        return Entries(*(getattr(self, field.name)[which] for field in fields(Entries)))
+
+
+def lowest(entries: Entries, k: int) -> tuple[Entries, Int64[np.ndarray, " entry"]]:
+    """The k entries of lowest key of each unit and group, and the rank of each; the order is total:
+    (key, image)."""
+    order = np.lexsort((entries.image, entries.key, entries.content, entries.group, entries.unit))
+    entries = entries.take(order)
+    place = entries.unit, entries.group, entries.content
+    repeated = np.zeros(len(entries), dtype=bool)
+    repeated[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in place])
+    entries = entries.take(~repeated)
+    entries = entries.take(np.lexsort((entries.image, entries.key, entries.group, entries.unit)))
+    together = entries.unit.astype(np.int64) << 32 | entries.group
+    rank = np.arange(len(entries)) - np.searchsorted(together, together, side="left")
+    kept = rank < k
+    return entries.take(kept), rank[kept]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What is kept besides the strongest hits."""
+
+    name: str
+    """``bottom``, ``class`` or ``band``."""
+    k: int
+    seed: int = 0
+
+    def groups(self, classes: int) -> int:
+        return {"bottom": 1, "class": classes, "band": len(histogram_edges()) - 1}[self.name]
+
+    def candidates(self, batch: "Maxima") -> Entries:
+        """Every image of a batch that this ranking can hold, for every unit."""
+        scores = batch.scores
+        image, unit = np.nonzero(np.broadcast_to(batch.eligible[:, None], scores.shape))
+        score = scores[image, unit]
+        match self.name:
+            case "bottom":
+                group, key = np.zeros(len(unit), np.int64), score.astype(np.float64)
+            case "class":
+                group, key = batch.classes[image], -score.astype(np.float64)
+                there = (group >= 0) & ((score > 0) | ~batch.rectified[unit])
+                image, unit, score = image[there], unit[there], score[there]
+                group, key = group[there], key[there]
+            case _:
+                edges = histogram_edges().astype(np.float32)
+                group = np.searchsorted(edges, score, side="right") - 1
+                key = uniform(self.seed, unit, batch.ids[image])
+        ids = batch.ids[image]
+        return Entries(
+            unit.astype(np.int32), group.astype(np.int32), key,
+            score, ids, content=ids,
+        )  # fmt: skip
+
+
+def rankings_of(top: TopSpec, seed: int) -> tuple[Ranking, ...]:
+    """Those a spec asks for."""
+    asked = {"bottom": top.bottom, "class": top.per_class, "band": top.bands and top.bands.examples}
+    return tuple(Ranking(name, k, seed) for name, k in asked.items() if k)
+
+
+@dataclass(frozen=True)
+class Maxima:
+    """The maxima of all units over some images."""
+
+    ids: Int64[np.ndarray, " image"]
+    eligible: Bool[np.ndarray, " image"]
+    classes: Int64[np.ndarray, " image"]
+    """True class, or the predicted one where the data has no labels; −1 where unknown."""
+    scores: Float32[np.ndarray, "image unit"]
+    rectified: Bool[np.ndarray, " unit"]
+    """In a rectified layer a zero is no hit."""
+
+
+class ExampleScan:
+    """The running result of one lane of a shard, for one ranking."""
+
+    def __init__(self, ranking: Ranking, units: int, groups: int) -> None:
+        self._ranking = ranking
+        self._worst = np.full((units, groups), np.inf)
+        """Key an image must stay below, or equal with a lower id: that of the last rank."""
+        self._kept: list[Entries] = []
+
+    def add(self, batch: Maxima) -> None:
+        found = self._ranking.candidates(batch)
+        self._kept.append(found.take(found.key <= self._worst[found.unit, found.group]))
+        if sum(map(len, self._kept)) > BUFFER:
+            self._compact()
+
+    def _compact(self) -> None:
+        kept, rank = lowest(Entries.joined(self._kept), self._ranking.k)
+        last = kept.take(rank == self._ranking.k - 1)
+        self._worst[last.unit, last.group] = last.key
+        self._kept = [kept]
+
+    def entries(self) -> Entries:
+        self._compact()
+        return self._kept[0]
+
+
+def folded(
+    parts: Sequence[Mapping[str, Entries]], rankings: Sequence[Ranking]
+) -> dict[str, Entries]:
+    """One result from several, of lanes or of shards."""
+    return {
+        ranking.name: lowest(
+            Entries.joined([part[ranking.name] for part in parts if ranking.name in part]),
+            ranking.k,
+        )[0]
+        for ranking in rankings
+    }
+
+
+def uniform(
+    seed: int, unit: Int64[np.ndarray, " entry"], image: Int64[np.ndarray, " entry"]
+) -> Float64[np.ndarray, " entry"]:
+    """A number in [0, 1) for each unit and image, the same wherever it is asked for: what is drawn
+    does not depend on how the work was cut.  (splitmix64; Steele, Lea & Flood, OOPSLA 2014.)"""
+    mixed = _splitmix(image.astype(np.uint64) + _splitmix(unit.astype(np.uint64) + np.uint64(seed)))
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix(value: UInt64[np.ndarray, " entry"]) -> UInt64[np.ndarray, " entry"]:
+    with np.errstate(over="ignore"):
+        value = value + np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value = value ^ (value >> np.uint64(31))
+    return value
+
+
+def bands_of_bins(
+    histogram: Int64[np.ndarray, "unit bin"], bands: int
+) -> Int64[np.ndarray, "unit bin"]:
+    """The quantile band each bin of the image maxima belongs to, weakest first: that of the middle
+    of its images.  Bands are cut at the edges of the histogram's bins, two to an octave."""
+    total = np.maximum(histogram.sum(1, keepdims=True), 1)
+    middle: Float[np.ndarray, "unit bin"] = (histogram.cumsum(1) - histogram / 2) / total
+    band: Int64[np.ndarray, "unit bin"] = (middle * bands).astype(np.int64)
+    return band.clip(0, bands - 1)
