@@ -22,6 +22,7 @@ from deconvoy.schema import MISSING_LABEL
 __all__ = [
     "purity",
     "dead",
+    "examples",
     "images_most_hit",
     "selective",
     "nearest",
@@ -52,6 +53,22 @@ def purity(run: Run, layer: Layer = None) -> pa.Table:
     """
     tables = [_purity_of(run, name) for name in _layers(run, layer)]
     return pa.concat_tables(tables)
+
+
+@register
+def examples(
+    run: Run,
+    layer: Annotated[str, "of this layer"],
+    kind: Annotated[str, "bottom, class or band"],
+    unit: Annotated[int | None, "only this unit"] = None,
+) -> pa.Table:
+    """Images kept besides the strongest: the weakest, those of each class, random ones by strength.
+
+    The group is the class, or the quantile band of the unit's image maxima, 0 the weakest.  They
+    are there where the top analysis asked for them.
+    """
+    table = run.examples(layer, kind)
+    return table if unit is None else table.filter(pc.equal(table.column("unit"), unit))
 
 
 @register

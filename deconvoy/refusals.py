@@ -16,6 +16,7 @@ FORMS: tuple[tuple[str, str], ...] = (
     (r"data\.uri", "a place, as in path/to/images, or a list of places"),
     (r"data\.labels", "a CSV or Parquet file; for a list of places, a list of files or null"),
     (r"data\.where", "a section, as in `where: {classes: [3], wrong: true, ids: [0, 1]}`"),
+    (r"data\.where\.(ids|without)", "a list of paths or of numbers of 0 or more"),
     (r"data\.transform", "`auto` or {resize: 256, crop: 224, mean: [r, g, b], std: [r, g, b]}"),
     (r"layers", "`all`, or a list with at least 1 name or glob, as in [features.12.*, logits]"),
     (r"analyses", "a list, as in [{kind: top, k: 9}, {kind: projection, layers: maps}]"),

@@ -81,8 +81,11 @@ class WhereSpec(Section):
     """Images labelled with one of these: output indices or class names."""
     wrong: bool = False
     """Only images whose predicted class is not their label."""
-    ids: tuple[Annotated[int, Field(strict=True, ge=0)], ...] | None = None
-    """Places in the list of all images, in sorted path order, from 0."""
+    ids: tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...] | None = None
+    """Only these images: paths, or places in the list of all, in sorted path order, from 0."""
+    without: tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...] = ()
+    """Not these images: outliers, say, that ``deconvoy query URL images-most-hit`` found in a first
+    run."""
 
 
 @dataclass(frozen=True)

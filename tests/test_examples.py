@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import deconvoy
+from deconvoy import queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.schema import histogram_edges
 from tests import reference
@@ -121,6 +122,12 @@ def test_examples_are_those_of_all_maxima(finished: Path) -> None:
                     np.testing.assert_allclose(there, scores[images], rtol=1e-5, atol=1e-6)
                     assert [row["rank"] for row in ours] == list(range(len(images)))
                 assert {row["group"] for row in rows} == {g for g, i in expected.items() if i}
+
+
+def test_a_query_gives_the_examples_of_a_unit(finished: Path) -> None:
+    run = deconvoy.open(finished)
+    asked = queries.ask(run, "examples", ["relu2", "band", "5"]).to_pylist()
+    assert asked == of_unit(run, "relu2", "band", 5) and asked
 
 
 def of_unit(run: deconvoy.Run, layer: str, kind: str, unit: int) -> list[dict[str, Any]]:

@@ -246,6 +246,8 @@ def test_where_leaves_classes_and_places(tmp_path: Path) -> None:
     assert shades(listed(place, where={"classes": ["dog", 2]})) == [0, 1, 4]
     assert shades(listed(place, where={"classes": ["dog"], "ids": [0, 1]})) == [0]
     assert shades(listed(place, where={"classes": ["dog"]}, limit=1)) == [0]
+    assert shades(listed(place, where={"ids": ["a.parquet#3", 1]})) == [1, 3]
+    assert shades(listed(place, where={"without": ["a.parquet#3", 1]})) == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -256,8 +258,9 @@ def test_where_leaves_classes_and_places(tmp_path: Path) -> None:
             "'cow' is no class of the model: give an output index or one of cat",
         ),
         ({"ids": [5]}, "data.where.ids has 5, but there are 5 images"),
+        ({"without": ["a.parquet#9"]}, "data.where.without has 'a.parquet#9', but there are 5"),
         ({"classes": ["owl"], "ids": [0]}, "leaves none of the 5 images"),
-        ({"ids": [-1]}, "greater than or equal to 0"),
+        ({"ids": [-1]}, "a list of paths or of numbers of 0 or more"),
     ],
 )
 def test_a_condition_that_cannot_be_is_refused(

@@ -34,7 +34,7 @@ EVERYTHING: dict[str, Any] = {
     },
     "layers": ["features.*", "logits"],
     "analyses": [
-        {"kind": "top", "k": 5},
+        {"kind": "top", "k": 5, "bottom": 1, "per_class": 2, "bands": {"count": 3, "examples": 4}},
         {"kind": "projection", "layers": ["features.3"], "units": {"sample": 0.25}},
     ],
     "storage": {"max_side": 64, "projection": "float16"},

@@ -149,16 +149,28 @@ def _where(where: WhereSpec, found: Found, labels: Labels, classes: Sequence[str
     wanted = None
     if where.classes is not None:
         wanted = {_output(name, classes) for name in where.classes}
-    ids = None if where.ids is None else set(where.ids)
-    if ids is not None and max(ids, default=-1) >= len(found.uris):
-        raise RequestError(
-            f"data.where.ids has {max(ids)}, but there are {len(found.uris):,} images, counted "
-            "from 0 in sorted path order."
-        )
+    only = None if where.ids is None else _places(where.ids, "ids", found)
+    without = _places(where.without, "without", found)
     for place in range(len(found.uris)):
         in_class = wanted is None or labels.indices[place] in wanted
-        if in_class and (ids is None or place in ids):
+        if in_class and place not in without and (only is None or place in only):
             yield place
+
+
+def _places(named: Sequence[int | str], field: str, found: Found) -> set[int]:
+    """Places in the listing of images named by their place or their path."""
+    count = len(found.uris)
+    place_of = {uri: place for place, uri in enumerate(found.uris)} if named else {}
+    places = {name if isinstance(name, int) else place_of.get(name, count) for name in named}
+    if max(places, default=-1) >= count:
+        unknown = [
+            n for n in named if (n if isinstance(n, int) else place_of.get(n, count)) >= count
+        ]
+        raise RequestError(
+            f"data.where.{field} has {unknown[0]!r}, but there are {count:,} images, counted from "
+            f"0 in sorted path order, and named like {found.uris[0]!r}."
+        )
+    return places
 
 
 def _output(name: str | int, classes: Sequence[str]) -> int:
