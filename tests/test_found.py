@@ -260,7 +260,7 @@ def test_where_leaves_classes_and_places(tmp_path: Path) -> None:
         ({"ids": [5]}, "data.where.ids has 5, but there are 5 images"),
         ({"without": ["a.parquet#9"]}, "data.where.without has 'a.parquet#9', but there are 5"),
         ({"classes": ["owl"], "ids": [0]}, "leaves none of the 5 images"),
-        ({"ids": [-1]}, "a list of paths or of numbers of 0 or more"),
+        ({"ids": [-1]}, "greater than or equal to 0"),
     ],
 )
 def test_a_condition_that_cannot_be_is_refused(
