@@ -23,6 +23,7 @@ __all__ = [
     "purity",
     "dead",
     "examples",
+    "outliers",
     "images_most_hit",
     "selective",
     "nearest",
@@ -72,6 +73,15 @@ def examples(
 
 
 @register
+def outliers(run: Run, layer: Layer = None) -> pa.Table:
+    """Images left out of a layer's hits because they excite all of it.
+
+    They are there where the top analysis asked for it; each is among the images all the same.
+    """
+    return pa.concat_tables([run.outliers(name) for name in _layers(run, layer)])
+
+
+@register
 def dead(run: Run, layer: Layer = None) -> pa.Table:
     """Units that no image activates."""
     tables = []
@@ -94,12 +104,11 @@ def images_most_hit(run: Run, layer: Layer = None, limit: Limit = LIMIT) -> pa.T
             layers[image_id] = layers.get(image_id, 0) + 1
     chosen = sorted(units, key=lambda image_id: (-units[image_id], image_id))[: limit or None]
     images = _images_by_id(run, np.array(chosen, np.int64))
-    shown = "predicted" if run.labels == "predicted" else "label"
     return pa.table(
         {
             "image_id": pa.array(chosen, pa.int64()),
             "uri": images["uri"],
-            "class": _class_names(run, images[shown]),
+            "class": _class_names(run, images[run.class_column]),
             "units": pa.array([units[i] for i in chosen], pa.int64()),
             "layers": pa.array([layers[i] for i in chosen], pa.int64()),
         }

@@ -141,6 +141,11 @@ class Run:
         return str(self.attributes["labels"])
 
     @property
+    def class_column(self) -> str:
+        """Column of the images table that holds the labels of hits."""
+        return "predicted" if self.labels == "predicted" else "label"
+
+    @property
     def layer_names(self) -> tuple[str, ...]:
         """In execution order."""
         return tuple(self.attributes["layers"])
@@ -296,7 +301,6 @@ class Run:
         found = image[unit, number, rank]
         images = self.images()
         row = pa.array(np.searchsorted(images.column("id").to_numpy(), found))
-        label = "label" if self.labels == "true" else "predicted"
         return pa.table(
             {
                 "layer": pa.array([layer] * len(unit), pa.string()),
@@ -306,7 +310,41 @@ class Run:
                 "score": score[unit, number, rank],
                 "image_id": found,
                 "uri": images.column("uri").take(row),
-                "label": images.column(label).take(row),
+                "label": images.column(self.class_column).take(row),
+            }
+        )
+
+    def outliers(self, layer: str) -> pa.Table:
+        """Images left out of a layer's hits: layer, rank, norm, median, image_id, uri, label.
+
+        The norm is the Euclidean one of the image maxima of all units; the median is that of all
+        images, to 2 %.
+
+        Raises:
+            RunNotFound: the top analysis leaves none out.
+        """
+        group = self.layer_group(layer)
+        asked = self.spec.top.outliers
+        if "outlier_image" not in group or asked is None:
+            raise RunNotFound(
+                f"Layer {layer!r} of {self.url!r} leaves no outliers out: ask for it with outliers "
+                "of the top analysis."
+            )
+        image, norm = _read(group, "outlier_image"), _read(group, "outlier_norm")
+        found = image >= 0
+        limit: Any = group.attrs["outlier_limit"]
+        images = self.images()
+        row = pa.array(np.searchsorted(images.column("id").to_numpy(), image[found]))
+        count = int(found.sum())
+        return pa.table(
+            {
+                "layer": pa.array([layer] * count, pa.string()),
+                "rank": np.arange(count, dtype=np.int32),
+                "norm": norm[found],
+                "median": pa.array([limit and limit / asked.multiple] * count, pa.float64()),
+                "image_id": image[found],
+                "uri": images.column("uri").take(row),
+                "label": images.column(self.class_column).take(row),
             }
         )
 

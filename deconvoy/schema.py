@@ -173,6 +173,26 @@ EXAMPLE_ARRAYS: tuple[ArrayField, ...] = tuple(
 )
 """Written where the top analysis asks for them: ``bottom``, ``per_class``, ``bands``."""
 
+OUTLIER_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "outlier_image",
+        ("outlier",),
+        "int64",
+        "image id",
+        "images left out of the layer's hits, largest norm first; the attribute outlier_limit is "
+        "the norm above which they are",
+        fill=MISSING_IMAGE,
+    ),
+    ArrayField(
+        "outlier_norm",
+        ("outlier",),
+        "float64",
+        "activation",
+        "Euclidean norms of their image maxima",
+    ),
+)
+"""Written where the top analysis asks for it: ``outliers``."""
+
 IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("id", "int64", "increases in reading order (folders in sorted path order)"),
     ("uri", "string", "path below the data set, or index of a generated image"),
@@ -238,6 +258,10 @@ def _lines() -> Iterator[str]:
         dims = ", ".join(field.dims)
         when = {"bottom": "bottom", "class": "per_class", "band": "bands"}[field.name.split("_")[0]]
         told = f"{field.meaning} (only with `{when}`)"
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+    for field in OUTLIER_ARRAYS:
+        dims = ", ".join(field.dims)
+        told = f"{field.meaning} (only with `outliers`)"
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
     yield (
         "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "

@@ -161,6 +161,14 @@ class BandsSpec(Section):
     """Images drawn from each band, at random by the seed."""
 
 
+class OutliersSpec(Section):
+    multiple: Annotated[float, Field(gt=1)] = 3.0
+    """An image is an outlier in a layer where the Euclidean norm of its image maxima is more than
+    so many times that of the median image."""
+    at_most: Annotated[int, Field(strict=True, ge=1, le=100)] = 10
+    """Outliers left out of a layer, those of the largest norms first."""
+
+
 class TopSpec(Section):
     kind: Literal["top"]
     k: Annotated[int, Field(strict=True, ge=1, le=100)] = 9
@@ -172,6 +180,9 @@ class TopSpec(Section):
     where the data carries no labels."""
     bands: BandsSpec | None = None
     """Keep random images of every quantile band besides."""
+    outliers: OutliersSpec | None = None
+    """Leave images out of the strongest that excite a whole layer; ``deconvoy query URL outliers``
+    lists them."""
 
 
 class ProjectionSpec(Section):

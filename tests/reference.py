@@ -695,3 +695,12 @@ def normalise(
     scaled = pixels.to(dtype) / 255
     centre = torch.tensor(mean, dtype=dtype)[:, None, None]
     return (scaled - centre) / torch.tensor(std, dtype=dtype)[:, None, None]
+
+
+def outliers(maxima: np.ndarray, multiple: float, at_most: int) -> tuple[list[int], float]:
+    """Images whose norm is above the multiple of the median image's, largest first; the median."""
+    norms = [math.sqrt(sum(float(value) ** 2 for value in row)) for row in maxima]
+    median = sorted(norms)[(len(norms) - 1) // 2]
+    bin_start = 2 ** (math.floor(32 * math.log2(median)) / 32)
+    above = [i for i, norm in enumerate(norms) if norm > multiple * bin_start]
+    return sorted(above, key=lambda i: (-norms[i], i))[:at_most], median

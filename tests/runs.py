@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -131,3 +132,15 @@ def places_of(job: Job) -> list[int]:
     """The place of each of the job's layers among all layers, as the oracle counts them."""
     names = [layer.name for layer in trace(job.packed).layers]
     return [names.index(layer.name) for layer in job.layers]
+
+
+def all_maxima(url: Path) -> dict[str, np.ndarray]:
+    """Layer → maxima, "image unit", by the untraced module."""
+    job, _ = pipeline.reopen(str(url))
+    model, images = model_of(job), images_of(job)
+    found: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in job.layers}
+    for _, pixels in images:
+        layers = reference.layers(model, pixels[None])
+        for layer, place in zip(job.layers, places_of(job), strict=True):
+            found[layer.name].append(layers[place].ranking[0].flatten(1).amax(1))
+    return {name: torch.stack(rows).double().numpy() for name, rows in found.items()}

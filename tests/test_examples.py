@@ -6,18 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import deconvoy
 from deconvoy import queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.schema import histogram_edges
-from tests import reference
 from tests.runs import (
+    all_maxima,
     assert_same_results,
-    images_of,
-    model_of,
-    places_of,
     run_inline,
     run_on_ray,
     small_spec,
@@ -90,18 +86,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("examples") / "run"
     run_inline(small_spec(analyses=[TOP]), url)
     return url
-
-
-def all_maxima(url: Path) -> dict[str, np.ndarray]:
-    """Layer → maxima, "image unit", by the untraced module."""
-    job, _ = pipeline.reopen(str(url))
-    model, images = model_of(job), images_of(job)
-    found: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in job.layers}
-    for _, pixels in images:
-        layers = reference.layers(model, pixels[None])
-        for layer, place in zip(job.layers, places_of(job), strict=True):
-            found[layer.name].append(layers[place].ranking[0].flatten(1).amax(1))
-    return {name: torch.stack(rows).double().numpy() for name, rows in found.items()}
 
 
 def test_examples_are_those_of_all_maxima(finished: Path) -> None:

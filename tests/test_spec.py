@@ -34,7 +34,14 @@ EVERYTHING: dict[str, Any] = {
     },
     "layers": ["features.*", "logits"],
     "analyses": [
-        {"kind": "top", "k": 5, "bottom": 1, "per_class": 2, "bands": {"count": 3, "examples": 4}},
+        {
+            "kind": "top",
+            "k": 5,
+            "bottom": 1,
+            "per_class": 2,
+            "bands": {"count": 3, "examples": 4},
+            "outliers": {"multiple": 2.5, "at_most": 7},
+        },
         {"kind": "projection", "layers": ["features.3"], "units": {"sample": 0.25}},
     ],
     "storage": {"max_side": 64, "projection": "float16"},

@@ -39,10 +39,11 @@ from workers.leases import (
     ScanLease,
     ScanResult,
 )
+from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.scan import Prediction, ShardScan, combined
 from workers.steps import Step
-from workers.topk import Partial
+from workers.topk import Partial, UnitIndex
 from workers.writer import projection_dtype, write_pictures
 
 CACHE_BYTES = 512 * 2**20
@@ -87,6 +88,12 @@ class _Lane:
     scan: ShardScan
     examples: dict[str, ExampleScan]
     """By ranking."""
+    norms: NormScan | None
+    """Where outliers are left out."""
+
+    def observers(self) -> "list[ExampleScan | NormScan]":
+        """Those that look at the maxima of all units."""
+        return [*self.examples.values(), *([self.norms] if self.norms else [])]
 
     def entries(self) -> dict[str, Entries]:
         return {name: example.entries() for name, example in self.examples.items()}
@@ -134,6 +141,7 @@ class Actor:
         self._stopping = threading.Event()
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
+        self._kept = assignment.k + assignment.spare
         self._rectified = np.repeat(
             [layer.rectified for layer in self._layers], [layer.units for layer in self._layers]
         )
@@ -195,7 +203,7 @@ class Actor:
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
-        hits, sums = combined([lane.scan for lane in lanes], self._job.k)
+        hits, sums = combined([lane.scan for lane in lanes], self._kept)
         examples = folded([lane.entries() for lane in lanes], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
@@ -211,15 +219,31 @@ class Actor:
             correct=sum(row["label"] == row["predicted"] for row in judged),
             labelled=len(judged),
             examples=examples,
+            norms=self._norms(lanes, contents),
         )
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
 
+    def _norms(self, lanes: Sequence["_Lane"], contents: Mapping[int, int]) -> Norms:
+        norms = Norms.none(len(self._layers) if self._job.spare else 0)
+        for lane in lanes:
+            if lane.norms is not None:
+                norms = norms.plus(lane.norms.norms, self._job.spare)
+        if not self._job.distinct:
+            return norms
+        content = _looked_up(contents, norms.largest.image)
+        return replace(norms, largest=replace(norms.largest, content=content))
+
     def _lane(self, floor: Tensor) -> "_Lane":
-        scan = ShardScan(self._network, self._layers, self._job.k, floor)
+        scan = ShardScan(self._network, self._layers, self._kept, floor)
         units = sum(layer.units for layer in self._layers)
         outputs = self._network.layers[-1].units
         examples = {r.name: ExampleScan(r, units, r.groups(outputs)) for r in self._job.rankings}
-        return _Lane(scan, examples)
+        norms = None
+        if self._job.spare:
+            index = UnitIndex.of([layer.units for layer in self._layers])
+            slices = [index.units_of(number) for number in range(len(self._layers))]
+            norms = NormScan(slices, self._job.spare)
+        return _Lane(scan, examples, norms)
 
     def _batches(self, lease: ScanLease, contents: dict[int, int]) -> Iterator[Batch]:
         """Batches in reading order; fills ``contents``, image id → hash of its pixels."""
@@ -263,7 +287,7 @@ class Actor:
         images = normalise(pixels.to(device), self._job.transform)
         taken = valid & self._wrong(images, batch.refs) if self._job.only_wrong else valid
         scores = None
-        if lane.examples:
+        if lane.observers():
             scores = np.zeros((size, sum(layer.units for layer in self._layers)), np.float32)
         prediction = lane.scan.add(
             images,
@@ -277,8 +301,8 @@ class Actor:
             eligible = (taken & ~torch.tensor(batch.copies)).numpy()
             classes = self._classes(batch.refs, prediction)
             maxima = Maxima(ids.numpy(), eligible, classes, scores, self._rectified)
-            for example in lane.examples.values():
-                example.add(maxima)
+            for observer in lane.observers():
+                observer.add(maxima)
         return [
             _image_row(ref, picture, prediction, row, bool(taken[row]))
             for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True))

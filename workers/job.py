@@ -26,7 +26,8 @@ from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
-from workers.topk import UnitIndex
+from workers.outliers import LeftOut
+from workers.topk import Fold, UnitIndex
 from workers.weights import first_line
 from workers.writer import units_per_item
 
@@ -70,6 +71,25 @@ class Job:
     @property
     def rankings(self) -> tuple[Ranking, ...]:
         return rankings_of(self.spec.top, self.spec.seed)
+
+    @property
+    def spare(self) -> int:
+        """Hits the scan keeps besides k: images of a layer that may be left out as outliers."""
+        return self.spec.top.outliers.at_most if self.spec.top.outliers else 0
+
+    def empty_fold(self) -> Fold:
+        layers = len(self.layers) if self.spare else 0
+        return Fold(self.index.total, self.k + self.spare, self.rankings, layers, self.spare)
+
+    def outliers(self, fold: Fold) -> tuple[LeftOut, ...]:
+        """Of every layer; none where the spec leaves no outliers out."""
+        asked = self.spec.top.outliers
+        return tuple(fold.norms.outliers(asked.multiple)) if asked else ()
+
+    def without_outliers(self, fold: Fold) -> Fold:
+        """The hits that are written."""
+        outliers = self.outliers(fold)
+        return fold.without(outliers, self.index, self.k) if outliers else fold
 
     def example_entries(self) -> int:
         """At most so many entries of all rankings together."""
@@ -128,6 +148,7 @@ class Job:
             distinct=self.spec.data.distinct,
             only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
             rankings=self.rankings,
+            spare=self.spare,
             labelled=self.listing.labelled,
             cuda=self.spec.compute.gpus_per_worker != 0,
         )

@@ -25,6 +25,7 @@ class Assignment:
     layers: tuple[str, ...]
     """Of the scan, in execution order."""
     k: int
+    """Hits of every unit."""
     batch_size: int
     shard_size: int
     storage: StorageSpec
@@ -37,6 +38,8 @@ class Assignment:
     """Leave out images that are predicted to be what they are labelled."""
     rankings: tuple[Ranking, ...] = ()
     """What is kept besides the strongest hits."""
+    spare: int = 0
+    """Hits the scan keeps besides: images of a layer that may be left out as outliers."""
     labelled: bool = True
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True

@@ -48,7 +48,7 @@ from workers.models import PackedModel
 from workers.reuse import take_over, unchanged
 from workers.shards import CommittedShards
 from workers.topk import Fold
-from workers.writer import create_layer, create_pictures, write_examples, write_hits
+from workers.writer import create_layer, create_pictures, write_examples, write_hits, write_outliers
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +183,9 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         try:
             executor.start(lambda threads: job.assignment(run.url, threads))
             shards = driver.scan()
-            summary = driver.merge(shards)
-            driver.project(shards.fold)
+            fold = job.without_outliers(shards.fold)
+            summary = driver.merge(shards, fold)
+            driver.project(fold)
         finally:
             executor.shutdown()
         run.sweep()  # what a worker that was killed had half written
@@ -258,14 +259,15 @@ class _Driver:
         self._stage("scan", list(items), lease_of, commit, done, total)
         return shards
 
-    def merge(self, shards: CommittedShards) -> dict[str, Any]:
+    def merge(self, shards: CommittedShards, fold: Fold) -> dict[str, Any]:
         """Write the tables of every layer, and what the scan has found in short."""
-        job, fold = self.job, shards.fold
+        job = self.job
         attributes = self.run.zarr("r+").attrs
         merged: Any = attributes.get("results")
         if merged is not None:  # written last: the tables are whole
             return dict(merged)
         labels = shards.labels_of(fold.image)
+        outliers = job.outliers(fold)
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
@@ -274,6 +276,8 @@ class _Driver:
             )
             tables = fold.score[units], fold.image[units], labels[units], fold.position[units]
             write_hits(self.run, layer, *tables, sums, fold.images)
+            if outliers:
+                write_outliers(self.run, layer, outliers[number], job.spare)
             for ranking in job.rankings:
                 entries = fold.examples[ranking.name]
                 inside = (entries.unit >= units.start) & (entries.unit < units.stop)
@@ -287,7 +291,7 @@ class _Driver:
             "skipped": fold.skipped,
             "labelled": fold.labelled,
             "top1": top1,
-            "dead_units": int((fold.image[:, 0] < 0).sum()),
+            "dead_units": int((shards.fold.image[:, 0] < 0).sum()),
             "units": job.index.total,
         }
         attributes.update({"results": summary})

@@ -383,7 +383,8 @@ class _Forecast:
         # A lease knows the hits of the shards before it: after s of them, 1 in s still enters.
         known = (max(1, part - self.crew.workers + 1) for part in range(compacted, job.shards))
         examples = self._example_marker_bytes()
-        markers = sum(sizes.marker_sums + examples + sizes.marker_hits / part for part in known)
+        hits = sizes.marker_hits * (job.k + job.spare) / job.k
+        markers = sum(sizes.marker_sums + examples + hits / part for part in known)
         prefix = sizes.prefix if compacted else 0
         log = 2 * LOG_BYTES * (job.shards + len(self.costs) + self.crew.workers)
         items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)

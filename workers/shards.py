@@ -17,7 +17,7 @@ from deconvoy.schema import MISSING_LABEL, image_part_path
 from deconvoy.store import RunStore
 from workers.job import Job
 from workers.leases import ScanResult
-from workers.topk import Fold, Partial
+from workers.topk import Partial
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class CommittedShards:
 
     def __init__(self, job: Job, run: RunStore) -> None:
         self.job, self.run = job, run
-        self.fold = Fold(job.index.total, job.k, job.rankings)
+        self.fold = job.empty_fold()
         self.folded = 0
         """Shards folded so far: all before this one."""
         self._waiting: set[int] = set()

@@ -7,7 +7,7 @@ any order and twice without harm; sums are float64 and are added in shard order.
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
 from workers.examples import Entries, Ranking, folded
+from workers.outliers import NORM_BINS, LeftOut, Norms
 
 BINS = len(histogram_edges()) - 1
 
@@ -34,6 +35,10 @@ class UnitIndex:
     @property
     def total(self) -> int:
         return self.offsets[-1]
+
+    @property
+    def layers(self) -> int:
+        return len(self.offsets) - 1
 
     def units_of(self, layer: int) -> slice:
         return slice(self.offsets[layer], self.offsets[layer + 1])
@@ -133,10 +138,14 @@ class Partial:
     labelled: int
     examples: Mapping[str, Entries] = field(default_factory=dict)
     """By ranking."""
+    norms: Norms = field(default_factory=Norms.none)
+    """Where outliers are left out; else of no layer."""
 
     def to_bytes(self) -> bytes:
         """A .npz archive; its members carry checksums."""
         unit, bin_ = np.nonzero(self.sums.histogram)
+        layer, norm_bin = np.nonzero(self.norms.histogram)
+        columns = {**self.examples, "norm": self.norms.largest}
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -152,9 +161,13 @@ class Partial:
             histogram_bin=bin_.astype(np.int16),
             histogram_count=self.sums.histogram[unit, bin_],
             counts=np.array([self.images, self.skipped, self.correct, self.labelled]),
+            norm_layers=np.array(len(self.norms.histogram)),
+            norm_layer=layer.astype(np.int32),
+            norm_bin=norm_bin.astype(np.int16),
+            norm_count=self.norms.histogram[layer, norm_bin],
             **{
                 f"{name}:{column.name}": getattr(entries, column.name)
-                for name, entries in self.examples.items()
+                for name, entries in columns.items()
                 for column in dataclasses.fields(Entries)
             },
         )
@@ -178,7 +191,8 @@ class Partial:
             sums = UnitSums(fields["maxima"], fields["active"], histogram)
             images, skipped, correct, labelled = fields["counts"].tolist()
             examples = _examples_in(fields)
-            return Partial(hits, sums, images, skipped, correct, labelled, examples)
+            norms = _norms_in(fields, examples.pop("norm"))
+            return Partial(hits, sums, images, skipped, correct, labelled, examples, norms)
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
             raise RunUnreadable(
                 f"The ledger file {name!r} is broken ({error}): delete it and "
@@ -192,11 +206,27 @@ def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
     return {name: Entries(*(fields[f"{name}:{column}"] for column in columns)) for name in names}
 
 
+def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries) -> Norms:
+    histogram = np.zeros((int(fields["norm_layers"]), NORM_BINS), np.int64)
+    histogram[fields["norm_layer"], fields["norm_bin"]] = fields["norm_count"]
+    return Norms(histogram, largest)
+
+
 class Fold:
     """All partial results so far, folded; memory does not grow with the number of images."""
 
-    def __init__(self, units: int, k: int, rankings: Sequence[Ranking] = ()) -> None:
+    def __init__(
+        self, units: int, k: int, rankings: Sequence[Ranking] = (), layers: int = 0, spare: int = 0
+    ) -> None:
+        """
+        Args:
+            k: hits kept of every unit.
+            layers: those whose norms are folded; 0 where no outliers are looked for.
+            spare: images of each layer whose norms are kept.
+        """
         self.k = k
+        self.spare = spare
+        self.norms = Norms.none(layers)
         self.rankings = tuple(rankings)
         self.examples: dict[str, Entries] = {r.name: Entries.none() for r in rankings}
         self.score: Float32[np.ndarray, "unit rank"] = np.full((units, k), MISSING_SCORE, "f4")
@@ -215,6 +245,8 @@ class Fold:
         """Fold one more partial result in.  Sums depend on the order of calls: shard order."""
         self._add_hits(partial.hits)
         self.examples = folded([self.examples, partial.examples], self.rankings)
+        if self.spare:
+            self.norms = self.norms.plus(partial.norms, self.spare)
         self.sums.maxima.__iadd__(partial.sums.maxima)
         self.sums.active.__iadd__(partial.sums.active)
         self.sums.histogram.__iadd__(partial.sums.histogram)
@@ -249,4 +281,19 @@ class Fold:
         """Everything folded so far, as one partial result."""
         hits = self._hits_of(np.arange(len(self.score)))
         counts = self.images, self.skipped, self.correct, self.labelled
-        return Partial(hits, self.sums, *counts, self.examples)
+        return Partial(hits, self.sums, *counts, self.examples, self.norms)
+
+    def without(self, outliers: Iterable[LeftOut], index: UnitIndex, k: int) -> "Fold":
+        """The k strongest hits of each unit among images that its layer does not leave out."""
+        hits = self._hits_of(np.arange(len(self.score)))
+        out = np.zeros(len(hits), dtype=bool)
+        for number, left_out in enumerate(outliers):
+            units = index.units_of(number)
+            inside = (hits.unit >= units.start) & (hits.unit < units.stop)
+            out |= inside & np.isin(hits.image, left_out.image)
+        fold = Fold(len(self.score), k, self.rankings)
+        fold._add_hits(hits.take(~out))
+        fold.sums, fold.examples, fold.norms = self.sums, self.examples, self.norms
+        fold.images, fold.skipped = self.images, self.skipped
+        fold.correct, fold.labelled = self.correct, self.labelled
+        return fold

@@ -24,7 +24,7 @@ from deconvoy.run import Run
 from deconvoy.schema import LAYER_ARRAYS, MISSING_LABEL, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
 from workers.checksums import Chunks, Fault
-from workers.topk import Fold, Partial
+from workers.topk import Fold, Partial, UnitIndex
 
 PICTURES = ("patch", "projection", "scale", "projected")
 """Arrays that the projection's work items fill."""
@@ -167,9 +167,7 @@ class _Scan:
         layers: Sequence[str] = self.attributes["layers"]
         groups = [self.run.zarr()[layer_path(layer)].attrs for layer in layers]
         units = [int(str(attributes["units"])) for attributes in groups]
-        fold = Fold(sum(units), int(self._k))
-        for partial in self.partials:
-            fold.add(partial)
+        fold = self._fold(UnitIndex.of(units))
         read = max(fold.images, 1)
         label = self._labels(fold.image)
         for layer, start, count in zip(layers, itertools.accumulate([0, *units]), units,
@@ -187,10 +185,17 @@ class _Scan:
             for name, values in promised.items():
                 yield from self._compare(layer, name, values)
 
-    @property
-    def _k(self) -> int:
+    def _fold(self, index: UnitIndex) -> Fold:
+        """The fold of all markers, without outliers where the run leaves some out."""
         (top,) = (a for a in self.attributes["spec"]["analyses"] if a["kind"] == "top")
-        return int(top["k"])
+        k, asked = int(top["k"]), top.get("outliers")
+        spare = int(asked["at_most"]) if asked else 0
+        fold = Fold(index.total, k + spare, layers=index.layers if asked else 0, spare=spare)
+        for partial in self.partials:
+            fold.add(partial)
+        if not asked:
+            return fold
+        return fold.without(fold.norms.outliers(float(asked["multiple"])), index, k)
 
     def _labels(self, ids: np.ndarray) -> np.ndarray:
         """Labels of hits from the images table, whose row number is the image's id."""

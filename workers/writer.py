@@ -16,6 +16,7 @@ from zarr.codecs import ZstdCodec
 from deconvoy.schema import (
     EXAMPLE_ARRAYS,
     LAYER_ARRAYS,
+    OUTLIER_ARRAYS,
     ArrayField,
     histogram_edges,
     layer_path,
@@ -24,6 +25,7 @@ from deconvoy.spec import StorageSpec, TopSpec
 from deconvoy.store import RunStore
 from workers.examples import Entries, Ranking, bands_of_bins, lowest
 from workers.graph import Layer
+from workers.outliers import LeftOut
 from workers.pictures import stored_size
 from workers.topk import BINS, UnitSums
 
@@ -191,6 +193,17 @@ def write_examples(
             values[place] = kept.score if field.name.endswith("score") else kept.image
             _create(group, field, shape, shape, None, {})
             _array(run.zarr("r+"), layer.name, field.name)[...] = values
+
+
+def write_outliers(run: RunStore, layer: Layer, outliers: LeftOut, at_most: int) -> None:
+    """Write which images a layer's hits leave out."""
+    group = run.zarr("r+")[layer_path(layer.name)]
+    assert isinstance(group, zarr.Group)
+    for field, values in zip(OUTLIER_ARRAYS, (outliers.image, outliers.norm), strict=True):
+        _create(group, field, (at_most,), (at_most,), None, {})
+        _array(run.zarr("r+"), layer.name, field.name)[: len(values)] = values
+    limit = outliers.limit if np.isfinite(outliers.limit) else None
+    group.attrs.update({"outlier_limit": limit})
 
 
 def write_pictures(
