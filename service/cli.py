@@ -1,7 +1,7 @@
 """The command line.  It parses, asks the launcher or a run, and prints; it computes nothing.
 
 Errors are one sentence on standard error.  Exit codes: 0 done, 1 the job failed, 2 the request was
-wrong, 130 stopped by Ctrl-C.
+wrong, 130 stopped by Ctrl-C, 141 nobody reads the output any more (as before `| head`).
 """
 
 import contextlib
@@ -19,6 +19,9 @@ from deconvoy.errors import DeconvoyError, RequestError
 from service import collisions, launcher, progress, reading, tables
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
+
+READER_GONE = 141
+"""As shells tell it: 128 and the number of SIGPIPE."""
 
 app = typer.Typer(
     name="deconvoy",
@@ -329,8 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         typer.main.get_command(app)(args=given, prog_name="deconvoy")
     except SystemExit as end:
-        # Ours have codes of their own; of Typer's, 1 only means Ctrl-C.
-        sys.exit(130 if end.code == 1 else end.code)
+        # Ours have codes of their own; Typer's 1 means that the reader of a pipe went away.
+        sys.exit(READER_GONE if end.code == 1 else end.code)
     except DeconvoyError as error:
         if "--debug" in given:
             raise

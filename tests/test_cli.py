@@ -267,6 +267,16 @@ def test_a_signal_stops_a_job_cleanly_and_resume_goes_on(
     assert deconvoy.open(url).status == "stopped"
 
 
+def test_output_that_nobody_reads_any_more_ends_quietly(finished: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "query", str(finished), "purity"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()  # as head does
+        told = running.stderr.read()
+    assert running.returncode == 141
+    assert told == b""
+
+
 def test_a_file_named_like_one_of_our_packages_is_told(spec: Path, tmp_path: Path) -> None:
     (tmp_path / "workers.py").write_text("mine = True\n")
     code = "import sys; sys.path.insert(0, '.'); from service.cli import main; main()"
