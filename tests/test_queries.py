@@ -151,7 +151,8 @@ def _images(own: list[Row]) -> set[int]:
 
 def test_the_registry_holds_the_queries_with_their_arguments() -> None:
     assert list(queries.QUERIES) == [
-        *("purity", "dead", "images-most-hit", "selective", "nearest", "image"),
+        *("purity", "examples", "outliers", "dead", "images-most-hit", "selective"),
+        *("nearest", "image"),
     ]
     nearest = queries.QUERIES["nearest"]
     told = [(a.name, a.type, a.required, a.default) for a in nearest.arguments]
@@ -188,7 +189,7 @@ def test_asking_by_name_turns_text_into_arguments(
     ("name", "given", "named", "says"),
     [
         ("puriti", [], {}, "no query 'puriti'; nearest: purity"),
-        ("zzz", [], {}, "there are: purity, dead"),
+        ("zzz", [], {}, "there are: purity, examples, outliers, dead"),
         ("purity", [], {"layers": "relu2"}, "no argument 'layers'; nearest: layer"),
         ("dead", ["relu2", "3"], {}, r"at most 1 arguments \(dead \[LAYER\]\), not 2"),
         ("nearest", ["relu2"], {}, "needs 'unit'"),

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deconvoy.errors import ImageUnreadable
@@ -63,6 +63,9 @@ def decode(content: bytes, transform: Transform) -> Picture:
         return Picture(_fit(turned, transform), width, height)
     except ImageUnreadable:
         raise
+    except UnidentifiedImageError as error:  # its own sentence holds an address in memory
+        told = "it is empty" if not content else "it is of no known format, or cut off"
+        raise ImageUnreadable(f"not readable as an image: {told}") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
         raise ImageUnreadable(f"not readable as an image: {error}") from error
 
