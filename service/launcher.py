@@ -51,7 +51,7 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
         if address is not None:
             raise RequestError("--address is for the ray executor; the inline one runs here.")
         asked = None if compute.workers == "auto" else compute.workers
-        return InlineExecutor(asked, compute.threads)
+        return InlineExecutor(asked, compute.threads, compute.gpus_per_worker)
     collisions.refuse(collisions.in_folder(Path.cwd()))  # Ray's workers look there first
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:

@@ -124,6 +124,9 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "two workers inline": (lambda folder: run(folder, "--workers", "2"), 2, "has one worker"),
     "an address inline": (
         lambda folder: run(folder, "--address", "10.0.0.1:6379"), 2, "is for the ray executor"),
+    "more GPUs than there are": (
+        lambda folder: run(folder, "--set", "compute.gpus_per_worker=64"), 2,
+        "compute.gpus_per_worker is 64, but torch sees"),
     "layers of another model": (
         lambda folder: run(folder, layers=["features.0"]), 2, "no layer matches 'features.0'"),
 }  # fmt: skip

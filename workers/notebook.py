@@ -100,7 +100,9 @@ def analyse(
     )
     compute = job.spec.compute
     asked = None if compute.workers == "auto" else compute.workers
-    pipeline.execute(job, store, InlineExecutor(asked, compute.threads), observe)
+    pipeline.execute(
+        job, store, InlineExecutor(asked, compute.threads, compute.gpus_per_worker), observe
+    )
     return Run(out)
 
 

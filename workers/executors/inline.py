@@ -6,6 +6,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
+import torch
+
 from deconvoy.errors import JobFailed, RequestError
 from workers.actor import Actor, TorchSettings
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
@@ -16,11 +18,21 @@ from workers.machine import cores
 class InlineExecutor(Executor):
     """Runs leases on one thread beside the driver's, so that progress and Ctrl-C work as ever."""
 
-    def __init__(self, workers: int | None = None, threads: int | Literal["auto"] = "auto") -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        threads: int | Literal["auto"] = "auto",
+        gpus: float | Literal["auto"] = "auto",
+    ) -> None:
         if workers not in (None, 1):
             raise RequestError(
                 f"compute.workers is {workers}, but the inline executor has one worker: leave "
                 "workers out, or use the ray executor."
+            )
+        if gpus != "auto" and gpus > torch.cuda.device_count():
+            raise RequestError(
+                f"compute.gpus_per_worker is {gpus:g}, but torch sees {torch.cuda.device_count()} "
+                "GPUs here: leave it out, or lower it. `deconvoy doctor` says more of this machine."
             )
         self.workers = 1
         self._threads = cores() if threads == "auto" else threads
