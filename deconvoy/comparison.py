@@ -71,8 +71,8 @@ def _row(a: Run, b: Run, layer: str) -> dict[str, Any]:
         "units": units,
         "kept": len(before & after) / len(before) if before else None,
         "units_changed": len(changed),
-        "dead_before": units - len(alive_before),
-        "dead_after": units - len(alive_after),
+        "dead_before": len(a.dead_units(layer)),
+        "dead_after": len(b.dead_units(layer)),
         "score_change": float(means[both].mean()) if both else None,
     }
 

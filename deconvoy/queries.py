@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64, Shaped
+from jaxtyping import Shaped
 
 from deconvoy.asking import QUERIES, Query, ask, find, register, usage
 from deconvoy.comparison import diff, overall
@@ -86,8 +86,7 @@ def dead(run: Run, layer: Layer = None) -> pa.Table:
     """Units that no image activates."""
     tables = []
     for name in _layers(run, layer):
-        alive = np.unique(_column(run.table(name), "unit"))
-        units = np.setdiff1d(np.arange(_units(run, name)), alive).astype(np.int32)
+        units = np.array(run.dead_units(name), np.int32)
         tables.append(pa.table({"layer": _repeated(name, len(units)), "unit": units}))
     return pa.concat_tables(tables)
 
@@ -103,7 +102,7 @@ def images_most_hit(run: Run, layer: Layer = None, limit: Limit = LIMIT) -> pa.T
             units[image_id] = units.get(image_id, 0) + count
             layers[image_id] = layers.get(image_id, 0) + 1
     chosen = sorted(units, key=lambda image_id: (-units[image_id], image_id))[: limit or None]
-    images = _images_by_id(run, np.array(chosen, np.int64))
+    images = run.images_of(np.array(chosen, np.int64))
     return pa.table(
         {
             "image_id": pa.array(chosen, pa.int64()),
@@ -148,8 +147,8 @@ def nearest(
     own = set(run.unit(layer, unit).image.tolist()) - {-1}
     if not own:
         raise RequestError(
-            f"Unit {unit} of layer {layer!r} is dead, so it shares no image with any: choose "
-            "another; `deconvoy query URL dead` lists those."
+            f"Unit {unit} of layer {layer!r} has no hits, so it shares no image with any: choose "
+            "another; `deconvoy query URL dead` lists the dead ones."
         )
     tables = []
     for name in _layers(run, within):
@@ -256,12 +255,6 @@ def _class_index(run: Run, name: str) -> int:
         raise RequestError(f"The classes of {run.url!r} have no names, so {name!r} is none.")
     near = get_close_matches(name, run.classes, n=3, cutoff=0.3) or run.classes[:3]
     raise RequestError(f"The run {run.url!r} has no class {name!r}; nearest: {', '.join(near)}.")
-
-
-def _images_by_id(run: Run, ids: Int64[np.ndarray, " image"]) -> pa.Table:
-    """Their rows of the images table; ids increase in it."""
-    images = run.images()
-    return images.take(pa.array(np.searchsorted(_column(images, "id"), ids)))
 
 
 def _image_id(run: Run, image: int | str) -> int:

@@ -62,7 +62,8 @@ def _section(run: Run, number: int, layer: str, count: int) -> str:
     projected = [unit for unit in run.projected_units(layer) if unit in hit]
     shown = chosen(projected or sorted(hit), count)
     head = element("h2", text(layer))
-    told = f"{group.attrs['op']}, {total:,} units, {total - len(hit):,} dead; {len(shown):,} shown"
+    dead = len(run.dead_units(layer))
+    told = f"{group.attrs['op']}, {total:,} units, {dead:,} dead; {len(shown):,} shown"
     if projected:
         look = run.look(layer)
         told += ", zoomed to what carries signal and smoothed" if look["zoom"] else ""

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
-from jaxtyping import Float32, Int32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
 
-from deconvoy.errors import MissingExtra, RunNotFound, RunUnreadable
+from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
-from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
+from deconvoy.schema import EXAMPLE_KINDS, FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 
@@ -52,6 +52,11 @@ class Unit:
     @property
     def dead(self) -> bool:
         """No image activates it."""
+        return self.empty and not self._run.density(self.layer)[self.index]
+
+    @property
+    def empty(self) -> bool:
+        """It has no hits: it is dead, or all images that activate it are left out as outliers."""
         return bool((self.image < 0).all())
 
     @cached_property
@@ -206,7 +211,7 @@ class Run:
                     "field_stride": field["stride"],
                     "field_offset": field["offset"],
                     "whole_image": field["whole_image"],
-                    "dead_units": int((_read(group, "image", np.s_[:, 0]) < 0).sum()),
+                    "dead_units": len(self.dead_units(name)),
                     "projected_units": len(self.projected_units(name)),
                 }
             )
@@ -225,15 +230,13 @@ class Run:
         image = tables["image"][unit, rank]
         label = _read(group, "label")[unit, rank]
         position, box = tables["position"][unit, rank], tables["box"][unit, rank]
-        images = self.images()
-        row = np.searchsorted(images.column("id").to_numpy(), image)
         columns = {
             "layer": pa.array([layer] * len(unit), pa.string()),
             "unit": unit.astype(np.int32),
             "rank": rank.astype(np.int32),
             "score": tables["score"][unit, rank],
             "image_id": image,
-            "uri": images.column("uri").take(pa.array(row)),
+            "uri": self.images_of(image).column("uri"),
             "label": pa.array(label, mask=label == MISSING_LABEL),
             "y": position[:, 0],
             "x": position[:, 1],
@@ -247,6 +250,11 @@ class Run:
     def images(self) -> pa.Table:
         """All images: id, uri, label, width, height, predicted, probability, skipped."""
         return self._images
+
+    def images_of(self, ids: Int64[np.ndarray, " image"]) -> pa.Table:
+        """Rows of the images table, one an id, in the order given; ids need not be dense."""
+        images = self.images()
+        return images.take(pa.array(np.searchsorted(images.column("id").to_numpy(), ids)))
 
     @cached_property
     def _images(self) -> pa.Table:
@@ -264,6 +272,16 @@ class Run:
                 f"{path!r} of {self.url!r} is broken ({error}): copy it again from where it is "
                 "whole, or make the run anew."
             ) from error
+
+    def density(self, layer: str) -> Float64[np.ndarray, " unit"]:
+        """Share of the images that activate each unit."""
+        return np.asarray(_read(self.layer_group(layer), "density"))
+
+    def dead_units(self, layer: str) -> list[int]:
+        """Units that no image activates."""
+        empty = _read(self.layer_group(layer), "image", np.s_[:, 0]) < 0
+        units: list[int] = np.flatnonzero(empty & (self.density(layer) == 0)).tolist()
+        return units
 
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
@@ -286,21 +304,25 @@ class Run:
                 quantile band of the unit's image maxima, 0 the weakest).
 
         Raises:
+            RequestError: there is no such kind.
             RunNotFound: the top analysis did not ask for them.
         """
+        if kind not in EXAMPLE_KINDS:
+            raise RequestError(
+                f"There are no examples of kind {kind!r}: give one of {', '.join(EXAMPLE_KINDS)}."
+            )
         group = self.layer_group(layer)
         if f"{kind}_image" not in group:
             raise RunNotFound(
                 f"Layer {layer!r} of {self.url!r} has no examples of kind {kind!r}: ask for them "
-                "with bottom, per_class or bands of the top analysis."
+                f"with {EXAMPLE_KINDS[kind]} of the top analysis."
             )
         image, score = (_read(group, f"{kind}_{name}") for name in ("image", "score"))
         if image.ndim == 2:
             image, score = image[:, None], score[:, None]
         unit, number, rank = (image >= 0).nonzero()
         found = image[unit, number, rank]
-        images = self.images()
-        row = pa.array(np.searchsorted(images.column("id").to_numpy(), found))
+        images = self.images_of(found)
         return pa.table(
             {
                 "layer": pa.array([layer] * len(unit), pa.string()),
@@ -309,8 +331,8 @@ class Run:
                 "rank": rank.astype(np.int32),
                 "score": score[unit, number, rank],
                 "image_id": found,
-                "uri": images.column("uri").take(row),
-                "label": images.column(self.class_column).take(row),
+                "uri": images.column("uri"),
+                "label": images.column(self.class_column),
             }
         )
 
@@ -333,8 +355,7 @@ class Run:
         image, norm = _read(group, "outlier_image"), _read(group, "outlier_norm")
         found = image >= 0
         limit: Any = group.attrs["outlier_limit"]
-        images = self.images()
-        row = pa.array(np.searchsorted(images.column("id").to_numpy(), image[found]))
+        images = self.images_of(image[found])
         count = int(found.sum())
         return pa.table(
             {
@@ -343,8 +364,8 @@ class Run:
                 "norm": norm[found],
                 "median": pa.array([limit and limit / asked.multiple] * count, pa.float64()),
                 "image_id": image[found],
-                "uri": images.column("uri").take(row),
-                "label": images.column(self.class_column).take(row),
+                "uri": images.column("uri"),
+                "label": images.column(self.class_column),
             }
         )
 

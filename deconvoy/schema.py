@@ -6,7 +6,7 @@ channels, so that every reader shows it).
 ``make docs`` writes the table as a page.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -143,6 +143,9 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
     ),
 )
 
+EXAMPLE_KINDS: Mapping[str, str] = {"bottom": "bottom", "class": "per_class", "band": "bands"}
+"""Kinds of examples, and the field of the top analysis that asks for each."""
+
 EXAMPLE_ARRAYS: tuple[ArrayField, ...] = tuple(
     field
     for name, dims, told in (
@@ -256,8 +259,7 @@ def _lines() -> Iterator[str]:
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
     for field in EXAMPLE_ARRAYS:
         dims = ", ".join(field.dims)
-        when = {"bottom": "bottom", "class": "per_class", "band": "bands"}[field.name.split("_")[0]]
-        told = f"{field.meaning} (only with `{when}`)"
+        told = f"{field.meaning} (only with `{EXAMPLE_KINDS[field.name.split('_')[0]]}`)"
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
     for field in OUTLIER_ARRAYS:
         dims = ", ".join(field.dims)

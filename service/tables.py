@@ -50,11 +50,12 @@ def of_units(run: deconvoy.Run, layer: str, hits: Sequence[Row]) -> Table:
     by_unit: dict[int, list[Row]] = {}
     for hit in hits:
         by_unit.setdefault(hit["unit"], []).append(hit)
-    units = run.layer_group(layer).attrs["units"]
+    units, dead = run.layer_group(layer).attrs["units"], set(run.dead_units(layer))
     for unit in range(int(str(units))):
         own = by_unit.get(unit, [])
         if not own:
-            table.add_row(str(unit), "", "", "dead: no image activates it")
+            why = "dead: no image activates it" if unit in dead else "no hits: images left out"
+            table.add_row(str(unit), "", "", why)
             continue
         names = Counter(run.class_name(hit["label"]) for hit in own)
         told = ", ".join(f"{count}× {name}" for name, count in names.most_common() if name)

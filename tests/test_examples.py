@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import deconvoy
 from deconvoy import queries
@@ -160,8 +161,59 @@ def test_examples_do_not_depend_on_workers_threads_or_shards(
     run_on_ray(small_spec(analyses=[TOP]), tmp_path / "ray", workers=2)
     assert_same_results(finished, tmp_path / "ray")
     run_inline(small_spec(analyses=[TOP], compute={"shard_size": 12}), tmp_path / "cut")
-    run, cut = deconvoy.open(finished), deconvoy.open(tmp_path / "cut")
-    assert run.examples("relu2", "bottom").num_rows == cut.examples("relu2", "bottom").num_rows
+    for kind in ("bottom", "class", "band"):
+        assert rows_of(tmp_path / "cut", kind) == rows_of(finished, kind)
+
+
+def rows_of(url: Path, kind: str) -> list[tuple[Any, ...]]:
+    """What does not depend on where shards are cut: ids do, and what is drawn by them.  Of equal
+    images any may be the one that is kept."""
+    run = deconvoy.open(url)
+    drop = ["image_id", "uri", "label"] + (["score"] if kind == "band" else [])
+    return [
+        tuple(row.values())
+        for layer in run.layer_names
+        for row in run.examples(layer, kind).drop_columns(drop).to_pylist()
+    ]
+
+
+@pytest.mark.parametrize("where", [{}, {"wrong": True}])
+def test_equal_images_count_once_however_shards_are_cut(
+    tmp_path: Path, where: dict[str, Any]
+) -> None:
+    """Copies lie in other classes, so that one may be predicted rightly and the other not."""
+    folder = tmp_path / "images"
+    for number, place in enumerate(write_photographs(folder, 9)):
+        if number % 4:  # dull ones, so that the others are outliers
+            Image.open(place).point(lambda value: 96 + value // 4).save(place)
+        other = folder / ("b" if place.parent.name == "a" else "a")
+        shutil.copy(place, other / f"copy-{place.name}")
+    top = {**TOP, "k": 3, "outliers": {"multiple": 1.05, "at_most": 3}}
+    found = []
+    for size in (2, 8, 64):
+        spec = small_spec(
+            model={"name": "deconvoy/zfnet_small", "classes": ["a", "b", *"cdefghij"]},
+            data={"uri": str(folder), "distinct": True, "where": where},
+            layers=["relu2", "logits"],
+            analyses=[top],
+            compute={"shard_size": size, "batch_size": 4},
+        )
+        url = tmp_path / f"run{size}"
+        run_inline(spec, url)
+        run = deconvoy.open(url)
+        outliers = [run.outliers(layer).drop_columns(["image_id"]) for layer in run.layer_names]
+        kinds = [rows_of(url, kind) for kind in ("bottom", "class", "band")]
+        hits = run.table().drop_columns(["image_id"]).to_pylist()
+        assert hits and outliers[0].num_rows
+        for layer in run.layer_names:
+            for table in (run.examples(layer, "bottom"), run.examples(layer, "band")):
+                rows = table.to_pylist()
+                pictures = [(r["unit"], r["group"], Path(r["uri"]).name[-7:]) for r in rows]
+                assert len(set(pictures)) == len(pictures)
+            names = [Path(uri).name[-7:] for uri in run.outliers(layer)["uri"].to_pylist()]
+            assert len(set(names)) == len(names)
+        found.append((hits, kinds, [table.to_pylist() for table in outliers]))
+    assert found[0] == found[1] == found[2]
 
 
 def test_a_killed_scan_goes_on_to_the_same_examples(finished: Path, tmp_path: Path) -> None:
@@ -190,7 +242,7 @@ def test_without_labels_classes_are_the_predicted_ones(tmp_path: Path) -> None:
 
 def test_what_was_not_asked_for_is_told(tmp_path: Path) -> None:
     run_inline(small_spec(layers=["relu2"], analyses=[{"kind": "top"}]), tmp_path / "run")
-    with pytest.raises(RunNotFound, match="ask for them with bottom, per_class or bands"):
+    with pytest.raises(RunNotFound, match="ask for them with bottom of the top analysis"):
         deconvoy.open(tmp_path / "run").examples("relu2", "bottom")
 
 

@@ -37,6 +37,7 @@ def maxima_of(scores: np.ndarray, first: int = 0) -> Maxima:
     count, units = scores.shape
     return Maxima(
         np.arange(first, first + count),
+        np.arange(first, first + count),
         np.ones(count, dtype=bool),
         np.zeros(count, np.int64),
         scores.astype(np.float32),

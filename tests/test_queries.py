@@ -113,7 +113,7 @@ def test_nearest_units_share_most_images(run: deconvoy.Run, hits: Hits, within: 
 
 def test_a_dead_unit_is_near_to_none(run: deconvoy.Run) -> None:
     unit = queries.dead(run, "relu7")["unit"][0].as_py()
-    with pytest.raises(RequestError, match=f"Unit {unit} of layer 'relu7' is dead"):
+    with pytest.raises(RequestError, match=f"Unit {unit} of layer 'relu7' has no hits"):
         queries.nearest(run, "relu7", unit)
 
 
@@ -238,6 +238,8 @@ def test_diff_counts_what_was_kept_and_what_changed(place: Path, tmp_path: Path)
     other = next(i for i in range(40) if i not in before[0])
     image[0, 8] = other  # one hit is another image's
     image[1], score[1] = -1, -np.inf  # and one unit has died
+    density: Any = group["layers/relu2/density"]
+    density[1] = 0.0
     score[2:] = np.asarray(score[2:]) + 0.5
     a, b = deconvoy.open(place), deconvoy.open(tmp_path / "after")
     row = queries.diff(a, b).to_pylist()[0]

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
@@ -29,7 +29,7 @@ from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.deconvnet import project
-from workers.examples import Entries, ExampleScan, Maxima, folded
+from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
 from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
@@ -68,8 +68,10 @@ class Batch:
 
     refs: list[ImageRef]
     pictures: list[Picture | ImageUnreadable]
-    copies: list[bool]
-    """Whether one with the same pixels came before in the shard; one entry a row of the tensor."""
+    taken: list[bool]
+    """Whether each takes part: it is readable and, where only those do, predicted wrongly."""
+    copies: Sequence[bool] = ()
+    """Whether one that takes part and has the same pixels came before in the shard."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Actor:
 
         def lane_of_thread() -> _Lane:
             if not hasattr(own, "lane"):
-                own.lane = self._lane(floor)
+                own.lane = self._lane(floor, lease.example_floors)
                 lanes.append(own.lane)
             lane: _Lane = own.lane
             return lane
@@ -198,8 +200,11 @@ class Actor:
             return rows
 
         contents: dict[int, int] = {}
-        batches = self._batches(lease, contents)
-        rows = [row for batch in self._in_lanes(scan_batch, batches) for row in batch]
+        batches = self._batches(lease)
+        if self._job.only_wrong:
+            batches = self._in_lanes(self._wrong_ones, batches)
+        marked = self._with_copies(batches, contents)
+        rows = [row for batch in self._in_lanes(scan_batch, marked) for row in batch]
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
@@ -207,10 +212,6 @@ class Actor:
         examples = folded([lane.entries() for lane in lanes], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
-            examples = {
-                name: replace(entries, content=_looked_up(contents, entries.image))
-                for name, entries in examples.items()
-            }
         partial = Partial(
             hits=hits,
             sums=sums,
@@ -219,25 +220,23 @@ class Actor:
             correct=sum(row["label"] == row["predicted"] for row in judged),
             labelled=len(judged),
             examples=examples,
-            norms=self._norms(lanes, contents),
+            norms=self._norms(lanes),
         )
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
 
-    def _norms(self, lanes: Sequence["_Lane"], contents: Mapping[int, int]) -> Norms:
+    def _norms(self, lanes: Sequence["_Lane"]) -> Norms:
         norms = Norms.none(len(self._layers) if self._job.spare else 0)
         for lane in lanes:
             if lane.norms is not None:
                 norms = norms.plus(lane.norms.norms, self._job.spare)
-        if not self._job.distinct:
-            return norms
-        content = _looked_up(contents, norms.largest.image)
-        return replace(norms, largest=replace(norms.largest, content=content))
+        return norms
 
-    def _lane(self, floor: Tensor) -> "_Lane":
+    def _lane(self, floor: Tensor, example_floors: Mapping[str, Floor]) -> "_Lane":
         scan = ShardScan(self._network, self._layers, self._kept, floor)
-        units = sum(layer.units for layer in self._layers)
-        outputs = self._network.layers[-1].units
-        examples = {r.name: ExampleScan(r, units, r.groups(outputs)) for r in self._job.rankings}
+        examples = {
+            ranking.name: ExampleScan(ranking, example_floors.get(ranking.name, Floor.none()))
+            for ranking in self._job.rankings
+        }
         norms = None
         if self._job.spare:
             index = UnitIndex.of([layer.units for layer in self._layers])
@@ -245,21 +244,40 @@ class Actor:
             norms = NormScan(slices, self._job.spare)
         return _Lane(scan, examples, norms)
 
-    def _batches(self, lease: ScanLease, contents: dict[int, int]) -> Iterator[Batch]:
-        """Batches in reading order; fills ``contents``, image id → hash of its pixels."""
+    def _batches(self, lease: ScanLease) -> Iterator[Batch]:
+        """Batches in reading order."""
         size = self._job.batch_size
-        seen: set[int] = set()
         futures = read_ahead(self._pool, self._try_read, lease.images, ahead=2 * size)
         for refs in chunks(lease.images, size):
             pictures = [next(futures).result() for _ in refs]
-            copies = [False] * size
+            yield Batch(list(refs), pictures, [isinstance(p, Picture) for p in pictures])
+
+    def _wrong_ones(self, batch: Batch) -> Batch:
+        """With those alone taken that are labelled and predicted to be something else.  A pass of
+        its own: layers are scanned as they come, long before the prediction is known."""
+        images, _ = self._normalised(batch)
+        with torch.inference_mode():
+            outputs = self._network.forward(images, lambda layer, maps: None)
+        predicted = outputs.flatten(1).argmax(1).tolist()
+        taken = [
+            there and ref.label is not None and predicted[row] != ref.label
+            for row, (ref, there) in enumerate(zip(batch.refs, batch.taken, strict=True))
+        ]
+        return replace(batch, taken=taken)
+
+    def _with_copies(self, batches: Iterable[Batch], contents: dict[int, int]) -> Iterator[Batch]:
+        """With copies marked where equal images count once; in reading order, so that the first of
+        the shard stays.  Fills ``contents``, image id → hash of its pixels."""
+        seen: set[int] = set()
+        for batch in batches:
+            copies = [False] * len(batch.refs)
             if self._job.distinct:
-                for row, (ref, picture) in enumerate(zip(refs, pictures, strict=True)):
-                    if isinstance(picture, Picture):
+                for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True)):
+                    if isinstance(picture, Picture) and batch.taken[row]:
                         contents[ref.id] = content = picture.content
                         copies[row] = content in seen
                         seen.add(content)
-            yield Batch(list(refs), pictures, copies)
+            yield replace(batch, copies=copies)
 
     def _in_lanes(self, work: Callable[[S], T], batches: Iterable[S]) -> Iterator[T]:
         """Results in order, with one batch more under way than there are lanes."""
@@ -274,39 +292,54 @@ class Actor:
         except ImageUnreadable as error:
             return error
 
-    def _scan_batch(self, lane: "_Lane", batch: Batch) -> list[dict[str, Any]]:
+    def _normalised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The images of a batch, padded to its size, and their ids."""
         size, side = self._job.batch_size, self._job.transform.crop
         pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
-        valid = torch.zeros(size, dtype=torch.bool)
         ids = torch.full((size,), -1, dtype=torch.int64)
         for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True)):
             ids[row] = ref.id
             if isinstance(picture, Picture):
-                pixels[row], valid[row] = picture.pixels, True
-        device = self._device
-        images = normalise(pixels.to(device), self._job.transform)
-        taken = valid & self._wrong(images, batch.refs) if self._job.only_wrong else valid
+                pixels[row] = picture.pixels
+        return normalise(pixels.to(self._device), self._job.transform), ids
+
+    def _scan_batch(self, lane: "_Lane", batch: Batch) -> list[dict[str, Any]]:
+        images, ids = self._normalised(batch)
+        size = len(images)
+        taken, copies = (
+            torch.tensor([*flags, *[False] * (size - len(flags))])
+            for flags in (batch.taken, batch.copies)
+        )
         scores = None
         if lane.observers():
             scores = np.zeros((size, sum(layer.units for layer in self._layers)), np.float32)
         prediction = lane.scan.add(
             images,
-            ids.to(device),
-            taken.to(device),
+            ids.to(self._device),
+            taken.to(self._device),
             [ref.uri for ref in batch.refs],
-            torch.tensor(batch.copies).to(device),
+            copies.to(self._device),
             scores,
         )
         if scores is not None:
-            eligible = (taken & ~torch.tensor(batch.copies)).numpy()
-            classes = self._classes(batch.refs, prediction)
-            maxima = Maxima(ids.numpy(), eligible, classes, scores, self._rectified)
+            maxima = self._maxima(batch, ids, taken, prediction, scores)
             for observer in lane.observers():
                 observer.add(maxima)
         return [
-            _image_row(ref, picture, prediction, row, bool(taken[row]))
+            _image_row(ref, picture, prediction, row, batch.taken[row])
             for row, (ref, picture) in enumerate(zip(batch.refs, batch.pictures, strict=True))
         ]
+
+    def _maxima(
+        self, batch: Batch, ids: Tensor, taken: Tensor, prediction: Prediction, scores: np.ndarray
+    ) -> Maxima:
+        content = ids.numpy().copy()
+        if self._job.distinct:
+            for row, picture in enumerate(batch.pictures):
+                if isinstance(picture, Picture):
+                    content[row] = picture.content
+        classes = self._classes(batch.refs, prediction)
+        return Maxima(ids.numpy(), content, taken.numpy(), classes, scores, self._rectified)
 
     def _classes(
         self, refs: Sequence[ImageRef], prediction: Prediction
@@ -318,16 +351,6 @@ class Actor:
         for row, ref in enumerate(refs):
             classes[row] = -1 if ref.label is None else ref.label
         return classes
-
-    @torch.inference_mode()
-    def _wrong(self, images: Tensor, refs: Sequence[ImageRef]) -> Bool[Tensor, " image"]:
-        """Whether each image is labelled and predicted to be something else.  A pass of its own:
-        layers are scanned as they come, long before the prediction is known."""
-        predicted = self._network.forward(images, lambda layer, maps: None).flatten(1).argmax(1)
-        wrong = torch.zeros(len(images), dtype=torch.bool)
-        for row, ref in enumerate(refs):
-            wrong[row] = ref.label is not None and int(predicted[row]) != ref.label
-        return wrong
 
     # Projection -------------------------------------------------------------------------------
 

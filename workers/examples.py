@@ -15,7 +15,7 @@ from deconvoy.schema import histogram_edges
 from deconvoy.spec import TopSpec
 
 BUFFER = 400_000
-"""Candidates a scan gathers before it throws away those that cannot stay."""
+"""Candidates gathered before those that cannot stay are thrown away."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lowest(entries: Entries, k: int) -> tuple[Entries, Int64[np.ndarray, " entry
     repeated[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in place])
     entries = entries.take(~repeated)
     entries = entries.take(np.lexsort((entries.image, entries.key, entries.group, entries.unit)))
-    together = entries.unit.astype(np.int64) << 32 | entries.group
+    together = _place_of(entries)
     rank = np.arange(len(entries)) - np.searchsorted(together, together, side="left")
     kept = rank < k
     return entries.take(kept), rank[kept]
@@ -75,6 +75,7 @@ class Ranking:
     seed: int = 0
 
     def groups(self, classes: int) -> int:
+        """At most so many of a unit."""
         return {"bottom": 1, "class": classes, "band": len(histogram_edges()) - 1}[self.name]
 
     def candidates(self, batch: "Maxima") -> Entries:
@@ -93,11 +94,11 @@ class Ranking:
             case _:
                 edges = histogram_edges().astype(np.float32)
                 group = np.searchsorted(edges, score, side="right") - 1
-                key = uniform(self.seed, unit, batch.ids[image])
-        ids = batch.ids[image]
+                # By content, so that of equal images, all or one of which count, all draw alike.
+                key = uniform(self.seed, unit, batch.content[image])
         return Entries(
             unit.astype(np.int32), group.astype(np.int32), key,
-            score, ids, content=ids,
+            score, batch.ids[image], batch.content[image],
         )  # fmt: skip
 
 
@@ -112,7 +113,10 @@ class Maxima:
     """The maxima of all units over some images."""
 
     ids: Int64[np.ndarray, " image"]
+    content: Int64[np.ndarray, " image"]
+    """The id, or where equal images count once a hash of the pixels."""
     eligible: Bool[np.ndarray, " image"]
+    """Whether it takes part; copies do, and content tells them."""
     classes: Int64[np.ndarray, " image"]
     """True class, or the predicted one where the data has no labels; −1 where unknown."""
     scores: Float32[np.ndarray, "image unit"]
@@ -120,36 +124,118 @@ class Maxima:
     """In a rectified layer a zero is no hit."""
 
 
+@dataclass(frozen=True)
+class Floor:
+    """What an image must reach to enter a shortlist: the key of the last rank, where all ranks are
+    taken."""
+
+    place: Int64[np.ndarray, " place"]
+    """Unit and group in one number, sorted."""
+    key: Float64[np.ndarray, " place"]
+
+    @staticmethod
+    def none() -> "Floor":
+        return Floor(np.zeros(0, np.int64), np.zeros(0))
+
+    def reached(self, entries: Entries) -> Entries:
+        """Those that can enter: of equal keys the image decides."""
+        if not len(self.place):
+            return entries
+        place = _place_of(entries)
+        at = np.searchsorted(self.place, place).clip(0, len(self.place) - 1)
+        worst = np.where(self.place[at] == place, self.key[at], np.inf)
+        return entries.take(entries.key <= worst)
+
+
+class Shortlist:
+    """What one ranking keeps, as images come in; adding costs what is touched, not what is kept."""
+
+    def __init__(self, k: int, floor: Floor | None = None) -> None:
+        self._k = k
+        self._below = floor or Floor.none()
+        """Of a shortlist that this one will be added to."""
+        self._place = np.zeros(0, np.int64)
+        self._key = np.full((0, k), np.inf)
+        self._score = np.zeros((0, k), np.float32)
+        self._image = np.full((0, k), -1, np.int64)
+        self._content = np.zeros((0, k), np.int64)
+        self._waiting: list[Entries] = []
+
+    def add(self, entries: Entries) -> None:
+        self._waiting.append(self.floor.reached(self._below.reached(entries)))
+        if sum(map(len, self._waiting)) > BUFFER:
+            self._settle()
+
+    def entries(self) -> Entries:
+        self._settle()
+        row, rank = np.nonzero(self._image >= 0)
+        return self._entries_at(row, rank)
+
+    @property
+    def floor(self) -> Floor:
+        """Without what waits to be added, which can only make it lower."""
+        full = self._image[:, -1] >= 0
+        return Floor(self._place[full], self._key[full, -1])
+
+    def _settle(self) -> None:
+        new = self.floor.reached(Entries.joined(self._waiting))
+        self._waiting = []
+        if not len(new):
+            return
+        touched = np.unique(_place_of(new))
+        self._make_room(touched)
+        rows = np.searchsorted(self._place, touched)
+        row, rank = np.nonzero(self._image[rows] >= 0)
+        kept, rank = lowest(Entries.joined([self._entries_at(rows[row], rank), new]), self._k)
+        self._image[rows] = -1
+        row = np.searchsorted(self._place, _place_of(kept))
+        self._key[row, rank] = kept.key
+        self._score[row, rank] = kept.score
+        self._image[row, rank] = kept.image
+        self._content[row, rank] = kept.content
+
+    def _make_room(self, places: Int64[np.ndarray, " place"]) -> None:
+        missing = np.setdiff1d(places, self._place, assume_unique=True)
+        if not len(missing):
+            return
+        at = np.searchsorted(self._place, missing)
+        self._place = np.insert(self._place, at, missing)
+        self._key = np.insert(self._key, at, np.inf, axis=0)
+        self._score = np.insert(self._score, at, 0, axis=0)
+        self._image = np.insert(self._image, at, -1, axis=0)
+        self._content = np.insert(self._content, at, 0, axis=0)
+
+    def _entries_at(self, row: np.ndarray, rank: np.ndarray) -> Entries:
+        unit, group = self._place[row] >> 32, self._place[row] & 0xFFFFFFFF
+        return Entries(
+            unit.astype(np.int32), group.astype(np.int32), self._key[row, rank],
+            self._score[row, rank], self._image[row, rank], self._content[row, rank],
+        )  # fmt: skip
+
+
 class ExampleScan:
     """The running result of one lane of a shard, for one ranking."""
 
-    def __init__(self, ranking: Ranking, units: int, groups: int) -> None:
+    def __init__(self, ranking: Ranking, floor: Floor) -> None:
         self._ranking = ranking
-        self._worst = np.full((units, groups), np.inf)
-        """Key an image must stay below, or equal with a lower id: that of the last rank."""
-        self._kept: list[Entries] = []
+        self._shortlist = Shortlist(ranking.k, floor)
 
     def add(self, batch: Maxima) -> None:
-        found = self._ranking.candidates(batch)
-        self._kept.append(found.take(found.key <= self._worst[found.unit, found.group]))
-        if sum(map(len, self._kept)) > BUFFER:
-            self._compact()
-
-    def _compact(self) -> None:
-        kept, rank = lowest(Entries.joined(self._kept), self._ranking.k)
-        last = kept.take(rank == self._ranking.k - 1)
-        self._worst[last.unit, last.group] = last.key
-        self._kept = [kept]
+        self._shortlist.add(self._ranking.candidates(batch))
 
     def entries(self) -> Entries:
-        self._compact()
-        return self._kept[0]
+        return self._shortlist.entries()
+
+
+def _place_of(entries: Entries) -> Int64[np.ndarray, " entry"]:
+    place: Int64[np.ndarray, " entry"] = entries.unit.astype(np.int64) << 32 | entries.group
+    return place
 
 
 def folded(
     parts: Sequence[Mapping[str, Entries]], rankings: Sequence[Ranking]
 ) -> dict[str, Entries]:
-    """One result from several, of lanes or of shards."""
+    """One result from several, of the lanes of a shard."""
     return {
         ranking.name: lowest(
             Entries.joined([part[ranking.name] for part in parts if ranking.name in part]),
@@ -160,11 +246,13 @@ def folded(
 
 
 def uniform(
-    seed: int, unit: Int64[np.ndarray, " entry"], image: Int64[np.ndarray, " entry"]
+    seed: int, unit: Int64[np.ndarray, " entry"], content: Int64[np.ndarray, " entry"]
 ) -> Float64[np.ndarray, " entry"]:
     """A number in [0, 1) for each unit and image, the same wherever it is asked for: what is drawn
     does not depend on how the work was cut.  (splitmix64; Steele, Lea & Flood, OOPSLA 2014.)"""
-    mixed = _splitmix(image.astype(np.uint64) + _splitmix(unit.astype(np.uint64) + np.uint64(seed)))
+    mixed = _splitmix(
+        content.astype(np.uint64) + _splitmix(unit.astype(np.uint64) + np.uint64(seed))
+    )
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

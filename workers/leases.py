@@ -1,7 +1,7 @@
 """What the driver sends to a worker and what comes back: plain data that pickles."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from deconvoy.spec import StorageSpec, Transform
 from workers.datasets import ImageRef
-from workers.examples import Ranking
+from workers.examples import Floor, Ranking
 from workers.models import PackedModel
 from workers.sources import Source
 from workers.topk import Partial
@@ -53,6 +53,8 @@ class ScanLease:
     item: str
     images: Sequence[ImageRef]
     floor: Float32[np.ndarray, " unit"]
+    example_floors: Mapping[str, Floor] = field(default_factory=dict)
+    """By ranking."""
     attempt: int = 0
 
     def granted(self, attempt: int) -> "ScanLease":

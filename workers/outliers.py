@@ -50,7 +50,7 @@ class Norms:
             limit = float(multiple * median) if median > 0 else np.inf
             own = self.largest.take((self.largest.unit == layer) & (-self.largest.key > limit))
             order = np.lexsort((own.image, own.key))
-            yield LeftOut(limit, own.image[order], -own.key[order])
+            yield LeftOut(limit, own.image[order], own.content[order], -own.key[order])
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class LeftOut:
     limit: float
     """Norm above which an image is left out."""
     image: Int64[np.ndarray, " outlier"]
+    content: Int64[np.ndarray, " outlier"]
+    """As of hits: where equal images count once, all of them are left out."""
     norm: Float64[np.ndarray, " outlier"]
 
 
@@ -77,7 +79,7 @@ class NormScan:
 
     def add(self, batch: Maxima) -> None:
         scores = batch.scores[batch.eligible].astype(np.float64)
-        ids = batch.ids[batch.eligible]
+        ids, content = batch.ids[batch.eligible], batch.content[batch.eligible]
         # Row by row: a norm must not depend on which images share the batch.
         norm = np.array(
             [[np.sqrt(np.square(row[units]).sum()) for units in self.layers] for row in scores]
@@ -85,9 +87,9 @@ class NormScan:
         histogram = np.zeros((len(self.layers), NORM_BINS), np.int64)
         layer = np.broadcast_to(np.arange(len(self.layers)), norm.shape)
         np.add.at(histogram, (layer, np.searchsorted(NORM_EDGES, norm, side="right")), 1)
-        image = np.repeat(ids, len(self.layers))
+        image, content = (np.repeat(column, len(self.layers)) for column in (ids, content))
         found = Entries(
             layer.ravel().astype(np.int32), np.zeros(norm.size, np.int32), -norm.ravel(),
-            norm.ravel().astype(np.float32), image, content=image,
+            norm.ravel().astype(np.float32), image, content,
         )  # fmt: skip
         self.norms = self.norms.plus(Norms(histogram, found), self.at_most)

@@ -248,7 +248,12 @@ class _Driver:
         items = {f"scan/part-{part:06d}": part for part in shards.left()}
 
         def lease_of(item: str) -> Lease:
-            return ScanLease(item, self.job.refs(items[item]), shards.fold.floor)
+            return ScanLease(
+                item,
+                self.job.refs(items[item]),
+                shards.fold.floor,
+                shards.fold.example_floors,
+            )
 
         def commit(item: str, result: Any) -> int:
             shards.commit(items[item], result)
@@ -267,7 +272,7 @@ class _Driver:
         if merged is not None:  # written last: the tables are whole
             return dict(merged)
         labels = shards.labels_of(fold.image)
-        outliers = job.outliers(fold)
+        outliers, examples = job.outliers(fold), fold.examples
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
@@ -279,7 +284,7 @@ class _Driver:
             if outliers:
                 write_outliers(self.run, layer, outliers[number], job.spare)
             for ranking in job.rankings:
-                entries = fold.examples[ranking.name]
+                entries = examples[ranking.name]
                 inside = (entries.unit >= units.start) & (entries.unit < units.stop)
                 own = replace(entries.take(inside), unit=entries.unit[inside] - units.start)
                 write_examples(

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
-from workers.examples import Entries, Ranking, folded
+from workers.examples import Entries, Floor, Ranking, Shortlist
 from workers.outliers import NORM_BINS, LeftOut, Norms
 
 BINS = len(histogram_edges()) - 1
@@ -228,7 +228,7 @@ class Fold:
         self.spare = spare
         self.norms = Norms.none(layers)
         self.rankings = tuple(rankings)
-        self.examples: dict[str, Entries] = {r.name: Entries.none() for r in rankings}
+        self._shortlists = {ranking.name: Shortlist(ranking.k) for ranking in rankings}
         self.score: Float32[np.ndarray, "unit rank"] = np.full((units, k), MISSING_SCORE, "f4")
         self.image: Int64[np.ndarray, "unit rank"] = np.full((units, k), MISSING_IMAGE, "i8")
         self.position: Int32[np.ndarray, "unit rank yx"] = np.full((units, k, 2), -1, "i4")
@@ -241,10 +241,22 @@ class Fold:
         """Score of every unit's last rank: what a new hit must reach to enter."""
         return self.score[:, -1].copy()
 
+    @property
+    def examples(self) -> dict[str, Entries]:
+        """By ranking."""
+        return {name: shortlist.entries() for name, shortlist in self._shortlists.items()}
+
+    @property
+    def example_floors(self) -> dict[str, Floor]:
+        """By ranking: what a new image must reach to enter."""
+        return {name: shortlist.floor for name, shortlist in self._shortlists.items()}
+
     def add(self, partial: Partial) -> None:
         """Fold one more partial result in.  Sums depend on the order of calls: shard order."""
         self._add_hits(partial.hits)
-        self.examples = folded([self.examples, partial.examples], self.rankings)
+        for name, shortlist in self._shortlists.items():
+            if name in partial.examples:
+                shortlist.add(partial.examples[name])
         if self.spare:
             self.norms = self.norms.plus(partial.norms, self.spare)
         self.sums.maxima.__iadd__(partial.sums.maxima)
@@ -290,10 +302,10 @@ class Fold:
         for number, left_out in enumerate(outliers):
             units = index.units_of(number)
             inside = (hits.unit >= units.start) & (hits.unit < units.stop)
-            out |= inside & np.isin(hits.image, left_out.image)
+            out |= inside & np.isin(hits.content, left_out.content)
         fold = Fold(len(self.score), k, self.rankings)
         fold._add_hits(hits.take(~out))
-        fold.sums, fold.examples, fold.norms = self.sums, self.examples, self.norms
+        fold.sums, fold.norms, fold._shortlists = self.sums, self.norms, self._shortlists
         fold.images, fold.skipped = self.images, self.skipped
         fold.correct, fold.labelled = self.correct, self.labelled
         return fold
