@@ -24,7 +24,7 @@ from deconvoy.errors import (
     RunUnreadable,
 )
 from deconvoy.schema import FORMAT, layer_path
-from deconvoy.spec import JobSpec
+from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
@@ -159,8 +159,11 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     began: Any = attributes["provenance"]
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()
+    # A run that is older than a field of the transform has its default: compared as read, not as
+    # written.
+    same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
     for key in ("model_sha256", "listing_fingerprint", "transform"):
-        if now[key] != began[key]:
+        if not same.get(key, now[key] == began[key]):
             raise RequestError(
                 f"{url!r} began with another {key} ({began[key]} then, {now[key]} now): a run goes "
                 "on only with the same weights and images. Put them back, or start a new run."

@@ -191,7 +191,7 @@ class Partial:
             sums = UnitSums(fields["maxima"], fields["active"], histogram)
             images, skipped, correct, labelled = fields["counts"].tolist()
             examples = _examples_in(fields)
-            norms = _norms_in(fields, examples.pop("norm"))
+            norms = _norms_in(fields, examples.pop("norm", None))
             return Partial(hits, sums, images, skipped, correct, labelled, examples, norms)
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
             raise RunUnreadable(
@@ -206,7 +206,9 @@ def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
     return {name: Entries(*(fields[f"{name}:{column}"] for column in columns)) for name in names}
 
 
-def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries) -> Norms:
+def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries | None) -> Norms:
+    if largest is None:  # the marker is older than norms are
+        return Norms.none()
     histogram = np.zeros((int(fields["norm_layers"]), NORM_BINS), np.int64)
     histogram[fields["norm_layer"], fields["norm_bin"]] = fields["norm_count"]
     return Norms(histogram, largest)
