@@ -13,6 +13,7 @@ from deconvoy.spec import DataSpec, Place, WhereSpec
 from workers import labels as labelling
 from workers.found import Found, find
 from workers.labels import Labels
+from workers.parts import spans
 from workers.shapes import CLASSES
 from workers.sources import JoinedSource, ShapesSource, Source, joined_uri, split_joined
 
@@ -51,15 +52,8 @@ class Listing:
         return any(label is not None for label in self.labels)
 
     def shards(self, size: int) -> list[tuple[int, int]]:
-        """First image and one past the last of every shard; each place begins a new one, so that a
-        place that is added leaves the shards before it as they were."""
-        spans: list[tuple[int, int]] = []
-        begin = 0
-        for count in self.sizes or (len(self),):
-            end = begin + count
-            spans += [(start, min(start + size, end)) for start in range(begin, end, size)]
-            begin = end
-        return spans
+        """First image and one past the last of every shard."""
+        return spans(self.sizes or (len(self),), size)
 
 
 def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deconvoy.errors import (
@@ -47,6 +47,7 @@ from workers.ledger import (
 from workers.models import PackedModel
 from workers.reuse import take_over, unchanged
 from workers.shards import CommittedShards
+from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
 from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_examples, write_hits, write_outliers
 
@@ -274,20 +275,16 @@ class _Driver:
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
-            sums = type(fold.sums)(
-                fold.sums.maxima[units], fold.sums.active[units], fold.sums.histogram[units]
-            )
-            tables = fold.score[units], fold.image[units], labels[units], fold.position[units]
+            sums = sums_of(fold, units)
+            hits = hit_arrays(fold, units, labels)
+            tables = hits["score"], hits["image"], hits["label"], hits["position"]
             write_hits(self.run, layer, *tables, sums, fold.images)
             if outliers:
                 write_outliers(self.run, layer, outliers[number], job.spare)
             for ranking in job.rankings:
-                entries = fold.examples[ranking.name]
-                inside = (entries.unit >= units.start) & (entries.unit < units.stop)
-                own = replace(entries.take(inside), unit=entries.unit[inside] - units.start)
-                write_examples(
-                    self.run, layer, ranking, own, sums.histogram, job.spec.top, job.outputs
-                )
+                own = entries_of(fold, units, ranking)
+                arrays = example_arrays(ranking, own, sums.histogram, job.spec.top, job.outputs)
+                write_examples(self.run, layer, ranking, arrays)
         top1 = fold.correct / fold.labelled if fold.labelled else None
         summary = {
             "images": fold.images,

@@ -8,6 +8,7 @@ import numpy as np
 from deconvoy.schema import LAYER_ARRAYS, layer_path
 from deconvoy.store import RunStore
 from workers.job import Job, ProjectionItem
+from workers.parts import number_of
 from workers.topk import Fold
 
 HITS = ("score", "image", "position")
@@ -35,7 +36,7 @@ def unchanged(
 
 def take_over(item: ProjectionItem, old: RunStore, new: RunStore) -> None:
     """Copy the Zarr shards of an item."""
-    number = int(item.name.rpartition("-")[2])
+    number = number_of(item.name)
     for field in LAYER_ARRAYS:
         if field.name in BY_ITEM:
             chunk = "/".join(["c", str(number), *["0"] * (len(field.dims) - 1)])

@@ -15,7 +15,8 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
-from workers.examples import Entries, Ranking, folded
+from deconvoy.spec import TopSpec
+from workers.examples import Entries, Ranking, folded, rankings_of
 from workers.outliers import NORM_BINS, LeftOut, Norms
 
 BINS = len(histogram_edges()) - 1
@@ -299,3 +300,21 @@ class Fold:
         fold.images, fold.skipped = self.images, self.skipped
         fold.correct, fold.labelled = self.correct, self.labelled
         return fold
+
+
+def empty_fold(top: TopSpec, index: UnitIndex, seed: int) -> Fold:
+    """What the partial results of a scan are folded into: all that the spec asks for."""
+    spare = top.outliers.at_most if top.outliers else 0
+    layers = index.layers if spare else 0
+    return Fold(index.total, top.k + spare, rankings_of(top, seed), layers, spare)
+
+
+def outliers_of(top: TopSpec, fold: Fold) -> tuple[LeftOut, ...]:
+    """Of every layer; none where the spec leaves no outliers out."""
+    return tuple(fold.norms.outliers(top.outliers.multiple)) if top.outliers else ()
+
+
+def without_outliers(top: TopSpec, index: UnitIndex, fold: Fold) -> Fold:
+    """The hits that are written."""
+    outliers = outliers_of(top, fold)
+    return fold.without(outliers, index, top.k) if outliers else fold
