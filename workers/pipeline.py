@@ -45,7 +45,7 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
-from workers.reuse import take_over, unchanged
+from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
 from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
 from workers.topk import Fold
@@ -311,15 +311,11 @@ class _Driver:
         self._take_over(list(items.values()), fold)
         left = [name for name in items if not self.run.exists(_marker(name))]
 
-        def hits(item: ProjectionItem) -> Any:
-            number = self.job.layers.index(item.layer)
-            return item.units + self.job.index.offsets[number]
-
         def count(name: str) -> int:
-            return int((fold.image[hits(items[name])] >= 0).sum())
+            return self._hits_in(items[name], fold)
 
         def lease_of(name: str) -> Lease:
-            item, unit = items[name], hits(items[name])
+            item, unit = items[name], self._rows_of(items[name])
             tables = fold.score[unit], fold.image[unit], fold.position[unit]
             return ProjectionLease(
                 name, item.layer.name, item.start, item.stop, item.units, *tables
@@ -333,6 +329,13 @@ class _Driver:
         done = total - sum(count(name) for name in left)
         self._stage("projection", left, lease_of, commit, done, total)
 
+    def _rows_of(self, item: ProjectionItem) -> Any:
+        """Its units, counted through all layers."""
+        return item.units + self.job.index.offsets[self.job.layers.index(item.layer)]
+
+    def _hits_in(self, item: ProjectionItem, fold: Fold) -> int:
+        return int((fold.image[self._rows_of(item)] >= 0).sum())
+
     def _mark(self, item: ProjectionItem, projections: int) -> None:
         fields = {"units": item.units.tolist(), "projections": projections}
         self.run.write(_marker(item.name), json.dumps(fields).encode())
@@ -340,13 +343,22 @@ class _Driver:
     def _take_over(self, items: Sequence[ProjectionItem], fold: Fold) -> None:
         """Commit what the run that is extended has projected already."""
         extends: Any = self.run.zarr().attrs.get("extends")
-        if extends is None or not RunStore(extends).exists("zarr.json"):
+        if extends is None:
             return
         old = RunStore(extends)
-        left = [item for item in items if not self.run.exists(_marker(item.name))]
-        for item in unchanged(self.job, left, fold, old):
+        if digest_of(old) != self.run.zarr().attrs.get("extends_sha256"):
+            logger.warning(
+                "%s is not the run any more that is extended: all projections are computed.",
+                extends,
+            )
+            return
+        left = [
+            item for item in items
+            if not self.run.exists(_marker(item.name)) and old.exists(_marker(item.name))
+        ]  # fmt: skip
+        for item in unchanged(self.job, left, fold, old, self.run):
             take_over(item, old, self.run)
-            self._mark(item, 0)
+            self._mark(item, self._hits_in(item, fold))
             self._log(event="taken over", item=item.name, run=extends)
 
     def _has_pictures(self, layer: str) -> bool:
