@@ -82,10 +82,12 @@ class WhereSpec(Section):
     wrong: bool = False
     """Only images whose predicted class is not their label."""
     ids: tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...] | None = None
-    """Only these images: paths, or places in the list of all, in sorted path order, from 0."""
+    """Only these images: paths, or places in the list of all, in sorted path order, from 0.  Where
+    ``data.uri`` is a list, numbers are those of its first entry, paths of a later one begin with
+    ``+1:``, ``+2:``, …, and an entry of which none is named is taken whole."""
     without: tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...] = ()
     """Not these images: outliers, say, that ``deconvoy query URL images-most-hit`` found in a first
-    run."""
+    run; named as in ``ids``."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run written under one version of Zarr is read under another: two are checked in, see
 ``tests/data/README.md``."""
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 
 import deconvoy
+from deconvoy.errors import RequestError
 from deconvoy.schema import FORMAT
+from tests.runs import grants_of, ignore, results_of, resume_inline
+from workers import extend, pipeline
+from workers.executors.inline import InlineExecutor
 
 DATA = Path(__file__).parent / "data"
 LAYERS = ("relu1", "logits")
@@ -48,8 +53,8 @@ def expected() -> dict[str, np.ndarray]:
 @pytest.fixture(params=WRITERS)
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     with zipfile.ZipFile(DATA / f"{request.param}.zip") as archive:
-        archive.extractall(tmp_path)
-    return tmp_path
+        archive.extractall(tmp_path / "run")
+    return tmp_path / "run"
 
 
 def test_runs_of_other_versions_of_zarr_are_read_as_they_were_written(
@@ -82,6 +87,34 @@ def test_runs_of_other_versions_are_whole(written: Path) -> None:
 
     report = verify(str(written), 0)
     assert report.faults == [] and report.chunks > 20
+
+
+def test_runs_of_before_there_were_norms_are_taken_up_again(written: Path) -> None:
+    (written / "ledger/projection/relu1/item-000000.json").unlink()
+    before = results_of(written)
+    resume_inline(written)
+    after = results_of(written)
+    # Projections are computed anew, maybe by another torch: one rounding step apart.
+    for name in ("score", "image", "label", "position", "histogram", "mean"):
+        chunks = [path for path in before if f"/relu1/{name}/c/" in path]
+        assert chunks and all(after[path] == before[path] for path in chunks)
+
+
+def test_a_transform_that_truly_differs_is_still_refused(written: Path) -> None:
+    attributes = json.loads((written / "zarr.json").read_text())
+    attributes["attributes"]["provenance"]["transform"]["interpolation"] = "bicubic"
+    (written / "zarr.json").write_text(json.dumps(attributes))
+    with pytest.raises(RequestError, match="began with another transform"):
+        pipeline.reopen(str(written))
+
+
+def test_runs_of_before_there_were_norms_are_extended(written: Path, tmp_path: Path) -> None:
+    job, run = extend.create(str(written), "shapes?size=6&seed=9", str(tmp_path / "more"))
+    summary = pipeline.execute(job, run, InlineExecutor(), ignore)
+    assert summary["images"] == 16
+    assert {item for item in grants_of(tmp_path / "more") if item.startswith("scan")} == {
+        "scan/part-000002", "scan/part-000003",
+    }  # fmt: skip
 
 
 def test_a_table_of_an_old_run_that_was_changed_would_be_seen(

@@ -272,6 +272,61 @@ def test_a_condition_that_cannot_be_is_refused(
     assert told in str(caught.value)
 
 
+def listed_places(places: list[Path], **data: Any) -> Listing:
+    spec = DataSpec.model_validate({"uri": [str(place) for place in places], **data})
+    return list_images(spec, CLASSES, len(CLASSES))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    first = write_parquet(tmp_path / "a.parquet", label=["dog", "owl", "cat", None, "dog"])
+    return [first, write_parquet(tmp_path / "b.parquet", rows=3, label=["owl", "dog", "cat"])]
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ({"ids": [4, 1]}, ["a.parquet#1", "a.parquet#4", *(f"+1:b.parquet#{i}" for i in range(3))]),
+        ({"ids": ["+1:b.parquet#2", 0]}, ["a.parquet#0", "+1:b.parquet#2"]),
+        ({"ids": ["+1:b.parquet#0"]}, [*(f"a.parquet#{i}" for i in range(5)), "+1:b.parquet#0"]),
+        (
+            {"without": [0, 2, 3, "+1:b.parquet#1", "a.parquet#1"]},
+            ["a.parquet#4", "+1:b.parquet#0", "+1:b.parquet#2"],
+        ),
+        ({"classes": ["dog"], "ids": [1, 4]}, ["a.parquet#4", "+1:b.parquet#1"]),
+    ],
+)
+def test_numbers_are_of_the_first_place_and_paths_of_later_ones_carry_its_number(
+    two: list[Path], where: dict[str, Any], left: list[str]
+) -> None:
+    assert list(listed_places(two, where=where).uris) == left
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"ids": [6]}, "data.where.ids has 6, but there are 5 images, counted"),
+        ({"without": ["b.parquet#0"]}, "has 'b.parquet#0', but there are 5 images, counted"),
+        (
+            {"ids": ["+1:b.parquet#3"]},
+            "has '+1:b.parquet#3', but there are 3 images in place 1 of data.uri, counted from 0 "
+            "in sorted path order, and named like '+1:b.parquet#0'",
+        ),
+        (
+            {"without": ["+2:b.parquet#0"]},
+            "has '+2:b.parquet#0', but data.uri has 2 places: images of the last one are named +1:",
+        ),
+        ({"ids": []}, "leaves none of the 5 images"),
+    ],
+)
+def test_an_image_no_place_has_is_refused(
+    two: list[Path], where: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        listed_places(two, where=where)
+    assert told in str(caught.value)
+
+
 # --- the web ---
 
 

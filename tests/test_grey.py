@@ -19,6 +19,7 @@ from workers.graph import Network
 from workers.images import decode, from_pixels
 from workers.job import Job
 from workers.models import IMAGENET, IMAGENET_GREY, default_transform
+from workers.verify import verify
 
 GREY = Transform(resize=30, crop=28, mean=(0.4,), std=(0.5,))
 
@@ -75,6 +76,11 @@ def test_hits_of_a_grey_model_equal_the_oracles(analysed: tuple[Job, deconvoy.Ru
         for number, hits in enumerate(found[place]):
             unit = run.unit(name, number)
             assert unit.image.tolist() == [hit.image for hit in hits]
+
+
+def test_hits_of_a_grey_model_are_verified(analysed: tuple[Job, deconvoy.Run]) -> None:
+    report = verify(analysed[1].url, 30)
+    assert report.faults == [] and report.hits == 30
 
 
 def test_pictures_of_a_grey_model_have_three_equal_channels(

@@ -14,14 +14,25 @@ import zarr
 
 import deconvoy
 from deconvoy.errors import RequestError
-from deconvoy.schema import LAYER_ARRAYS
+from deconvoy.schema import EXAMPLE_ARRAYS, LAYER_ARRAYS, OUTLIER_ARRAYS
 from deconvoy.store import RunStore
 from tests.runs import run_inline, small_spec, write_photographs
 from workers.replay import drawn
-from workers.verify import Report, verify
+from workers.verify import PICTURES, Report, verify
 from workers.writer import write_pictures
 
 ROOT = Path(__file__).resolve().parents[1]
+
+TOP = {
+    "kind": "top",
+    "bottom": 3,
+    "per_class": 2,
+    "bands": {"count": 4, "examples": 2},
+    "outliers": {"multiple": 1.02, "at_most": 3},
+}
+"""All that the top analysis can be asked for, so that a layer has every array there is."""
+
+ARRAYS = [field.name for field in (*LAYER_ARRAYS, *EXAMPLE_ARRAYS, *OUTLIER_ARRAYS)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +42,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = small_spec(
         data={"uri": "shapes?size=20&seed=1"},
         layers=["relu2", "logits"],
-        analyses=[{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1]}}],
+        analyses=[TOP, {"kind": "projection", "units": {"ids": [0, 1]}}],
     )
     run_inline(spec, url)
     return url
@@ -74,7 +85,7 @@ def test_without_a_sample_neither_torch_nor_the_model_is_needed(run: Path) -> No
     assert found["faults"] == [] and found["chunks"] > 20 and not torch_loaded
 
 
-@pytest.mark.parametrize("name", [field.name for field in LAYER_ARRAYS])
+@pytest.mark.parametrize("name", ARRAYS)
 def test_one_changed_byte_of_any_array_is_found_and_named(run: Path, name: str) -> None:
     chunk = chunk_of(run, f"layers/relu2/{name}")
     content = bytearray(chunk.read_bytes())
@@ -85,7 +96,7 @@ def test_one_changed_byte_of_any_array_is_found_and_named(run: Path, name: str) 
     assert report.hits == 0  # of a broken run no hits are read
 
 
-@pytest.mark.parametrize("name", [field.name for field in LAYER_ARRAYS])
+@pytest.mark.parametrize("name", ARRAYS)
 def test_a_missing_chunk_of_any_array_is_found_and_named(run: Path, name: str) -> None:
     chunk = chunk_of(run, f"layers/relu2/{name}")
     chunk.unlink()
@@ -197,6 +208,67 @@ def test_a_changed_value_differs_from_the_ledger_although_its_checksum_fits(
     change(zarr.open_group(run, mode="r+")["layers/relu2"])
     (fault,) = verify(str(run), 0).faults
     assert fault.place == f"layers/relu2/{name}" and "first at [3" in fault.reason
+
+
+FOLDED = [name for name in ARRAYS if name not in (*PICTURES, "box", "window")]
+"""Arrays that are the fold of the ledger."""
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_one_value_of_any_folded_array_that_was_written_anew_differs_from_the_ledger(
+    run: Path, name: str
+) -> None:
+    array: Any = zarr.open_group(run, mode="r+")[f"layers/relu2/{name}"]
+    values = np.asarray(array[...])
+    place = tuple(int(i) for i in np.argwhere(values > 0)[-1])
+    values[place] += 1
+    array[...] = values
+    faults = verify(str(run), 0).faults
+    assert [fault.place for fault in faults] == [f"layers/relu2/{name}"]
+    assert f"in 1 values, first at {list(place)}" in faults[0].reason
+
+
+@pytest.mark.parametrize("name", [name for name in ARRAYS if name not in PICTURES])
+def test_a_table_that_is_gone_altogether_is_found(run: Path, name: str) -> None:
+    shutil.rmtree(run / "layers/relu2" / name)
+    assert places(verify(str(run), 0)) == [f"layers/relu2/{name}/zarr.json"]
+
+
+def test_another_limit_of_outliers_is_found(run: Path) -> None:
+    group = zarr.open_group(run, mode="r+")["layers/relu2"]
+    assert float(group.attrs["outlier_limit"]) > 0  # type: ignore[arg-type]
+    group.attrs["outlier_limit"] = 1.0
+    (fault,) = verify(str(run), 0).faults
+    assert fault.place == "layers/relu2/zarr.json" and "1.0 here" in fault.reason
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_run_over_three_places_of_odd_sizes_is_whole(tmp_path: Path, told: bool) -> None:
+    """Also one of before the sizes of places were written down."""
+    places_ = [f"shapes?size={size}&seed={size}" for size in (5, 19, 11)]
+    spec = small_spec(data={"uri": places_}, layers=["logits"], analyses=[TOP])
+    run_inline(spec, tmp_path / "run")
+    if not told:
+        group = zarr.open_group(tmp_path / "run", mode="r+")
+        provenance: Any = group.attrs["provenance"]
+        new = ("places", "outputs")
+        group.attrs["provenance"] = {k: v for k, v in provenance.items() if k not in new}
+    report = verify(str(tmp_path / "run"), 20)
+    assert report.faults == [] and report.hits == 20
+    shutil.copy(
+        tmp_path / "run/images/part-000000.parquet", tmp_path / "run/images/part-000001.parquet"
+    )
+    named = places(verify(str(tmp_path / "run"), 0))
+    assert "images/part-000001.parquet" in named
+
+
+def test_a_lost_last_part_of_several_places_is_found(tmp_path: Path) -> None:
+    places_ = [f"shapes?size={size}&seed={size}" for size in (5, 11)]
+    spec = small_spec(data={"uri": places_}, layers=["logits"], analyses=[{"kind": "top"}])
+    run_inline(spec, tmp_path / "run")
+    for path in ("ledger/scan/part-000002.npz", "images/part-000002.parquet"):
+        (tmp_path / "run" / path).unlink()
+    assert places(verify(str(tmp_path / "run"), 0)) == ["ledger/scan/part-000002.npz"]
 
 
 @pytest.mark.parametrize(("change", "says"), [(_raise_score, "score"), (_move, "place")])

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from deconvoy.errors import RequestError
-from deconvoy.spec import DataSpec, Place, WhereSpec
+from deconvoy.spec import DataSpec, Place
 from workers import labels as labelling
 from workers.found import Found, find
 from workers.labels import Labels
+from workers.parts import spans
 from workers.shapes import CLASSES
 from workers.sources import JoinedSource, ShapesSource, Source, joined_uri, split_joined
 
@@ -51,15 +52,8 @@ class Listing:
         return any(label is not None for label in self.labels)
 
     def shards(self, size: int) -> list[tuple[int, int]]:
-        """First image and one past the last of every shard; each place begins a new one, so that a
-        place that is added leaves the shards before it as they were."""
-        spans: list[tuple[int, int]] = []
-        begin = 0
-        for count in self.sizes or (len(self),):
-            end = begin + count
-            spans += [(start, min(start + size, end)) for start in range(begin, end, size)]
-            begin = end
-        return spans
+        """First image and one past the last of every shard."""
+        return spans(self.sizes or (len(self),), size)
 
 
 def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing:
@@ -72,13 +66,14 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
     Raises:
         RequestError: nothing there, no image in it, or labels that fit nothing.
     """
+    _require_places(data)
     listings: list[Listing] = []
-    for place in data.places:
+    for number, place in enumerate(data.places):
         found = find(place)
         labels = _labels_of(place, found, classes, outputs)
         # What names mean in the first place they mean in the next, too.
         classes = labels.names or classes
-        chosen = _chosen(data, place, found, labels, classes)
+        chosen = _chosen(data, number, found, labels, classes)
         digest = hashlib.sha256()
         for i in chosen:
             digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
@@ -129,48 +124,79 @@ _NOT_SHAPES = "none: the model's outputs are not the classes of shapes"
 
 
 def _chosen(
-    data: DataSpec, place: Place, found: Found, labels: Labels, classes: Sequence[str]
+    data: DataSpec, number: int, found: Found, labels: Labels, classes: Sequence[str]
 ) -> list[int]:
-    """Places in the listing of those that ``where`` and ``limit`` leave."""
+    """Places in the listing of those that ``where`` and ``limit`` leave of the place ``number``."""
     places = list(range(len(found.uris)))
     if data.where is not None:
-        places = list(_where(data.where, found, labels, classes))
+        places = list(_where(data, number, found, labels, classes))
         if not places:
             raise RequestError(
-                f"data.where leaves none of the {len(found.uris):,} images of {place.uri!r}: "
-                "take a condition away."
+                f"data.where leaves none of the {len(found.uris):,} images of "
+                f"{data.places[number].uri!r}: take a condition away."
             )
     if data.limit is None or data.limit >= len(places):
         return places
     return [places[i * len(places) // data.limit] for i in range(data.limit)]
 
 
-def _where(where: WhereSpec, found: Found, labels: Labels, classes: Sequence[str]) -> Iterator[int]:
+def _where(
+    data: DataSpec, number: int, found: Found, labels: Labels, classes: Sequence[str]
+) -> Iterator[int]:
+    where = data.where
+    assert where is not None
     wanted = None
     if where.classes is not None:
         wanted = {_output(name, classes) for name in where.classes}
-    only = None if where.ids is None else _places(where.ids, "ids", found)
-    without = _places(where.without, "without", found)
+    ids = _of_place(data, number, where.ids or ())
+    # A place that ids names no image of stays whole, so that one more place can be added.
+    only = _places(ids, "ids", number, found) if ids or where.ids == () else None
+    without = _places(_of_place(data, number, where.without), "without", number, found)
     for place in range(len(found.uris)):
         in_class = wanted is None or labels.indices[place] in wanted
         if in_class and place not in without and (only is None or place in only):
             yield place
 
 
-def _places(named: Sequence[int | str], field: str, found: Found) -> set[int]:
+def _of_place(data: DataSpec, number: int, named: Sequence[int | str]) -> list[int | str]:
+    """Those that name images of a place, as they are called there."""
+    each = [_place_and_name(data, name) for name in named]
+    return [name for place, name in each if place == number]
+
+
+def _place_and_name(data: DataSpec, name: int | str) -> tuple[int, int | str]:
+    # Of one place alone, a file may be called "+1:x".
+    return (0, name) if isinstance(name, int) or len(data.places) == 1 else split_joined(name)
+
+
+def _require_places(data: DataSpec) -> None:
+    where, count = data.where, len(data.places)
+    if where is None:
+        return
+    for field, named in (("ids", where.ids or ()), ("without", where.without)):
+        for name in named:
+            number = _place_and_name(data, name)[0]
+            if number >= count:
+                raise RequestError(
+                    f"data.where.{field} has {name!r}, but data.uri has {count} places: images of "
+                    f"the last one are named +{count - 1}:path."
+                )
+
+
+def _places(named: Sequence[int | str], field: str, number: int, found: Found) -> set[int]:
     """Places in the listing of images named by their place or their path."""
     count = len(found.uris)
     place_of = {uri: place for place, uri in enumerate(found.uris)} if named else {}
-    places = {name if isinstance(name, int) else place_of.get(name, count) for name in named}
-    if max(places, default=-1) >= count:
-        unknown = [
-            n for n in named if (n if isinstance(n, int) else place_of.get(n, count)) >= count
-        ]
-        raise RequestError(
-            f"data.where.{field} has {unknown[0]!r}, but there are {count:,} images, counted from "
-            f"0 in sorted path order, and named like {found.uris[0]!r}."
-        )
-    return places
+    places = {name: name if isinstance(name, int) else place_of.get(name, count) for name in named}
+    for name, place in places.items():
+        if place >= count:
+            told = name if isinstance(name, int) else joined_uri(number, name)
+            raise RequestError(
+                f"data.where.{field} has {told!r}, but there are {count:,} images"
+                f"{f' in place {number} of data.uri' if number else ''}, counted from 0 in sorted "
+                f"path order, and named like {joined_uri(number, found.uris[0])!r}."
+            )
+    return set(places.values())
 
 
 def _output(name: str | int, classes: Sequence[str]) -> int:

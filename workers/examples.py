@@ -166,10 +166,14 @@ class Shortlist:
         if sum(map(len, self._waiting)) > BUFFER:
             self._settle()
 
-    def entries(self) -> Entries:
+    def entries(self, units: slice | None = None) -> Entries:
+        """What is kept, of all units or of some."""
         self._settle()
-        row, rank = np.nonzero(self._image >= 0)
-        return self._entries_at(row, rank)
+        first, end = 0, len(self._place)
+        if units is not None:
+            first, end = np.searchsorted(self._place, [units.start << 32, units.stop << 32])
+        row, rank = np.nonzero(self._image[first:end] >= 0)
+        return self._entries_at(first + row, rank)
 
     @property
     def floor(self) -> Floor:

@@ -15,6 +15,7 @@ from deconvoy.spec import DataSpec, JobSpec
 from deconvoy.store import RunStore
 from workers import pipeline
 from workers.job import Job
+from workers.reuse import digest_of
 
 
 def extended(spec: JobSpec, uri: str, labels: str | None) -> JobSpec:
@@ -44,8 +45,10 @@ def create(
         labels: of the new images; as in ``data.labels``.
 
     Raises:
-        RequestError: the run is not finished, or its weights or images have changed.
+        RequestError: the run is not finished, or its weights or images have changed, or ``out``
+            would destroy it, or what it kept is not what a run over all would keep.
     """
+    _require_apart(url, out)
     before = Run(url)
     if before.status != "done":
         raise RequestError(
@@ -55,11 +58,58 @@ def create(
     old, store = pipeline.reopen(url)  # checks that weights and images are what they were
     spec = extended(old.spec, uri, labels)
 
+    digest = digest_of(store)
+
+    def refuse(job: Job, run: RunStore) -> None:
+        _require_the_same(old, job, url)
+        if check is not None:
+            check(job, run)
+
     job, run = pipeline.create(
-        spec, out, overwrite=overwrite, check=check, batch_size=old.batch_size
+        spec, out, overwrite=overwrite, check=refuse, batch_size=old.batch_size
     )
-    run.zarr("r+").attrs.update({"extends": os.path.abspath(url)})
+    devices = before.attributes["provenance"].get("device", [])  # the bits are theirs, too
+    attributes = {"extends": os.path.abspath(url), "extends_sha256": digest}
+    provenance = {**job.provenance(), "device": devices}
+    run.zarr("r+").attrs.update({**attributes, "provenance": provenance})
     for folder in ("images", "ledger/scan"):  # what has a marker is whole
         for name in store.names(folder):
             run.write(f"{folder}/{name}", store.read(f"{folder}/{name}"))
+    if digest is None or digest_of(store) != digest:
+        run.remove()
+        raise RequestError(
+            f"The run {url!r} was replaced while it was copied: extend it when it is finished."
+        )
     return job, run
+
+
+def _require_apart(url: str, out: str) -> None:
+    """The new run may not take the place of what it is made from, nor lie in it."""
+    old, new = os.path.realpath(url), os.path.realpath(out)
+    if os.path.commonpath([old, new]) in (old, new):
+        raise RequestError(
+            f"--out {out!r} and the run {url!r} are one folder or lie in each other, but a run is "
+            "extended into a new one and stays as it is: choose a folder beside it."
+        )
+
+
+def _require_the_same(old: Job, job: Job, url: str) -> None:
+    """What is taken over must be what a scan of all would find.
+
+    Raises:
+        RequestError: it would not be; says why.
+    """
+    count = len(old.listing)
+    was, now = ((job_.listing.uris, job_.listing.labels) for job_ in (old, job))
+    if any(list(a) != list(b[:count]) for a, b in zip(was, now, strict=True)):
+        raise RequestError(
+            f"The images of {url!r} or their labels would not be the same with the new ones after "
+            "them: make a new run with a list of both places in data.uri."
+        )
+    kept_by_class = any(ranking.name == "class" for ranking in job.rankings)
+    if kept_by_class and old.listing.labelled != job.listing.labelled:
+        raise RequestError(
+            f"The run {url!r} kept images per predicted class (per_class), since its data carries "
+            "no labels, but the new images do: give the old ones labels and run over both, or "
+            "take the labels away from the new ones."
+        )

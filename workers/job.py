@@ -27,7 +27,7 @@ from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
 from workers.outliers import LeftOut
-from workers.topk import Fold, UnitIndex
+from workers.topk import Fold, UnitIndex, empty_fold, outliers_of, without_outliers
 from workers.weights import first_line
 from workers.writer import units_per_item
 
@@ -78,18 +78,15 @@ class Job:
         return self.spec.top.outliers.at_most if self.spec.top.outliers else 0
 
     def empty_fold(self) -> Fold:
-        layers = len(self.layers) if self.spare else 0
-        return Fold(self.index.total, self.k + self.spare, self.rankings, layers, self.spare)
+        return empty_fold(self.spec.top, self.index, self.spec.seed)
 
     def outliers(self, fold: Fold) -> tuple[LeftOut, ...]:
         """Of every layer; none where the spec leaves no outliers out."""
-        asked = self.spec.top.outliers
-        return tuple(fold.norms.outliers(asked.multiple)) if asked else ()
+        return outliers_of(self.spec.top, fold)
 
     def without_outliers(self, fold: Fold) -> Fold:
         """The hits that are written."""
-        outliers = self.outliers(fold)
-        return fold.without(outliers, self.index, self.k) if outliers else fold
+        return without_outliers(self.spec.top, self.index, fold)
 
     def example_entries(self) -> int:
         """At most so many entries of all rankings together."""
@@ -206,6 +203,8 @@ class Job:
             "model_sha256": self.packed.sha256,
             "listing_fingerprint": self.listing.fingerprint,
             "images": len(self.listing),
+            "places": list(self.listing.sizes or (len(self.listing),)),
+            "outputs": self.outputs,
             "labels_from": self.labels_from,
             "transform": self.packed.transform.model_dump(mode="json"),
             "transform_from": self.packed.transform_from,

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deconvoy.errors import (
@@ -24,7 +24,7 @@ from deconvoy.errors import (
     RunUnreadable,
 )
 from deconvoy.schema import FORMAT, layer_path
-from deconvoy.spec import JobSpec
+from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
@@ -45,8 +45,9 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
-from workers.reuse import take_over, unchanged
+from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
+from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
 from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_examples, write_hits, write_outliers
 
@@ -159,8 +160,11 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     began: Any = attributes["provenance"]
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()
+    # A run that is older than a field of the transform has its default: compared as read, not as
+    # written.
+    same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
     for key in ("model_sha256", "listing_fingerprint", "transform"):
-        if now[key] != began[key]:
+        if not same.get(key, now[key] == began[key]):
             raise RequestError(
                 f"{url!r} began with another {key} ({began[key]} then, {now[key]} now): a run goes "
                 "on only with the same weights and images. Put them back, or start a new run."
@@ -272,24 +276,20 @@ class _Driver:
         if merged is not None:  # written last: the tables are whole
             return dict(merged)
         labels = shards.labels_of(fold.image)
-        outliers, examples = job.outliers(fold), fold.examples
+        outliers = job.outliers(fold)
         for number, layer in enumerate(job.layers):
             units = job.index.units_of(number)
             create_layer(self.run, layer, job.k)
-            sums = type(fold.sums)(
-                fold.sums.maxima[units], fold.sums.active[units], fold.sums.histogram[units]
-            )
-            tables = fold.score[units], fold.image[units], labels[units], fold.position[units]
+            sums = sums_of(fold, units)
+            hits = hit_arrays(fold, units, labels)
+            tables = hits["score"], hits["image"], hits["label"], hits["position"]
             write_hits(self.run, layer, *tables, sums, fold.images)
             if outliers:
                 write_outliers(self.run, layer, outliers[number], job.spare)
             for ranking in job.rankings:
-                entries = examples[ranking.name]
-                inside = (entries.unit >= units.start) & (entries.unit < units.stop)
-                own = replace(entries.take(inside), unit=entries.unit[inside] - units.start)
-                write_examples(
-                    self.run, layer, ranking, own, sums.histogram, job.spec.top, job.outputs
-                )
+                own = entries_of(fold, units, ranking)
+                arrays = example_arrays(ranking, own, sums.histogram, job.spec.top, job.outputs)
+                write_examples(self.run, layer, ranking, arrays)
         top1 = fold.correct / fold.labelled if fold.labelled else None
         summary = {
             "images": fold.images,
@@ -316,15 +316,11 @@ class _Driver:
         self._take_over(list(items.values()), fold)
         left = [name for name in items if not self.run.exists(_marker(name))]
 
-        def hits(item: ProjectionItem) -> Any:
-            number = self.job.layers.index(item.layer)
-            return item.units + self.job.index.offsets[number]
-
         def count(name: str) -> int:
-            return int((fold.image[hits(items[name])] >= 0).sum())
+            return self._hits_in(items[name], fold)
 
         def lease_of(name: str) -> Lease:
-            item, unit = items[name], hits(items[name])
+            item, unit = items[name], self._rows_of(items[name])
             tables = fold.score[unit], fold.image[unit], fold.position[unit]
             return ProjectionLease(
                 name, item.layer.name, item.start, item.stop, item.units, *tables
@@ -338,6 +334,13 @@ class _Driver:
         done = total - sum(count(name) for name in left)
         self._stage("projection", left, lease_of, commit, done, total)
 
+    def _rows_of(self, item: ProjectionItem) -> Any:
+        """Its units, counted through all layers."""
+        return item.units + self.job.index.offsets[self.job.layers.index(item.layer)]
+
+    def _hits_in(self, item: ProjectionItem, fold: Fold) -> int:
+        return int((fold.image[self._rows_of(item)] >= 0).sum())
+
     def _mark(self, item: ProjectionItem, projections: int) -> None:
         fields = {"units": item.units.tolist(), "projections": projections}
         self.run.write(_marker(item.name), json.dumps(fields).encode())
@@ -345,13 +348,22 @@ class _Driver:
     def _take_over(self, items: Sequence[ProjectionItem], fold: Fold) -> None:
         """Commit what the run that is extended has projected already."""
         extends: Any = self.run.zarr().attrs.get("extends")
-        if extends is None or not RunStore(extends).exists("zarr.json"):
+        if extends is None:
             return
         old = RunStore(extends)
-        left = [item for item in items if not self.run.exists(_marker(item.name))]
-        for item in unchanged(self.job, left, fold, old):
+        if digest_of(old) != self.run.zarr().attrs.get("extends_sha256"):
+            logger.warning(
+                "%s is not the run any more that is extended: all projections are computed.",
+                extends,
+            )
+            return
+        left = [
+            item for item in items
+            if not self.run.exists(_marker(item.name)) and old.exists(_marker(item.name))
+        ]  # fmt: skip
+        for item in unchanged(self.job, left, fold, old, self.run):
             take_over(item, old, self.run)
-            self._mark(item, 0)
+            self._mark(item, self._hits_in(item, fold))
             self._log(event="taken over", item=item.name, run=extends)
 
     def _has_pictures(self, layer: str) -> bool:

@@ -18,9 +18,9 @@ from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.run import Run
 from workers import pipeline
 from workers.checksums import Fault
-from workers.graph import Layer, Network
+from workers.graph import Layer
 from workers.images import normalise
-from workers.job import Job
+from workers.job import Job, trace
 
 TOLERANCE = 1e-4
 """float32 sums in another order: of images alone and of BatchNorms that are not folded."""
@@ -111,8 +111,7 @@ class PlainForward:
 
     def __init__(self, job: Job) -> None:
         model = job.packed.build()
-        side = job.packed.transform.crop
-        network = Network(model, (3, side, side))  # for the names; the model itself is untouched
+        network = trace(job.packed, model)  # for the names; the model itself is untouched
         layers = [network.layer(layer.name) for layer in job.layers]
         self._watch: dict[str, list[Layer]] = {}
         for layer in layers:

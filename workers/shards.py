@@ -17,6 +17,7 @@ from deconvoy.schema import MISSING_LABEL, image_part_path
 from deconvoy.store import RunStore
 from workers.job import Job
 from workers.leases import ScanResult
+from workers.parts import number_of
 from workers.topk import Partial
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class CommittedShards:
         if prefixes:
             last = prefixes[-1]
             self.fold.add(self._read(last))
-            self.folded = self._compacted = _number(last) + 1
-        parts = {_number(name) for name in names if name.startswith("part-")}
+            self.folded = self._compacted = number_of(last) + 1
+        parts = {number_of(name) for name in names if name.startswith("part-")}
         self._waiting = {part for part in parts if part >= self.folded}
         self._advance()
 
@@ -81,7 +82,7 @@ class CommittedShards:
         done = f"prefix-{self.folded - 1:06d}.npz"
         self.run.write(f"ledger/scan/{done}", self.fold.to_partial().to_bytes())
         for name in self.run.names("ledger/scan"):
-            if name != done and _number(name) < self.folded:
+            if name != done and number_of(name) < self.folded:
                 self.run.delete(f"ledger/scan/{name}")
         self._compacted = self.folded
 
@@ -125,7 +126,3 @@ class CommittedShards:
             column = pq.read_table(content, columns=["predicted"]).column("predicted")
             predicted[parts == part] = column.take(pa.array(rows[parts == part])).to_numpy()
         return predicted
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2].partition(".")[0])

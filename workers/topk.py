@@ -15,7 +15,8 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
-from workers.examples import Entries, Floor, Ranking, Shortlist
+from deconvoy.spec import TopSpec
+from workers.examples import Entries, Floor, Ranking, Shortlist, rankings_of
 from workers.outliers import NORM_BINS, LeftOut, Norms
 
 BINS = len(histogram_edges()) - 1
@@ -191,7 +192,7 @@ class Partial:
             sums = UnitSums(fields["maxima"], fields["active"], histogram)
             images, skipped, correct, labelled = fields["counts"].tolist()
             examples = _examples_in(fields)
-            norms = _norms_in(fields, examples.pop("norm"))
+            norms = _norms_in(fields, examples.pop("norm", None))
             return Partial(hits, sums, images, skipped, correct, labelled, examples, norms)
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
             raise RunUnreadable(
@@ -206,7 +207,9 @@ def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
     return {name: Entries(*(fields[f"{name}:{column}"] for column in columns)) for name in names}
 
 
-def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries) -> Norms:
+def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries | None) -> Norms:
+    if largest is None:  # the marker is older than norms are
+        return Norms.none()
     histogram = np.zeros((int(fields["norm_layers"]), NORM_BINS), np.int64)
     histogram[fields["norm_layer"], fields["norm_bin"]] = fields["norm_count"]
     return Norms(histogram, largest)
@@ -245,6 +248,10 @@ class Fold:
     def examples(self) -> dict[str, Entries]:
         """By ranking."""
         return {name: shortlist.entries() for name, shortlist in self._shortlists.items()}
+
+    def examples_of(self, ranking: Ranking, units: slice) -> Entries:
+        """Of some units."""
+        return self._shortlists[ranking.name].entries(units)
 
     @property
     def example_floors(self) -> dict[str, Floor]:
@@ -309,3 +316,21 @@ class Fold:
         fold.images, fold.skipped = self.images, self.skipped
         fold.correct, fold.labelled = self.correct, self.labelled
         return fold
+
+
+def empty_fold(top: TopSpec, index: UnitIndex, seed: int) -> Fold:
+    """What the partial results of a scan are folded into: all that the spec asks for."""
+    spare = top.outliers.at_most if top.outliers else 0
+    layers = index.layers if spare else 0
+    return Fold(index.total, top.k + spare, rankings_of(top, seed), layers, spare)
+
+
+def outliers_of(top: TopSpec, fold: Fold) -> tuple[LeftOut, ...]:
+    """Of every layer; none where the spec leaves no outliers out."""
+    return tuple(fold.norms.outliers(top.outliers.multiple)) if top.outliers else ()
+
+
+def without_outliers(top: TopSpec, index: UnitIndex, fold: Fold) -> Fold:
+    """The hits that are written."""
+    outliers = outliers_of(top, fold)
+    return fold.without(outliers, index, top.k) if outliers else fold

@@ -7,10 +7,10 @@ same?  What no checksum covers is the attributes (``zarr.json``): they must be w
 """
 
 import io
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
@@ -21,10 +21,31 @@ import pyarrow.parquet as pq
 
 from deconvoy.errors import DeconvoyError
 from deconvoy.run import Run
-from deconvoy.schema import LAYER_ARRAYS, MISSING_LABEL, image_part_path, images_schema, layer_path
+from deconvoy.schema import (
+    LAYER_ARRAYS,
+    MISSING_LABEL,
+    OUTLIER_ARRAYS,
+    image_part_path,
+    images_schema,
+    layer_path,
+)
+from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from workers.checksums import Chunks, Fault
-from workers.topk import Fold, Partial, UnitIndex
+from workers.examples import Entries, Ranking, rankings_of
+from workers.outliers import LeftOut
+from workers.parts import number_of, spans
+from workers.tables import (
+    entries_of,
+    example_arrays,
+    example_fields,
+    hit_arrays,
+    outlier_arrays,
+    outlier_limit,
+    sum_arrays,
+    sums_of,
+)
+from workers.topk import Partial, UnitIndex, empty_fold, outliers_of, without_outliers
 
 PICTURES = ("patch", "projection", "scale", "projected")
 """Arrays that the projection's work items fill."""
@@ -84,6 +105,7 @@ class _Scan:
 
     def __init__(self, chunks: Chunks, attributes: dict[str, Any], report: Report) -> None:
         self.chunks, self.run, self.attributes, self.report = chunks, chunks.run, attributes, report
+        self.spec = JobSpec.parse(attributes["spec"])
         self.merged = "results" in attributes
         """Whether the scan is complete and its tables are written."""
 
@@ -101,8 +123,8 @@ class _Scan:
     def _read_markers(self) -> Iterator[Fault]:
         names = self.run.names("ledger/scan")
         prefixes = [name for name in names if name.startswith("prefix-")]
-        start = _number(prefixes[-1]) + 1 if prefixes else 0
-        numbers = {_number(name): name for name in names if name.startswith("part-")}
+        start = number_of(prefixes[-1]) + 1 if prefixes else 0
+        numbers = {number_of(name): name for name in names if name.startswith("part-")}
         self.parts = [*range(start), *sorted(number for number in numbers if number >= start)]
         self.partials: list[Partial] = []
         for name in [*prefixes[-1:], *(numbers[n] for n in self.parts[start:])]:
@@ -112,21 +134,24 @@ class _Scan:
                 self.partials.append(Partial.from_bytes(content, name))
             except DeconvoyError as error:
                 yield Fault(f"ledger/scan/{name}", str(error))
+        shards = len(self._rows) if self._rows is not None else max(self.parts, default=-1) + 1
+        for number in [part for part in self.parts if part >= shards]:
+            yield Fault(f"ledger/scan/part-{number:06d}.npz", f"is of none of the {shards} shards")
+        self.parts = [part for part in self.parts if part < shards]
         if self.merged:
-            for number in sorted(set(range(self._shards)) - set(self.parts)):
+            for number in sorted(set(range(shards)) - set(self.parts)):
                 yield Fault(f"ledger/scan/part-{number:06d}.npz", "is missing")
 
-    @property
-    def _images(self) -> int:
-        return int(self.attributes["provenance"]["images"])
-
-    @property
-    def _shard_size(self) -> int:
-        return int(self.attributes["spec"]["compute"]["shard_size"])
-
-    @property
-    def _shards(self) -> int:
-        return -(-self._images // self._shard_size)
+    @cached_property
+    def _rows(self) -> list[int] | None:
+        """Images of every part; None where the run does not tell: one of several places that is
+        older than ``provenance.places``."""
+        provenance = self.attributes["provenance"]
+        several = isinstance(self.spec.data.uri, tuple)
+        places = provenance.get("places", None if several else [provenance["images"]])
+        if places is None:
+            return None
+        return [stop - start for start, stop in spans(places, self.spec.compute.shard_size)]
 
     def _read_images(self) -> Iterator[Fault]:
         """A part of the images table is written before its marker, so a marker promises it."""
@@ -143,15 +168,32 @@ class _Scan:
             except (OSError, pa.ArrowException) as error:
                 yield Fault(path, f"cannot be read: {error}")
                 continue
-            rows = min(self._shard_size, self._images - part * self._shard_size)
-            if table.schema != images_schema() or table.num_rows != rows:
-                yield Fault(path, f"has {table.num_rows} images of {rows}, or other columns")
+            yield from self._judge_part(path, part, table)
             self.images.append(table)
+        if self.merged and self._rows is None and len(self.images) == len(self.parts):
+            total = int(self.attributes["provenance"]["images"])
+            found = sum(table.num_rows for table in self.images)
+            if found != total:
+                yield Fault("images", f"has {found} images of {total}")
+
+    def _judge_part(self, path: str, part: int, table: pa.Table) -> Iterator[Fault]:
+        if table.schema != images_schema():
+            yield Fault(path, f"has the columns {', '.join(table.column_names)}")
+            return
+        size, count = self.spec.compute.shard_size, table.num_rows
+        rows = f"1 to {size}" if self._rows is None else str(self._rows[part])
+        if not (1 <= count <= size if self._rows is None else count == self._rows[part]):
+            yield Fault(path, f"has {count} images of {rows}")
+        elif not np.array_equal(table["id"].to_numpy(), part * size + np.arange(count)):
+            yield Fault(path, f"has other ids than those from {part * size} on")
 
     def _absent(self) -> Iterator[Fault]:
         """Tables that are not there at all, or have no bytes where a hit must have left some."""
+        asked = [field.name for ranking in self._rankings for field in example_fields(ranking)]
+        if self.spec.top.outliers:
+            asked += [field.name for field in OUTLIER_ARRAYS]
         for layer in self.attributes["layers"]:
-            for name in TABLES:
+            for name in (*TABLES, *asked):
                 path = f"{layer_path(layer)}/{name}"
                 if not self.run.exists(f"{path}/zarr.json"):
                     self.chunks.broken.add(path)
@@ -163,46 +205,61 @@ class _Scan:
                     for place in self.chunks.absent_of(layer, name):
                         yield self.chunks.absent(layer, name, place)
 
+    @property
+    def _rankings(self) -> Sequence[Ranking]:
+        return rankings_of(self.spec.top, self.spec.seed)
+
     def _compare_tables(self) -> Iterator[Fault]:
         layers: Sequence[str] = self.attributes["layers"]
         groups = [self.run.zarr()[layer_path(layer)].attrs for layer in layers]
-        units = [int(str(attributes["units"])) for attributes in groups]
-        fold = self._fold(UnitIndex.of(units))
-        read = max(fold.images, 1)
-        label = self._labels(fold.image)
-        for layer, start, count in zip(layers, itertools.accumulate([0, *units]), units,
-                                       strict=False):  # fmt: skip
-            at = slice(start, start + count)
-            promised = {
-                "score": fold.score[at],
-                "image": fold.image[at],
-                "label": label[at],
-                "position": fold.position[at],
-                "mean": fold.sums.maxima[at] / read,
-                "density": fold.sums.active[at] / read,
-                "histogram": fold.sums.histogram[at],
-            }
+        index = UnitIndex.of([int(str(attributes["units"])) for attributes in groups])
+        whole = empty_fold(self.spec.top, index, self.spec.seed)
+        for partial in self.partials:
+            whole.add(partial)
+        fold = without_outliers(self.spec.top, index, whole)
+        outliers = outliers_of(self.spec.top, whole)
+        labels = self._labels(fold.image)
+        for number, layer in enumerate(layers):
+            units = index.units_of(number)
+            sums = sums_of(fold, units)
+            promised = {**hit_arrays(fold, units, labels), **sum_arrays(sums, fold.images)}
+            for ranking in self._rankings:
+                own = entries_of(fold, units, ranking)
+                promised |= example_arrays(
+                    ranking, own, sums.histogram, self.spec.top, self._outputs(layer, own)
+                )
+            if outliers:
+                promised |= outlier_arrays(outliers[number], whole.spare)
+                yield from self._compare_limit(layer, groups[number], outliers[number])
             for name, values in promised.items():
                 yield from self._compare(layer, name, values)
 
-    def _fold(self, index: UnitIndex) -> Fold:
-        """The fold of all markers, without outliers where the run leaves some out."""
-        (top,) = (a for a in self.attributes["spec"]["analyses"] if a["kind"] == "top")
-        k, asked = int(top["k"]), top.get("outliers")
-        spare = int(asked["at_most"]) if asked else 0
-        fold = Fold(index.total, k + spare, layers=index.layers if asked else 0, spare=spare)
-        for partial in self.partials:
-            fold.add(partial)
-        if not asked:
-            return fold
-        return fold.without(fold.norms.outliers(float(asked["multiple"])), index, k)
+    def _outputs(self, layer: str, entries: Entries) -> int:
+        """Outputs of the model: the classes there are.  A run that is older than
+        ``provenance.outputs`` shows them by its arrays alone."""
+        told = self.attributes["provenance"].get("outputs")
+        if told is not None:
+            return int(told)
+        stored = self.chunks.array(layer, "class_image")
+        shown = stored.shape[1] if stored is not None and stored.ndim == 3 else 1
+        return max(shown, int(entries.group.max(initial=0)) + 1)
 
     def _labels(self, ids: np.ndarray) -> np.ndarray:
-        """Labels of hits from the images table, whose row number is the image's id."""
+        """Labels of hits from the images table; ids increase, but need not be dense."""
         column = "label" if self.attributes["labels"] == "true" else "predicted"
         table = pa.concat_tables(self.images)
+        known = table["id"].to_numpy()
         labels = pc.fill_null(table[column], MISSING_LABEL).to_numpy()
-        return np.where(ids >= 0, labels[np.maximum(ids, 0)], MISSING_LABEL)
+        row = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[row] == ids, labels[row], MISSING_LABEL)
+
+    def _compare_limit(self, layer: str, stored: Any, outliers: LeftOut) -> Iterator[Fault]:
+        here, there = stored.get("outlier_limit"), outlier_limit(outliers)
+        if here != there:
+            yield Fault(
+                f"{layer_path(layer)}/zarr.json",
+                f"outlier_limit differs from the ledger: {here} here, {there} there",
+            )
 
     def _compare(self, layer: str, name: str, promised: np.ndarray) -> Iterator[Fault]:
         stored = self.chunks.array(layer, name)
@@ -251,7 +308,7 @@ class _Projection:
                 except (ValueError, KeyError, TypeError) as error:
                     yield Fault(path, f"cannot be read: {error}")
                     continue
-                yield from self._promised(layer, _number(name), filled)
+                yield from self._promised(layer, number_of(name), filled)
             yield from self._flags(layer, committed)
 
     def _shard_units(self, layer: str) -> int | None:
@@ -277,7 +334,3 @@ class _Projection:
             yield Fault(place, f"unit {min(there - committed)} is projected, but no marker says so")
         if committed - there:
             yield Fault(place, f"unit {min(committed - there)} is not projected, but has a marker")
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2].partition(".")[0])

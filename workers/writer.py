@@ -4,8 +4,7 @@ A Zarr shard has one owner, and every array is created by the driver before an a
 Layout and meaning come from ``deconvoy.schema``.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,19 @@ from jaxtyping import Float32, Int32, Int64
 from zarr.codecs import ZstdCodec
 
 from deconvoy.schema import (
-    EXAMPLE_ARRAYS,
     LAYER_ARRAYS,
     OUTLIER_ARRAYS,
     ArrayField,
     histogram_edges,
     layer_path,
 )
-from deconvoy.spec import StorageSpec, TopSpec
+from deconvoy.spec import StorageSpec
 from deconvoy.store import RunStore
-from workers.examples import Entries, Ranking, bands_of_bins, lowest
+from workers.examples import Ranking
 from workers.graph import Layer
 from workers.outliers import LeftOut
 from workers.pictures import stored_size
+from workers.tables import Arrays, example_fields, outlier_arrays, outlier_limit, sum_arrays
 from workers.topk import BINS, UnitSums
 
 ITEM_BYTES = 16 * 2**20
@@ -155,55 +154,31 @@ def write_hits(
         "position": position,
         "box": box,
         "window": window,
-        "mean": sums.maxima / max(images, 1),
-        "density": sums.active / max(images, 1),
-        "histogram": sums.histogram,
+        **sum_arrays(sums, images),
     }
     group = run.zarr("r+")
     for name, value in values.items():
         _array(group, layer.name, name)[...] = value
 
 
-def write_examples(
-    run: RunStore,
-    layer: Layer,
-    ranking: Ranking,
-    entries: Entries,
-    histogram: Int64[np.ndarray, "unit bin"],
-    top: TopSpec,
-    outputs: int,
-) -> None:
+def write_examples(run: RunStore, layer: Layer, ranking: Ranking, arrays: Arrays) -> None:
     """Write what a ranking has kept for a layer."""
-    groups = outputs if ranking.name == "class" else 1
-    if ranking.name == "band":
-        assert top.bands is not None
-        groups = top.bands.count
-        band = bands_of_bins(histogram, groups)[entries.unit, entries.group]
-        entries = replace(entries, group=band.astype(np.int32))
-    kept, rank = lowest(entries, ranking.k)
-    shape: tuple[int, ...] = (layer.units, groups, ranking.k)
-    place: tuple[np.ndarray, ...] = (kept.unit, kept.group, rank)
-    if ranking.name == "bottom":
-        shape, place = (layer.units, ranking.k), (kept.unit, rank)
-    group = run.zarr("r+")[layer_path(layer.name)]
-    assert isinstance(group, zarr.Group)
-    for field in EXAMPLE_ARRAYS:
-        if field.name.startswith(f"{ranking.name}_"):
-            values = np.full(shape, field.fill, field.dtype)
-            values[place] = kept.score if field.name.endswith("score") else kept.image
-            _create(group, field, shape, shape, None, {})
-            _array(run.zarr("r+"), layer.name, field.name)[...] = values
+    _write_new(run, layer, example_fields(ranking), arrays)
 
 
 def write_outliers(run: RunStore, layer: Layer, outliers: LeftOut, at_most: int) -> None:
     """Write which images a layer's hits leave out."""
+    _write_new(run, layer, OUTLIER_ARRAYS, outlier_arrays(outliers, at_most))
+    run.zarr("r+")[layer_path(layer.name)].attrs.update({"outlier_limit": outlier_limit(outliers)})
+
+
+def _write_new(run: RunStore, layer: Layer, fields: Sequence[ArrayField], arrays: Arrays) -> None:
     group = run.zarr("r+")[layer_path(layer.name)]
     assert isinstance(group, zarr.Group)
-    for field, values in zip(OUTLIER_ARRAYS, (outliers.image, outliers.norm), strict=True):
-        _create(group, field, (at_most,), (at_most,), None, {})
-        _array(run.zarr("r+"), layer.name, field.name)[: len(values)] = values
-    limit = outliers.limit if np.isfinite(outliers.limit) else None
-    group.attrs.update({"outlier_limit": limit})
+    for field in fields:
+        values = arrays[field.name]
+        _create(group, field, values.shape, values.shape, None, {})
+        _array(run.zarr("r+"), layer.name, field.name)[...] = values
 
 
 def write_pictures(
