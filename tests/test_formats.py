@@ -14,6 +14,7 @@ from deconvoy.schema import FORMAT
 from tests.runs import grants_of, ignore, results_of, resume_inline
 from workers import extend, pipeline
 from workers.executors.inline import InlineExecutor
+from workers.verify import verify
 
 DATA = Path(__file__).parent / "data"
 LAYERS = ("relu1", "logits")
@@ -83,8 +84,6 @@ def test_both_writers_are_there() -> None:
 
 
 def test_runs_of_other_versions_are_whole(written: Path) -> None:
-    from workers.verify import verify
-
     report = verify(str(written), 0)
     assert report.faults == [] and report.chunks > 20
 
@@ -112,6 +111,7 @@ def test_runs_of_before_there_were_norms_are_extended(written: Path, tmp_path: P
     job, run = extend.create(str(written), "shapes?size=6&seed=9", str(tmp_path / "more"))
     summary = pipeline.execute(job, run, InlineExecutor(), ignore)
     assert summary["images"] == 16
+    assert verify(str(tmp_path / "more"), 10).faults == []
     assert {item for item in grants_of(tmp_path / "more") if item.startswith("scan")} == {
         "scan/part-000002", "scan/part-000003",
     }  # fmt: skip

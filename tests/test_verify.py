@@ -242,6 +242,15 @@ def test_another_limit_of_outliers_is_found(run: Path) -> None:
     assert fault.place == "layers/relu2/zarr.json" and "1.0 here" in fault.reason
 
 
+def test_a_marker_of_another_run_is_found(run: Path, tmp_path: Path) -> None:
+    spec = small_spec(data={"uri": "shapes?size=8"}, layers=["logits"], analyses=[TOP])
+    run_inline(spec, tmp_path / "other")
+    marker = "ledger/scan/part-000000.npz"
+    shutil.copy(tmp_path / "other" / marker, run / marker)
+    (fault,) = verify(str(run), 0).faults
+    assert fault.place == marker and "is of 10 units, but the run has 74" in fault.reason
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_a_run_over_three_places_of_odd_sizes_is_whole(tmp_path: Path, told: bool) -> None:
     """Also one of before the sizes of places were written down."""

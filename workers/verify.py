@@ -126,12 +126,12 @@ class _Scan:
         start = number_of(prefixes[-1]) + 1 if prefixes else 0
         numbers = {number_of(name): name for name in names if name.startswith("part-")}
         self.parts = [*range(start), *sorted(number for number in numbers if number >= start)]
-        self.partials: list[Partial] = []
+        self.partials: dict[str, Partial] = {}
         for name in [*prefixes[-1:], *(numbers[n] for n in self.parts[start:])]:
             self.report.files += 1
             try:
                 content = self.run.read(f"ledger/scan/{name}")
-                self.partials.append(Partial.from_bytes(content, name))
+                self.partials[f"ledger/scan/{name}"] = Partial.from_bytes(content, name)
             except DeconvoyError as error:
                 yield Fault(f"ledger/scan/{name}", str(error))
         shards = len(self._rows) if self._rows is not None else max(self.parts, default=-1) + 1
@@ -214,7 +214,11 @@ class _Scan:
         groups = [self.run.zarr()[layer_path(layer)].attrs for layer in layers]
         index = UnitIndex.of([int(str(attributes["units"])) for attributes in groups])
         whole = empty_fold(self.spec.top, index, self.spec.seed)
-        for partial in self.partials:
+        for path, partial in self.partials.items():
+            if len(partial.sums.maxima) != index.total:
+                count = len(partial.sums.maxima)
+                yield Fault(path, f"is of {count} units, but the run has {index.total}")
+                return
             whole.add(partial)
         fold = without_outliers(self.spec.top, index, whole)
         outliers = outliers_of(self.spec.top, whole)
