@@ -286,11 +286,14 @@ An item is done when its marker is there, and only then.
 
 | path | what it is |
 |---|---|
-| `ledger/scan/part-NNNNNN.npz` | marker and partial result of one shard: its hits, its sums |
+| `ledger/scan/part-NNNNNN.npz` | marker of one shard: its hits, sums, examples and norms |
 | `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
 | `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
+
+Examples are there where the top analysis asks for `bottom`, `per_class` or `bands`, and norms (of
+images in each layer) where it asks for `outliers`.
 
 The log is for people; the driver never reads it.
 

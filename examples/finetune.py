@@ -1,5 +1,8 @@
 """Fine-tune torchvision's resnet18 on ten classes of drawings; keep it before and after.
 
+Without --weights it starts from random ones, since that needs no network: then "before" is an
+untrained network, and this is training from scratch.
+
 Writes class folders of images, two checkpoints as training scripts usually save them, and a job
 spec for each: what docs/walk.md goes on from.  Put your own folders in their place.
 """
@@ -20,6 +23,7 @@ from torchvision.transforms import v2
 from workers.shapes import CLASSES, render
 
 SIDE = 64
+WEIGHTS = "to start from: torchvision's, as in IMAGENET1K_V1 (needs a network); default: random"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -28,7 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=2000, help="to train on")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--weights", help="torchvision's, as in IMAGENET1K_V1 (needs a network)")
+    parser.add_argument("--weights", help=WEIGHTS)
     given = parser.parse_args()
     torch.manual_seed(0)
 
@@ -84,7 +88,11 @@ def write_spec(folder: Path, name: str) -> None:
             "uri": str(folder / "validation"),
             "transform": {"resize": SIDE, "crop": SIDE, "mean": list(MEAN), "std": list(STD)},
         },
-        "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"ids": list(range(12))}}],
+        "layers": ["*.1.relu_1", "logits"],
+        "analyses": [
+            {"kind": "top", "k": 9},
+            {"kind": "projection", "units": {"ids": list(range(12))}},
+        ],
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
 

@@ -28,7 +28,7 @@ def query(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a run: purity, dead, images-most-hit, selective, nearest, image."""
+    """Ask a run: purity, examples, outliers, dead, images-most-hit, selective, nearest, image."""
     if name is None:
         if as_json:
             print_json({q.name: q.doc for q in queries.QUERIES.values()})

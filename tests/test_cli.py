@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,13 @@ def test_query_answers_as_a_table_and_as_json(type_: Type, finished: Path) -> No
     assert code == 0 and json.loads(out) == queries.purity(run, "relu2").to_pylist()
     code, out, _ = type_("query", finished, "dead", "logits")
     assert (code, out.strip()) == (0, "Nothing found.")
+
+
+def test_help_names_every_query(type_: Type) -> None:
+    code, out, _ = type_("query", "--help")
+    told = re.sub(r"[^a-z,.:-]+", " ", out.partition("Ask a run:")[2].partition(".")[0])
+    assert code == 0
+    assert told.replace(" ", "").split(",") == list(queries.QUERIES)
 
 
 def test_query_without_a_name_lists_the_queries(type_: Type, finished: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,9 +88,9 @@ def saved(name: str, folder: Path) -> Path:
     return path
 
 
-def encoded(picture: Image.Image, kind: str) -> bytes:
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -108,6 +109,33 @@ def test_a_turned_file_is_upright_and_keeps_the_files_size(tmp_path: Path) -> No
     upright, lying = (decode(file.read_bytes(), TRANSFORM) for file in files)
     assert not torch.equal(upright.pixels, lying.pixels)
     assert (lying.width, lying.height) == (60, 45)
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (9, 8), (shade, 0, 0)) for shade in (200, 100, 0)]
+    exact = {"lossless": True} if kind == "webp" else {}
+    content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **exact)
+    with Image.open(io.BytesIO(content)) as image:
+        assert getattr(image, "n_frames", 1) == 3
+    pixels = decode(content, Transform(resize=8, crop=8)).pixels
+    assert pixels[0].unique().tolist() == [200] and not pixels[1:].any()
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    deep = Image.fromarray(np.full((8, 9), 0x40FF, np.uint16))
+    pixels = decode(encoded(deep, kind), Transform(resize=8, crop=8)).pixels
+    assert pixels.unique().tolist() == [0x40]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"), [(np.float32, "floating-point numbers"), (np.int32, "32-bit numbers")]
+)
+def test_numbers_of_no_known_range_are_refused_with_what_to_do(dtype: Any, told: str) -> None:
+    content = encoded(Image.fromarray(np.ones((8, 9), dtype)), "tiff")
+    with pytest.raises(ImageUnreadable, match=f"{told} of no known range: save it with 8 or 16"):
+        decode(content, Transform(resize=8, crop=8))
 
 
 def test_pixels_that_need_no_decoding_are_treated_alike() -> None:

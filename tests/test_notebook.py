@@ -1,5 +1,7 @@
 """Test `workers.analyse`: a model object and images at hand make a run like any other."""
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +76,43 @@ def test_pictures_may_come_as_pillow_images_or_as_a_folder(tmp_path: Path) -> No
     assert run.images().num_rows == 4
 
 
+def deep() -> Image.Image:
+    """16 bits a pixel."""
+    return Image.fromarray((np.arange(256, dtype=np.uint16) * 256).reshape(16, 16))
+
+
+def turned() -> Image.Image:
+    """A picture whose EXIF says that it lies on its side."""
+    picture = Image.fromarray(pictures(1)[0][:, :12])
+    picture.getexif()[0x0112] = 6
+    return picture
+
+
+@pytest.mark.parametrize("kind", [deep, turned])
+def test_a_pillow_image_is_what_its_file_would_be(
+    tmp_path: Path, kind: Callable[[], Image.Image]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    given = kind()
+    given.save(tmp_path / "folder/one.png", exif=given.getexif())
+    of_file = analysed(tmp_path / "file", str(tmp_path / "folder"))
+    of_picture = analysed(tmp_path / "picture", [given])
+    assert len(set(of_file.table().column("score").to_pylist())) > 3, "nothing to compare"
+    assert of_picture.table().drop_columns(["uri"]) == of_file.table().drop_columns(["uri"])
+
+
+def cut_off() -> Image.Image:
+    buffer = io.BytesIO()
+    Image.fromarray(pictures(1)[0]).save(buffer, "png")
+    return Image.open(io.BytesIO(buffer.getvalue()[:-400]))
+
+
 @pytest.mark.parametrize(
     ("images", "changes", "told"),
     [
         ([], {}, "images is empty"),
+        ([deep().convert("F")], {}, r"images\[0\] cannot be read: .*floating-point.*save it with"),
+        ([cut_off()], {}, r"images\[0\] cannot be read: image file is truncated.*leave it out"),
         ([np.zeros((4, 4), np.uint8)], {}, r"images\[0\] is ndarray \(4, 4\)"),
         (None, {"labels": [1]}, "labels has 1 entries for 12 images"),
         (None, {"labels": [9] * 12}, r"labels\[0\] is 9, but the model has 4 outputs"),

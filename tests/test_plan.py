@@ -4,6 +4,7 @@ Seconds are never asserted, since they are the machine's; how they follow from t
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,9 +19,12 @@ from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from tests.runs import run_inline, small_spec
 from workers import plan as planning
+from workers import shards
+from workers.examples import Entries
 from workers.job import Job, settle
 from workers.pilot import Pilot, images_in_lane, measure
 from workers.plan import Plan, most_bytes, plan, require_room, works_of
+from workers.topk import Hits
 
 EVERY_LAYER = {
     "layers": "all",
@@ -91,6 +95,51 @@ def test_the_bytes_of_a_run_without_pictures_are_foretold_too(tmp_path: Path) ->
     assert within_a_fifth(told.plan.bytes["total"], RunStore(tmp_path / "run").bytes_used())
     assert told.plan.bytes["patch"] == told.plan.bytes["projection"] == told.plan.projections == 0
     assert told.plan.seconds["projection"] == 0
+
+
+EXAMPLES = {
+    "kind": "top",
+    "bottom": 3,
+    "per_class": 2,
+    "bands": {"count": 4, "examples": 2},
+    "outliers": {"at_most": 20},
+}
+
+
+@pytest.mark.parametrize("compact_every", [64, 4])
+def test_what_is_kept_besides_the_strongest_is_foretold_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compact_every: int
+) -> None:
+    for module in (planning, shards):
+        monkeypatch.setattr(module, "COMPACT_EVERY", compact_every)
+    told = foretold(
+        small_spec(
+            analyses=[EXAMPLES], layers=["relu2", "relu7"], data={"uri": "shapes?size=72&seed=1"}
+        )
+    )
+    run_inline(told.job.spec, tmp_path / "run")
+    run = RunStore(tmp_path / "run")
+    prefixes = [name for name in run.names("ledger/scan") if name.startswith("prefix-")]
+    assert len(prefixes) == (compact_every < told.job.shards)
+    happened = bytes_by_kind(run)
+    for kind in ("ledger", "tables", "metadata"):
+        assert 0.7 < told.plan.bytes[kind] / happened[kind] < 1.4, kind
+    assert within_a_fifth(told.plan.bytes["total"], run.bytes_used())
+    assert most_bytes(told.job) > run.bytes_used()
+
+
+def test_no_byte_of_a_marker_is_below_what_it_is_at_most_counted_as(tmp_path: Path) -> None:
+    for kept, each in ((Hits.none(), planning.HIT_BYTES), (Entries.none(), planning.ENTRY_BYTES)):
+        columns = vars(kept).values()
+        assert each == sum(c.itemsize * math.prod(c.shape[1:]) for c in columns)
+
+
+def test_what_is_kept_besides_counts_before_a_run_is_let_go(tmp_path: Path) -> None:
+    plain, more = (
+        most_bytes(settle(small_spec(analyses=[top]))) for top in ({"kind": "top"}, EXAMPLES)
+    )
+    run_inline(small_spec(analyses=[EXAMPLES], layers=["relu2"]), tmp_path / "run")
+    assert more > plain + RunStore(tmp_path / "run").bytes_used()
 
 
 def test_units_that_are_silent_on_every_image_take_no_room(every_layer: Foretold) -> None:

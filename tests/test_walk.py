@@ -1,58 +1,69 @@
-"""The commands of docs/walk.md, typed one after the other, on fewer images."""
+"""The commands of docs/walk.md, typed one after the other, on fewer images.
 
-import os
+All in this process: each would spend seconds on importing torch alone.
+"""
+
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import deconvoy
+from tests.typing_in import Type, type_
+
+__all__ = ["type_"]
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/walk.md").read_text(encoding="utf-8")
 
-LESS = {"python": ["--images", "40", "--epochs", "1"]}
-"""What is added to a command so that it takes seconds."""
+TRAINED, VALIDATED = 20, 10
+LESS = ["--images", str(TRAINED), "--epochs", "1"]
+"""Two images of a class to train on and one to look at: enough for every command."""
 
-ONE_LAYER = (
-    "analyses=[{kind: top}, {kind: projection, layers: [layer3.1.relu_1], "
-    "units: {ids: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]}}]"
-)
+INLINE = {command: ["--executor", "inline"] for command in ("run", "extend")}
+
+
+def blocks(language: str) -> Iterator[str]:
+    for found, block in re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL):
+        if found == language:
+            yield block
 
 
 def commands() -> list[list[str]]:
-    text = (ROOT / "docs/walk.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-    typed_ones = [block for language, block in blocks if not language]
-    return [shlex.split(line) for block in typed_ones for line in block.splitlines()]
+    return [shlex.split(line) for block in blocks("") for line in block.splitlines()]
 
 
-def typed(words: list[str]) -> list[str]:
-    if words[0] == "python":
-        return [sys.executable, str(ROOT / words[1]), *words[2:], *LESS["python"]]
-    more = {
-        "run": ["--executor", "inline", "--set", ONE_LAYER],
-        "extend": ["--executor", "inline"],
-    }.get(words[1], [])
-    return [sys.executable, "-m", "service.cli", *words[1:], *more]
+@pytest.mark.timeout(600)
+def test_every_command_of_the_walk_does_what_it_says(
+    type_: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (program, script, *arguments), *others = commands()
+    assert program == "python"
+    monkeypatch.setattr(sys, "argv", [script, *arguments, *LESS])
+    runpy.run_path(str(ROOT / script), run_name="__main__")
 
+    (shown,) = blocks("yaml")
+    assert yaml.safe_load(shown) == yaml.safe_load(Path("work/after.yaml").read_text())
 
-@pytest.mark.timeout(1200)
-def test_every_command_of_the_walk_does_what_it_says(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     told: dict[str, str] = {}
-    for words in commands():
-        done = subprocess.run(
-            typed(words), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
-        told[" ".join(words[1:3])] = done.stdout + done.stderr
+    for program, command, *arguments in others:
+        assert program == "deconvoy"
+        code, out, err = type_(command, *arguments, *INLINE.get(command, []))
+        assert code == 0, f"{command} {shlex.join(arguments)}\n{out}\n{err}"
+        told[f"{command} {arguments[0]}"] = out + err
     assert "folder names" in told["run work/after.yaml"]
+    assert "top-1" in told["run work/after.yaml"]
     assert "layer3.1.relu_1" in told["diff work/runs/before"]
     for name in ("after.png", "before.png", "hits.parquet", "report.html"):
-        assert (tmp_path / "work" / name).stat().st_size > 1000, name
-    before, after = (deconvoy.open(tmp_path / "work/runs" / n) for n in ("before", "after"))
+        assert Path("work", name).stat().st_size > 1000, name
+    before, after, more = (deconvoy.open(f"work/runs/{n}") for n in ("before", "after", "more"))
     assert before.layer_names == after.layer_names
-    assert deconvoy.open(tmp_path / "work/runs/more").images().num_rows == 40 + 10
+    assert more.images().num_rows == TRAINED + VALIDATED
+    for number in (0, 11):  # of those that `figure --units 0-11` draws
+        assert after.unit("layer3.1.relu_1", number).projections.any()

@@ -5,8 +5,11 @@ was refused, and nobody ever sees a traceback.  What is wrong in a spec alone is
 """
 
 import json
+import logging
+import re
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,11 @@ import torch
 import yaml
 
 import deconvoy
+from deconvoy.errors import ClusterTooSmall
+from deconvoy.spec import JobSpec
 from tests.runs import write_photographs
 from tests.typing_in import Type, type_
+from workers import pipeline
 from workers.zfnet import zfnet_small
 
 __all__ = ["type_"]
@@ -91,6 +97,17 @@ def label_too_high(folder: Path) -> None:
     (folder / "labels.csv").write_text("path,label\na/000.png,10\n", encoding="utf-8")
 
 
+def an_unfinished_run(folder: Path) -> list[str | Path]:
+    run(folder)
+    pipeline.create(JobSpec.from_file(folder / "job.yaml"), str(folder / "old"))
+    return extend(folder, "old")
+
+
+def extend(folder: Path, url: str) -> list[str | Path]:
+    more = ["--data", "shapes?size=4&seed=4", "--out", folder / "run", "--executor", "inline"]
+    return ["extend", folder / url, *more]
+
+
 REFUSED: dict[str, tuple[Case, int, str]] = {
     "weights that are not there": (
         lambda folder: run(
@@ -121,6 +138,15 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
         with_images(labels_of_others, labels="{folder}/gone.csv"), 2, "gone.csv' cannot be read"),
     "no place to write": (
         lambda folder: [*run(folder)[:3], "/proc/nowhere/run", "--executor", "inline"], 1, "/proc"),
+    "a file where the output's folder should be": (
+        lambda folder: [*run(folder)[:3], folder / "job.yaml/run", "--executor", "inline"], 1,
+        "job.yaml"),
+    "extending a run that is not there": (lambda folder: extend(folder, "gone"), 2, "is no run"),
+    "extending a run that is not finished": (
+        an_unfinished_run, 2, "is running, but only a finished one can be extended"),
+    "extending a run by nothing": (
+        lambda folder: ["extend", folder / "old", "--out", folder / "run"], 2,
+        "Missing option '--data'"),
     "two workers inline": (lambda folder: run(folder, "--workers", "2"), 2, "has one worker"),
     "an address inline": (
         lambda folder: run(folder, "--address", "10.0.0.1:6379"), 2, "is for the ray executor"),
@@ -143,6 +169,82 @@ def test_a_wrong_input_gets_its_exit_code_and_its_sentence(
     assert "Traceback" not in err
     if code == 2:
         assert not (tmp_path / "run").exists(), "a refused run left something"
+
+
+def test_labels_of_images_that_are_not_there_are_told_and_the_others_hold(
+    type_: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those of pytest would keep the command line from putting up its own.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    write_photographs(tmp_path / "images", 4)
+    lines = ["path,label", "a/000.png,3", *(f"gone/{n}.png,1" for n in range(5)), "gone/0.png,2"]
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    data = {"uri": str(tmp_path / "images"), "labels": str(tmp_path / "labels.csv")}
+    code, _, err = type_(*run(tmp_path, data=data))
+    said = " ".join(err.split())
+    assert code == 0, said
+    assert re.search(
+        r"WARNING: data\.labels '.*labels\.csv': 5 of the 6 images it names are not below the data "
+        r"folder \('gone/0\.png', 'gone/1\.png', 'gone/2\.png', …\): .* mend the paths",
+        said,
+    ), said
+    labels = deconvoy.open(tmp_path / "run").images().column("label").to_pylist()
+    assert labels == [3, None, None, None]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 300 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", place],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if mounted.returncode:
+        pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_too_small_is_refused_before_anything_is_written(
+    type_: Type, tmp_path: Path, small_disk: Path
+) -> None:
+    (small_disk / "full").write_bytes(bytes(300_000))
+    code, _, err = type_(*run(tmp_path)[:3], small_disk / "run", "--executor", "inline")
+    said = " ".join(err.split())
+    assert (code, "free some space or choose another --out" in said) == (1, True), said
+    assert not (small_disk / "run").exists()
+
+
+def test_a_disk_that_fills_up_under_way_is_told_in_a_sentence_and_resume_goes_on(
+    type_: Type, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deconvoy.store.RunStore.bytes_free", lambda _: 10**12)
+    url, inline = small_disk / "run", ("--executor", "inline")
+    (small_disk / "full").write_bytes(bytes(260_000))
+    code, _, err = type_(*run(tmp_path)[:3], url, *inline)
+    said = " ".join(err.split())
+    assert (code, "No space left on device" in said) == (1, True), said
+    assert f"deconvoy resume {url}" in said and "Traceback" not in err
+    (small_disk / "full").unlink()
+    assert type_("resume", url, *inline)[0] == 0
+    assert type_("verify", url, "--sample", "0")[0] == 0
+
+
+def test_gpus_that_no_node_has_are_refused_on_ray_without_a_cluster() -> None:
+    ray = pytest.importorskip("workers.executors.ray")
+    nodes = [{"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}]
+    for gpus in (0.0, 0.5, 2.0):
+        ray._require_room(nodes, 4.0, gpus)
+    with pytest.raises(ClusterTooSmall, match=r"with 3 GPUs and 4 cores .* largest has 2 GPUs"):
+        ray._require_room(nodes, 4.0, 3.0)
+    with pytest.raises(ClusterTooSmall, match=r"has 0 GPUs .* Lower compute\.gpus_per_worker"):
+        ray._require_room(nodes[:1], 4.0, 1.0)
 
 
 def test_one_broken_image_among_good_ones_is_skipped_and_named(type_: Type, tmp_path: Path) -> None:

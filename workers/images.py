@@ -59,8 +59,8 @@ def decode(content: bytes, transform: Transform) -> Picture:
             if width * height > MAX_PIXELS:
                 raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
             # By way of RGB: of palettes and transparent images, grey is made from it.
-            turned = _rgb(ImageOps.exif_transpose(image))
-        return Picture(_fit(turned, transform), width, height)
+            rgb = upright_rgb(image)
+        return Picture(_fit(rgb, transform), width, height)
     except ImageUnreadable:
         raise
     except UnidentifiedImageError as error:  # its own sentence holds an address in memory
@@ -70,15 +70,20 @@ def decode(content: bytes, transform: Transform) -> Picture:
         raise ImageUnreadable(f"not readable as an image: {error}") from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel.  Transparency is dropped, as it was when networks were trained; of an
-    animation this is the first frame."""
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says, eight bits a channel.  Transparency is dropped, as it was when networks
+    were trained; of an animation just opened this is the first frame.
+
+    Raises:
+        ImageUnreadable: its numbers have no known range.
+    """
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would cut, not scale, and leave all of it white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageUnreadable(
             f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers of no "
-            "known range"
+            "known range: save it with 8 or 16 bits a channel"
         )
     return image.convert("RGB")
 

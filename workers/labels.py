@@ -7,7 +7,9 @@ sorted order; numbers are output indices.  What fits nothing is no label, and sa
 
 import csv
 import io
+import logging
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,8 @@ import pyarrow.parquet as pq
 
 from deconvoy.errors import RequestError
 from deconvoy.files import split
+
+logger = logging.getLogger(__name__)
 
 Raw = str | int | None
 """A label as the data has it."""
@@ -99,8 +103,22 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
             f"data.labels {place!r} names none of the images below the data folder; its paths are "
             f"relative to that folder, as in {uris[0]!r} (it has {first!r})."
         )
+    _warn_of_missing(place, [row.path for row in rows], set(uris))
     named = tuple(names.get(i, f"class {i}") for i in range(outputs)) if names else ()
     return Labels([labels.get(uri) for uri in uris], f"the file {place}", named)
+
+
+def _warn_of_missing(place: str, paths: Sequence[str], there: AbstractSet[str]) -> None:
+    named = dict.fromkeys(paths)
+    missing = [path for path in named if path not in there]
+    if missing:
+        logger.warning(
+            "data.labels %r: %d of the %d images it names are not below the data folder (%s%s): "
+            "their labels go unused; mend the paths, which are relative to that folder, unless the "
+            "file is of a larger data set.",
+            place, len(missing), len(named),
+            ", ".join(map(repr, missing[:3])), ", …" if len(missing) > 3 else "",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

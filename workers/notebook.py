@@ -22,7 +22,7 @@ from deconvoy.spec import JobSpec, Transform
 from workers import pipeline
 from workers.datasets import Listing
 from workers.executors.inline import InlineExecutor
-from workers.images import Picture, from_pixels
+from workers.images import Picture, from_pixels, upright_rgb
 from workers.models import declared_transform, default_transform, pack_module
 
 Images = str | os.PathLike[str] | Iterable[Any]
@@ -56,8 +56,8 @@ def analyse(
 
     Args:
         model: left untouched; evaluated in evaluation mode and float32.
-        images: a folder, a ``shapes?…`` URI, or images: PIL pictures or uint8 arrays
-            (row, col, rgb).
+        images: a folder, a ``shapes?…`` URI, or images: PIL pictures (turned as EXIF says, 16 bits
+            scaled to 8, as in files) or uint8 arrays (row, col, rgb).
         transform: resize, crop, mean and std; default: what the model declares as ``transform``,
             else ImageNet's.
         labels: output index of each image given as a picture or array.
@@ -139,7 +139,12 @@ def _in_memory(images: Iterable[Any], labels: Sequence[int | None] | None) -> Li
 
 def _rgb(image: Any, number: int) -> UInt8[np.ndarray, "row col rgb"]:
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        try:
+            return np.array(upright_rgb(image))
+        except Exception as error:  # one that Pillow has opened is only decoded now
+            raise RequestError(
+                f"images[{number}] cannot be read: {error}; mend it or leave it out."
+            ) from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
         return image
     shape = getattr(image, "shape", "")

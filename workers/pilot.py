@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,12 +21,16 @@ from deconvoy.schema import image_part_path, layer_path
 from deconvoy.store import RunStore
 from workers.actor import FORWARD_IMAGES, Actor, TorchSettings
 from workers.datasets import ImageRef
+from workers.examples import Entries
 from workers.graph import Layer
 from workers.job import Job, ProjectionItem
 from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
+from workers.outliers import Norms
 from workers.pictures import stored_size
 from workers.topk import BINS, Fold, Hits, Partial, UnitSums
 from workers.writer import create_layer, create_pictures, projection_dtype, write_hits
+
+Kept = TypeVar("Kept", Hits, Entries)
 
 ROUNDS = 2
 """Batches each lane scans: one to warm up, one to be timed."""
@@ -67,12 +72,24 @@ class TableSizes:
     images_part: float
     """Fixed bytes of one file of the images table."""
     images_row: float
-    marker_sums: int
-    """A shard's marker without hits."""
-    marker_hits: int
-    """What the hits of a first shard add to it."""
-    prefix: int
-    """A marker of all images."""
+    shard: "MarkerSizes"
+    """Of a shard's marker."""
+    prefix: "MarkerSizes"
+    """Of a marker of all images."""
+
+
+@dataclass(frozen=True)
+class MarkerSizes:
+    """Bytes of what a marker of the scan holds."""
+
+    sums: int
+    """All that does not grow with what is kept."""
+    hit: float
+    """One of the strongest hits."""
+    entry: Mapping[str, float]
+    """One image that a ranking keeps, by ranking."""
+    norm: float
+    """One image kept for its norm in a layer."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +108,8 @@ class Pilot:
     """The tables of one layer."""
     fold: Fold
     """Hits and sums over its images."""
+    predicted: Int64[np.ndarray, " class"]
+    """How many of its images are predicted to be of each class."""
     samples: tuple[LayerSample, ...]
     """In order of increasing work."""
     sizes: TableSizes
@@ -127,12 +146,15 @@ class _Trial:
         self.count = min(len(job.listing), ROUNDS * lanes * job.batch_size)
         self.run = RunStore(folder / "run")
         self.run.zarr("w-")
+        self.distinct = job.spec.data.distinct
         self.rng = np.random.default_rng(job.spec.seed)
         began = time.perf_counter()
         assignment = job.assignment(self.run.url, lanes)
         self.actor = Actor(replace(assignment, shard_size=self.count))
         self.start_seconds = time.perf_counter() - began
         self.fold = Fold(job.index.total, job.k)
+        self.kept = job.empty_fold()
+        """The same with all that a marker keeps besides: spare hits, examples, norms."""
 
     def pilot(self) -> Pilot:
         images, batch_seconds = self._scan()
@@ -141,7 +163,7 @@ class _Trial:
             self.work,
         )
         layers = [item.layer for item in measured] or [self.job.layers[-1]]
-        sums = _drawn(self.fold.sums, self.fold.images, len(self.job.listing), self.rng)
+        sums = drawn(self.fold.sums, self.fold.images, len(self.job.listing), self.rng)
         merge_seconds, table_bytes, metadata = self._tables(layers, sums)
         for layer in layers:
             create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
@@ -157,6 +179,7 @@ class _Trial:
             row,
             *self._marker_sizes(sums),
         )
+        predicted = images.column("predicted").drop_null().to_numpy()
         return Pilot(
             self.fold.images,
             self.lanes,
@@ -165,6 +188,7 @@ class _Trial:
             decode_seconds,
             merge_seconds / len(layers),
             self.fold,
+            np.bincount(predicted, minlength=self.job.outputs),
             tuple(samples),
             sizes,
         )
@@ -180,6 +204,7 @@ class _Trial:
             if part:
                 result, seconds = self._answer(part)
                 self.fold.add(result.partial)
+                self.kept.add(result.partial)
                 tables.append(result.images)
         if cut == self.count:  # too few images for a second round: the same again
             _, seconds = self._answer(refs)
@@ -190,7 +215,7 @@ class _Trial:
 
     def _answer(self, refs: Sequence[ImageRef]) -> tuple[ScanResult, float]:
         began = time.perf_counter()
-        result = self.actor.work(ScanLease("pilot", refs, self.fold.floor))
+        result = self.actor.work(ScanLease("pilot", refs, self.kept.floor))
         assert isinstance(result, ScanResult)
         return result, time.perf_counter() - began
 
@@ -288,16 +313,40 @@ class _Trial:
         empty = len(_parquet(images.slice(0, 0)))
         return (len(_parquet(images)) - empty) / len(images), float(empty)
 
-    def _marker_sizes(self, sums: UnitSums) -> tuple[int, int, int]:
-        """Of a shard without hits, of the hits of a first shard, and of all images."""
+    def _marker_sizes(self, sums: UnitSums) -> tuple[MarkerSizes, MarkerSizes]:
+        """Of a shard, and of all images."""
         shard = min(self.job.spec.compute.shard_size, len(self.job.listing))
-        hits = self.fold.to_partial().hits
-        own = _drawn(self.fold.sums, self.fold.images, shard, self.rng)
-        bare, full, prefix = (
-            len(Partial(found, added, shard, 0, 0, 0).to_bytes())
-            for found, added in ((Hits.none(), own), (hits, own), (hits, sums))
+        own = drawn(self.fold.sums, self.fold.images, shard, self.rng)
+        return self._marker_of(own, shard), self._marker_of(sums, len(self.job.listing))
+
+    def _marker_of(self, sums: UnitSums, images: int) -> MarkerSizes:
+        found = self.kept.to_partial()
+        layers = len(found.norms.histogram)
+        examples = {name: Entries.none() for name in found.examples}
+        nothing = Partial(
+            Hits.none(), UnitSums.zero(0), 0, 0, 0, 0, examples, Norms.none(layers)
+        )  # fmt: skip
+        norms = replace(nothing.norms, largest=self._spread(found.norms.largest, images))
+
+        def each(count: int, **kept: Any) -> float:
+            added = len(replace(nothing, **kept).to_bytes()) - len(nothing.to_bytes())
+            return added / max(1, count)
+
+        return MarkerSizes(
+            len(replace(nothing, sums=sums).to_bytes()),
+            each(len(found.hits), hits=self._spread(found.hits, images)),
+            {
+                name: each(len(own), examples={**examples, name: self._spread(own, images)})
+                for name, own in found.examples.items()
+            },
+            each(len(norms.largest), norms=norms),
         )
-        return bare, full - bare, prefix
+
+    def _spread(self, kept: Kept, images: int) -> Kept:
+        """What is kept, with the ids it would have among so many images: larger ones take more."""
+        spacing = max(1, images // self.count)
+        image = kept.image * spacing + self.rng.integers(spacing, size=len(kept))
+        return replace(kept, image=image, content=kept.content if self.distinct else image)
 
 
 def _middle_items(job: Job) -> list[ProjectionItem]:
@@ -317,7 +366,7 @@ def _spread(items: list[ProjectionItem], work: Mapping[str, int]) -> list[Projec
     return [ordered[place] for place in places]
 
 
-def _drawn(sums: UnitSums, seen: int, images: int, rng: np.random.Generator) -> UnitSums:
+def drawn(sums: UnitSums, seen: int, images: int, rng: np.random.Generator) -> UnitSums:
     """Sums as those of ``images`` images may be, drawn from those of the images seen.
 
     A few images fill few bins of a histogram, so their counts are spread over the bins beside

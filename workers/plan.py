@@ -21,11 +21,21 @@ from deconvoy.errors import DiskTooSmall
 from deconvoy.spec import ComputeSpec, Transform
 from deconvoy.store import RunStore
 from workers.actor import CACHE_BYTES
+from workers.examples import Ranking
 from workers.graph import Layer, Network
 from workers.job import Job, ProjectionItem, trace
 from workers.machine import cores
+from workers.outliers import NORM_BINS
 from workers.pictures import stored_size
-from workers.pilot import LayerSample, Pilot, images_in_lane, measure, rounds
+from workers.pilot import (
+    LayerSample,
+    MarkerSizes,
+    Pilot,
+    drawn,
+    images_in_lane,
+    measure,
+    rounds,
+)
 from workers.shards import COMPACT_EVERY
 from workers.steps import Step
 from workers.topk import BINS
@@ -37,8 +47,17 @@ PILOT_LANES = 8
 RAY_SECONDS = 12.0
 """Starting Ray, and torch in its actors: measured on two cores, both at once."""
 
-EXAMPLE_BYTES, EXAMPLE_MARKER_BYTES = 6.0, 12.0
-"""A compressed entry of a ranking, in a table and in a marker."""
+EXAMPLE_BYTES, EXAMPLE_METADATA = 5.0, 820
+"""A compressed entry of a ranking in a table; the zarr.json of such a table."""
+
+NORM_BINS_FILLED, NORM_BIN_BYTES = 64, 5
+"""Norms of a layer mostly lie within two octaves, in bins of which a marker holds the counts."""
+
+HIT_BYTES, ENTRY_BYTES, SUMS_BYTES, BIN_BYTES = 32, 36, 16, 14
+"""What a marker holds before compression: a hit, an entry of a ranking, a unit's sums, a bin."""
+
+FILE_BYTES = 10_000
+"""A marker's directory, at most: some thirty arrays with a name and a header each."""
 
 LOG_BYTES = 150
 """A line of the ledger's log; two an item."""
@@ -167,20 +186,39 @@ def most_bytes(job: Job) -> int:
     pictures = sum(
         len(item.units) * sum(_raw_bytes(job, item.layer)) for item in job.projection_items()
     )
-    units = job.index.total
-    tables = units * (job.k * (4 + 8 + 3 * 16) + 8 * BINS + 16)
-    marker = units * (job.k * 24 + 16 + 14 * min(BINS, job.spec.compute.shard_size))
-    metadata = 40_000 * (len(job.layers) + 1) + 50 * len(job.packed.classes)
+    units, layers = job.index.total, len(job.layers)
+    tables = units * (job.k * (4 + 8 + 3 * 16) + 8 * BINS + 16) + layers * job.spare * 16
+    tables += units * sum(_groups(job, ranking) * ranking.k for ranking in job.rankings) * (4 + 8)
+    metadata = (
+        layers * (40_000 + 2_000 * _extra_arrays(job)) + 40_000 + 50 * len(job.packed.classes)
+    )
+    markers = min(job.shards, COMPACT_EVERY) * _most_of_marker(job, job.spec.compute.shard_size)
+    if job.shards >= COMPACT_EVERY:  # while one is written, the one before it is still there
+        markers += 2 * _most_of_marker(job, len(job.listing))
     items = job.shards + len(job.projection_items())
     images = 400 * len(job.listing) + 8_000 * job.shards
-    return (
-        pictures
-        + tables
-        + min(job.shards, COMPACT_EVERY) * marker
-        + metadata
-        + images
-        + (items * 4 * LOG_BYTES)
-    )
+    return pictures + tables + markers + metadata + images + items * 4 * LOG_BYTES
+
+
+def _most_of_marker(job: Job, images: int) -> int:
+    """A marker of so many images before compression."""
+    hits = min(job.k + job.spare, images) * HIT_BYTES
+    entries = sum(min(r.groups(job.outputs) * r.k, images) for r in job.rankings) * ENTRY_BYTES
+    of_unit = hits + entries + SUMS_BYTES + BIN_BYTES * min(BINS, images)
+    largest = min(job.spare, images) * ENTRY_BYTES
+    of_layer = largest + BIN_BYTES * min(NORM_BINS, images) if job.spare else 0
+    return job.index.total * of_unit + len(job.layers) * of_layer + FILE_BYTES
+
+
+def _extra_arrays(job: Job) -> int:
+    """Tables of a layer besides those of its strongest hits: two a ranking, two of outliers."""
+    return 2 * len(job.rankings) + (2 if job.spare else 0)
+
+
+def _groups(job: Job, ranking: Ranking) -> int:
+    """Of a ranking, in the tables; markers of bands hold the bins the bands are cut from."""
+    bands = job.spec.top.bands
+    return bands.count if ranking.name == "band" and bands else ranking.groups(job.outputs)
 
 
 def works_of(job: Job) -> dict[str, int]:
@@ -307,16 +345,24 @@ class _Forecast:
     @cached_property
     def expected_hits(self) -> Float64[np.ndarray, " unit"]:
         """How many hits each unit will have: k, unless it is silent on nearly all images."""
-        job, seen = self.job, max(1, self.pilot.images)
-        images = len(job.listing)
-        expected = np.full(job.index.total, float(min(job.k, images)))
-        for number, layer in enumerate(job.layers):
-            units = job.index.units_of(number)
+        return self._hits_of(self.job.k, len(self.job.listing))
+
+    def _hits_of(self, k: int, images: int | float) -> Float64[np.ndarray, " unit"]:
+        """Of each unit among so many images, where k are kept."""
+        hits: Float64[np.ndarray, " unit"] = np.minimum(float(k), self._rate * images)
+        return hits
+
+    @cached_property
+    def _rate(self) -> Float64[np.ndarray, " unit"]:
+        """Share of the images that can be a hit of each unit: where rectified, a zero is none."""
+        rate = np.ones(self.job.index.total)
+        for number, layer in enumerate(self.job.layers):
+            units = self.job.index.units_of(number)
             if layer.rectified:
                 active = self.pilot.fold.sums.active[units]
-                rate = np.where(active > 0, active, _waking(active) / 2) / seen
-                expected[units] = np.minimum(expected[units], rate * images)
-        return expected
+                seen = max(1, self.pilot.images)
+                rate[units] = np.where(active > 0, active, _waking(active) / 2) / seen
+        return rate
 
     def _distinct(self, layer: Layer, hits: float) -> float:
         """Images among so many hits of a layer: some are hit far more often than others."""
@@ -343,6 +389,7 @@ class _Forecast:
         index = 2 * sum(16 * (c.item.stop - c.item.start) + 4 for c in self.costs)
         scales = sum(len(c.item.units) * job.k * 4 for c in self.costs)
         metadata = sizes.layer_metadata * len(job.layers) + sizes.picture_metadata * len(projected)
+        metadata += EXAMPLE_METADATA * _extra_arrays(job) * len(job.layers)
         return {
             "patch": round(sum(patch for patch, _ in pictures)),
             "projection": round(sum(projection for _, projection in pictures)),
@@ -361,34 +408,65 @@ class _Forecast:
         )
 
     def _example_bytes(self) -> int:
-        """Of what rankings keep besides the strongest hits: a score and an id each."""
-        bands = self.job.spec.top.bands
-        groups = {"band": bands.count if bands else 0, "class": self.job.outputs, "bottom": 1}
-        cells = sum(self.job.index.total * groups[r.name] * r.k for r in self.job.rankings)
-        return round(EXAMPLE_BYTES * cells)
-
-    def _example_marker_bytes(self) -> float:
-        """Of one shard: it knows nothing of the others, so each keeps all its own."""
-        size = min(self.job.spec.compute.shard_size, len(self.job.listing))
-        kept = sum(
-            self.job.index.total * min(size, r.groups(self.job.outputs) * r.k)
-            for r in self.job.rankings
+        """Of what rankings keep besides the strongest hits, in the tables."""
+        total, units = len(self.job.listing), self.job.index.total
+        cells = sum(
+            min(self._entries(ranking, total), units * _groups(self.job, ranking) * ranking.k)
+            for ranking in self.job.rankings
         )
-        return EXAMPLE_MARKER_BYTES * kept
+        return round(EXAMPLE_BYTES * cells) + len(self.job.layers) * self.job.spare * 16
+
+    def _entries(self, ranking: Ranking, images: int) -> float:
+        """How many a ranking keeps of so many images."""
+        match ranking.name:
+            case "bottom":
+                return float(self.job.index.total * min(ranking.k, images))
+            case "class":
+                each = self._class_shares * images
+                return float(sum(self._hits_of(ranking.k, count).sum() for count in each.tolist()))
+            case _:
+                rng = np.random.default_rng(self.job.spec.seed)
+                fold = self.pilot.fold
+                bins = drawn(fold.sums, fold.images, images, rng).histogram
+                return float(np.minimum(bins, ranking.k).sum())
+
+    @cached_property
+    def _class_shares(self) -> Float64[np.ndarray, " class"]:
+        """Share of the images that are of each class, or where there are no labels are predicted
+        to be."""
+        listing = self.job.listing
+        if not listing.labelled:
+            shares: Float64[np.ndarray, " class"] = self.pilot.predicted / max(1, self.pilot.images)
+            return shares
+        known = [label for label in listing.labels if label is not None]
+        shares = np.bincount(known, minlength=self.job.outputs) / max(1, len(listing))
+        return shares
+
+    def _marker_bytes(self, sizes: MarkerSizes, images: int, hits: float) -> float:
+        job = self.job
+        kept = [sizes.entry[r.name] * self._entries(r, images) for r in job.rankings]
+        bins = NORM_BIN_BYTES * min(images, NORM_BINS_FILLED) if job.spare else 0
+        norms = len(job.layers) * (sizes.norm * min(job.spare, images) + bins)
+        return sizes.sums + sizes.hit * hits + sum(kept) + norms
 
     def _ledger_bytes(self) -> int:
         """Markers that remain at the end, and the log."""
         job, sizes = self.job, self.pilot.sizes
+        kept, size = job.k + job.spare, min(job.spec.compute.shard_size, len(job.listing))
         compacted = job.shards - job.shards % COMPACT_EVERY
+        of_shard = float(self._hits_of(kept, size).sum())
+        of_all = float(self._hits_of(kept, len(job.listing)).sum())
         # A lease knows the hits of the shards before it: after s of them, 1 in s still enters.
         known = (max(1, part - self.crew.workers + 1) for part in range(compacted, job.shards))
-        examples = self._example_marker_bytes()
-        hits = sizes.marker_hits * (job.k + job.spare) / job.k
-        markers = sum(sizes.marker_sums + examples + hits / part for part in known)
-        prefix = sizes.prefix if compacted else 0
+        bare = self._marker_bytes(sizes.shard, size, 0.0)
+        markers = sum(bare + sizes.shard.hit * min(of_shard, of_all / part) for part in known)
+        if compacted:
+            images = min(compacted * size, len(job.listing))
+            hits = float(self._hits_of(kept, images).sum())
+            markers += self._marker_bytes(sizes.prefix, images, hits)
         log = 2 * LOG_BYTES * (job.shards + len(self.costs) + self.crew.workers)
         items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)
-        return round(markers + prefix + log + items)
+        return round(markers + log + items)
 
     def _root_bytes(self) -> int:
         """The root group's attributes, as Zarr indents them."""
