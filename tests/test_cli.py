@@ -78,6 +78,20 @@ def test_show_goes_from_run_to_layer_to_unit(type_: Type, finished: Path) -> Non
     assert [layer["layer"] for layer in whole["layers"]] == SMALL["layers"]
 
 
+def test_colons_and_brackets_are_printed_as_they_are(type_: Type, tmp_path: Path) -> None:
+    classes = [":smile:", "[red]wine[/red]", *map(str, range(8))]
+    model = {"name": "deconvoy/zfnet_small", "classes": classes}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(SMALL | {"model": model}))
+    url = tmp_path / "[red]:cat:[/red]"
+    code, out, _ = type_("run", tmp_path / "job.yaml", "--out", url, "--executor", "inline")
+    assert code == 0 and str(url) in out
+    assert str(url) in type_("show", url)[1]
+    out = type_("show", url, "logits")[1]
+    assert ":smile:" in out and "[red]wine[/red]" in out
+    assert "my.py:cat: is" in type_("layers", "my.py:cat: is")[2]
+    assert ":cat:" in type_("plan", tmp_path / "job.yaml", "--:cat:")[2]
+
+
 def test_figure_of_a_layer_and_of_all(type_: Type, finished: Path, tmp_path: Path) -> None:
     for arguments in (["relu2", "--units", "0-1,2"], []):
         path = tmp_path / f"{len(arguments)}.png"
