@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
-from deconvoy import queries
+from deconvoy import markup, queries
 from service import progress
 
 Row = dict[str, Any]
@@ -134,8 +134,8 @@ def summary(found: Row) -> str:
     """What the scan has found, in a line."""
     dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
     skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
-    top1 = "" if found["top1"] is None else f"; top-1 {found['top1']:.1%}"
-    return f"{found['images']:,} images{skipped}{top1}; {found['units']:,} units{dead}"
+    top1 = "" if found["top1"] is None else f"; {markup.top1_told(found)}"
+    return f"{markup.images_told(found)}{skipped}{top1}; {found['units']:,} units{dead}"
 
 
 def _parts(values: Row, shown: Callable[[Any], str]) -> str:

@@ -17,6 +17,7 @@ import deconvoy
 from deconvoy import queries
 from service.cli import main
 from service.doctor import Finding
+from tests.runs import write_photographs
 from tests.typing_in import Type, type_
 from workers.zfnet import zfnet_small
 
@@ -90,6 +91,26 @@ def test_colons_and_brackets_are_printed_as_they_are(type_: Type, tmp_path: Path
     assert ":smile:" in out and "[red]wine[/red]" in out
     assert "my.py:cat: is" in type_("layers", "my.py:cat: is")[2]
     assert ":cat:" in type_("plan", tmp_path / "job.yaml", "--:cat:")[2]
+
+
+def test_of_how_many_images_labels_and_top1_are_is_said(type_: Type, tmp_path: Path) -> None:
+    paths = write_photographs(tmp_path / "images", 9)
+    names = sorted(path.relative_to(tmp_path / "images").as_posix() for path in paths)
+    rows = [f"{name},{number % 2}" for number, name in enumerate(names[:6])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    data = {"uri": str(tmp_path / "images"), "labels": str(tmp_path / "labels.csv")}
+    spec = SMALL | {"data": data, "layers": ["relu1"], "analyses": [{"kind": "top"}]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
+    job = ["run", tmp_path / "job.yaml", "--executor", "inline", "--out"]
+    code, out, err = type_(*job, tmp_path / "run")
+    assert code == 0 and "labels.csv, for 6 of 9 images" in err
+    assert "9 images; top-1" in out and "% of 6 labelled;" in out
+    code, out, _ = type_(*job, tmp_path / "wrong", "--set", "data.where.wrong=true")
+    wrong = deconvoy.open(tmp_path / "wrong").attributes["results"]["images"]
+    assert code == 0 and 0 < wrong < 6
+    assert f"{wrong} images that are predicted wrongly; top-1" in out
+    assert "% of all 6 labelled;" in out
+    assert f"{wrong} images that are predicted wrongly" in type_("show", tmp_path / "wrong")[1]
 
 
 def test_figure_of_a_layer_and_of_all(type_: Type, finished: Path, tmp_path: Path) -> None:

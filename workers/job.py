@@ -131,7 +131,11 @@ class Job:
     def labels_from(self) -> str:
         """Where the classes of the hits come from, for people."""
         found = self.listing.labels_from
-        return found if self.listing.labelled else f"{found}; the predicted class is used"
+        if not self.listing.labelled:
+            return f"{found}; the predicted class is used"
+        known = sum(label is not None for label in self.listing.labels)
+        images = len(self.listing)
+        return found if known == images else f"{found}, for {known:,} of {images:,} images"
 
     def assignment(self, url: str, threads: int) -> Assignment:
         return Assignment(
