@@ -287,10 +287,12 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
         return
     model = run_.attributes["provenance"]["model"]
     out.print(escape(f"{run_.url}: {run_.status}, {model}"))
-    if run_.status in ("stopped", "failed", "interrupted"):
-        out.print(f"`deconvoy resume {run_.url}` goes on.", soft_wrap=True)
+    if run_.failure:
+        out.print(escape(f"It failed: {run_.failure}"), soft_wrap=True)
+    if run_.resumable:
+        out.print(escape(f"`deconvoy resume {run_.url}` goes on."), soft_wrap=True)
     if not results:
-        out.print("No results yet: the scan is not done.")
+        out.print("There are no results: the scan is not done.")
         return
     out.print(tables.summary(results))
     rows = [dict(run_.layer_group(name).attrs.asdict()) for name in run_.layer_names]
