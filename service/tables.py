@@ -109,6 +109,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
     transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
     rows = {
         "model": planned["model"],
+        "weights": planned["weights"],
         "transform": f"{transform_told(transform)} ({planned['transform_from']})",
         "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
         f"{planned['batch_size']}; labels: {planned['labels_from']}",

@@ -55,6 +55,7 @@ def test_run_prints_what_it_found_and_what_to_type_next(type_: Type, spec: Path)
     assert code == 0
     assert "20 images" in out and "top-1" in out and f"deconvoy show {url}" in out
     assert "images scanned: 20 of 20" in err and "projections done" in err
+    assert "weights    none given: random, seed 0" in err
     assert "transform  resize 64, crop 64, mean 0.49, 0.49, 0.49, std 0.26" in err
     assert "(the model's factory)" in err
 
@@ -130,6 +131,7 @@ def test_layers_lists_the_receptive_fields(type_: Type) -> None:
 def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
     code, out, _ = type_("plan", spec, "--set", "data.limit=10")
     assert code == 0 and "10" in out and "relu1" in out
+    assert "weights    none given: random, seed 0" in out
     assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
 

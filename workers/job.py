@@ -137,6 +137,16 @@ class Job:
         images = len(self.listing)
         return found if known == images else f"{found}, for {known:,} of {images:,} images"
 
+    @property
+    def weights_from(self) -> str:
+        """Where the weights come from, for people: random ones are easily taken for trained."""
+        model = self.spec.model
+        if model.weights is not None:
+            return model.weights
+        own = not model.name.startswith(("torchvision/", "deconvoy/"))
+        how = "as the factory makes them; random ones by" if own else "random,"
+        return f"none given: {how} seed {self.spec.seed}"
+
     def assignment(self, url: str, threads: int) -> Assignment:
         return Assignment(
             model=self.packed,
