@@ -85,15 +85,30 @@ def summary(run: "Run") -> str:
     results: dict[str, Any] = run.attributes.get("results", {})
     if not results:
         return f"{told[0]}; no results yet: the scan is not done"
-    told.append(f"{results['images']:,} images")
+    told.append(images_told(results))
     if results["skipped"]:
         told.append(f"{results['skipped']:,} unreadable ones skipped")
     if results["top1"] is not None:
-        told.append(f"top-1 {results['top1']:.1%}")
+        told.append(top1_told(results))
     told.append(f"{results['units']:,} units")
     if results["dead_units"]:
         told.append(f"{results['dead_units']:,} of them dead")
     return ", ".join(told)
+
+
+def images_told(results: dict[str, Any]) -> str:
+    """How many images were scanned."""
+    # All labelled images are judged, but data.where.wrong leaves only the wrong ones in.
+    wrong = results.get("labelled", 0) > results["images"]
+    return f"{results['images']:,} images{' that are predicted wrongly' if wrong else ''}"
+
+
+def top1_told(results: dict[str, Any]) -> str:
+    """The accuracy, and of how many images where it is not that of those scanned."""
+    images, labelled = results["images"], results.get("labelled", results["images"])
+    every = "all " if labelled > images else ""
+    of = "" if labelled == images else f" of {every}{labelled:,} labelled"
+    return f"top-1 {results['top1']:.1%}{of}"
 
 
 def caption(unit: "Unit") -> str:

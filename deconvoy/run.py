@@ -135,6 +135,19 @@ class Run:
         return "interrupted" if status == "running" and self._store.driver_died() else status
 
     @property
+    def failure(self) -> str:
+        """Why a failed run failed; empty where it did not, or nothing was written of it."""
+        return str(self.attributes["state"].get("error", ""))
+
+    @property
+    def resumable(self) -> bool:
+        """Whether ``deconvoy resume`` can help.  Of what only other images or weights would mend
+        the failure says itself that it takes a new run; and no file holds a model object."""
+        if self.spec.model.name.startswith("object/") or "start a new run" in self.failure:
+            return False
+        return self.status in ("stopped", "failed", "interrupted")
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the model's outputs; empty where unknown."""
         return tuple(self.attributes["classes"])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.markup import escape
 
 import deconvoy
 from deconvoy import figures
@@ -75,7 +76,7 @@ def demo(
     for layer in _projected(run):
         path = found["folder"].figures / f"{layer}.png"
         figures.save(_draw(run, layer, None), path)
-        out.print(f"  {path}", soft_wrap=True)
+        out.print(f"  {escape(str(path))}", soft_wrap=True)
     here = found["folder"]
     out.print(
         f"\nThe figures above are Fig. 2 of the paper, a page a layer. What to type next:\n"
@@ -172,7 +173,8 @@ def layers(
     if as_json:
         print_json(found)
         return
-    out.print(f"{model} on {'×'.join(map(str, found['input']))} ({found['transform_from']})")
+    size = "×".join(map(str, found["input"]))
+    out.print(escape(f"{model} on {size} ({found['transform_from']})"))
     out.print(tables.of_layers(found["layers"]))
 
 
@@ -229,7 +231,7 @@ def figure(
             opened, layer, _numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile
         )
     figures.save(picture, path)
-    out.print(str(path), soft_wrap=True)
+    out.print(escape(str(path)), soft_wrap=True)
 
 
 def _draw(
@@ -283,11 +285,14 @@ def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
         listed = run_.layers().to_pylist() if results else []
         print_json({**fields, "results": results, "layers": listed})
         return
-    out.print(f"{run_.url}: {run_.status}, {run_.attributes['provenance']['model']}")
-    if run_.status in ("stopped", "failed", "interrupted"):
-        out.print(f"`deconvoy resume {run_.url}` goes on.", soft_wrap=True)
+    model = run_.attributes["provenance"]["model"]
+    out.print(escape(f"{run_.url}: {run_.status}, {model}"))
+    if run_.failure:
+        out.print(escape(f"It failed: {run_.failure}"), soft_wrap=True)
+    if run_.resumable:
+        out.print(escape(f"`deconvoy resume {run_.url}` goes on."), soft_wrap=True)
     if not results:
-        out.print("No results yet: the scan is not done.")
+        out.print("There are no results: the scan is not done.")
         return
     out.print(tables.summary(results))
     rows = [dict(run_.layer_group(name).attrs.asdict()) for name in run_.layer_names]
@@ -308,7 +313,8 @@ def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None
     if as_json:
         print_json(rows)
         return
-    out.print(f"{layer}, unit {unit}{': dead, no image activates it' if found.dead else ''}")
+    dead = ": dead, no image activates it" if found.dead else ""
+    out.print(f"{escape(layer)}, unit {unit}{dead}")
     out.print(tables.of_hits(run_, rows))
 
 
@@ -319,7 +325,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
 
 
 def _finish(url: str, found: dict[str, Any]) -> None:
-    out.print(f"{tables.summary(found)}\nDone: {url}. Next: deconvoy show {url}", soft_wrap=True)
+    where = escape(f"Done: {url}. Next: deconvoy show {url}")
+    out.print(f"{tables.summary(found)}\n{where}", soft_wrap=True)
 
 
 for _verb in (reading.query, reading.export, reading.diff, reading.verify, reading.doctor):

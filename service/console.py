@@ -11,9 +11,10 @@ from rich.markup import escape
 PIPED_WIDTH = 160
 """Columns where the output is no terminal and nothing says how wide it is."""
 
-out = Console(highlight=False)
+# Without emoji: a class may be called `:cat:`, and `file.py:factory:` has colons, too.
+out = Console(highlight=False, emoji=False)
 if not out.is_terminal:
-    out = Console(highlight=False, width=PIPED_WIDTH)
+    out = Console(highlight=False, emoji=False, width=PIPED_WIDTH)
 
 Url = Annotated[str, typer.Argument(help="Folder of a run.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -21,7 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def say(line: str) -> None:
     """A line to standard error, where it disturbs no output."""
-    Console(stderr=True, highlight=False).print(escape(line), soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False)
+    console.print(escape(line), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

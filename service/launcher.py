@@ -177,6 +177,7 @@ def resume(
 def _say_job(job: Any, say: Say) -> None:
     transform = job.packed.transform
     say(f"model      {job.packed.name}: {len(job.layers)} layers, {job.index.total:,} units")
+    say(f"weights    {job.weights_from}")
     told = tables.transform_told(transform.model_dump())
     say(f"transform  {told} ({job.packed.transform_from})")
     say(f"images     {len(job.listing):,}; labels: {job.labels_from}")

@@ -50,7 +50,7 @@ class _RateColumn(ProgressColumn):
 @contextmanager
 def shown() -> Iterator[Observer]:
     """What to tell of each advance; written to standard error."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:
         yield _Lines()
         return

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
-from deconvoy import queries
+from deconvoy import markup, queries
 from service import progress
 
 Row = dict[str, Any]
@@ -110,6 +110,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
     transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
     rows = {
         "model": planned["model"],
+        "weights": planned["weights"],
         "transform": f"{transform_told(transform)} ({planned['transform_from']})",
         "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
         f"{planned['batch_size']}; labels: {planned['labels_from']}",
@@ -135,8 +136,8 @@ def summary(found: Row) -> str:
     """What the scan has found, in a line."""
     dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
     skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
-    top1 = "" if found["top1"] is None else f"; top-1 {found['top1']:.1%}"
-    return f"{found['images']:,} images{skipped}{top1}; {found['units']:,} units{dead}"
+    top1 = "" if found["top1"] is None else f"; {markup.top1_told(found)}"
+    return f"{markup.images_told(found)}{skipped}{top1}; {found['units']:,} units{dead}"
 
 
 def _parts(values: Row, shown: Callable[[Any], str]) -> str:

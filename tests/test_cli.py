@@ -18,6 +18,7 @@ import deconvoy
 from deconvoy import queries
 from service.cli import main
 from service.doctor import Finding
+from tests.runs import write_photographs
 from tests.typing_in import Type, type_
 from workers.zfnet import zfnet_small
 
@@ -55,6 +56,7 @@ def test_run_prints_what_it_found_and_what_to_type_next(type_: Type, spec: Path)
     assert code == 0
     assert "20 images" in out and "top-1" in out and f"deconvoy show {url}" in out
     assert "images scanned: 20 of 20" in err and "projections done" in err
+    assert "weights    none given: random, seed 0" in err
     assert "transform  resize 64, crop 64, mean 0.49, 0.49, 0.49, std 0.26" in err
     assert "(the model's factory)" in err
 
@@ -79,6 +81,40 @@ def test_show_goes_from_run_to_layer_to_unit(type_: Type, finished: Path) -> Non
     assert [layer["layer"] for layer in whole["layers"]] == SMALL["layers"]
 
 
+def test_colons_and_brackets_are_printed_as_they_are(type_: Type, tmp_path: Path) -> None:
+    classes = [":smile:", "[red]wine[/red]", *map(str, range(8))]
+    model = {"name": "deconvoy/zfnet_small", "classes": classes}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(SMALL | {"model": model}))
+    url = tmp_path / "[red]:cat:[/red]"
+    code, out, _ = type_("run", tmp_path / "job.yaml", "--out", url, "--executor", "inline")
+    assert code == 0 and str(url) in out
+    assert str(url) in type_("show", url)[1]
+    out = type_("show", url, "logits")[1]
+    assert ":smile:" in out and "[red]wine[/red]" in out
+    assert "my.py:cat: is" in type_("layers", "my.py:cat: is")[2]
+    assert ":cat:" in type_("plan", tmp_path / "job.yaml", "--:cat:")[2]
+
+
+def test_of_how_many_images_labels_and_top1_are_is_said(type_: Type, tmp_path: Path) -> None:
+    paths = write_photographs(tmp_path / "images", 9)
+    names = sorted(path.relative_to(tmp_path / "images").as_posix() for path in paths)
+    rows = [f"{name},{number % 2}" for number, name in enumerate(names[:6])]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    data = {"uri": str(tmp_path / "images"), "labels": str(tmp_path / "labels.csv")}
+    spec = SMALL | {"data": data, "layers": ["relu1"], "analyses": [{"kind": "top"}]}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
+    job = ["run", tmp_path / "job.yaml", "--executor", "inline", "--out"]
+    code, out, err = type_(*job, tmp_path / "run")
+    assert code == 0 and "labels.csv, for 6 of 9 images" in err
+    assert "9 images; top-1" in out and "% of 6 labelled;" in out
+    code, out, _ = type_(*job, tmp_path / "wrong", "--set", "data.where.wrong=true")
+    wrong = deconvoy.open(tmp_path / "wrong").attributes["results"]["images"]
+    assert code == 0 and 0 < wrong < 6
+    assert f"{wrong} images that are predicted wrongly; top-1" in out
+    assert "% of all 6 labelled;" in out
+    assert f"{wrong} images that are predicted wrongly" in type_("show", tmp_path / "wrong")[1]
+
+
 def test_figure_of_a_layer_and_of_all(type_: Type, finished: Path, tmp_path: Path) -> None:
     for arguments in (["relu2", "--units", "0-1,2"], []):
         path = tmp_path / f"{len(arguments)}.png"
@@ -96,6 +132,7 @@ def test_layers_lists_the_receptive_fields(type_: Type) -> None:
 def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
     code, out, _ = type_("plan", spec, "--set", "data.limit=10")
     assert code == 0 and "10" in out and "relu1" in out
+    assert "weights    none given: random, seed 0" in out
     assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
 

@@ -150,7 +150,7 @@ def test_labels_of_images_beyond_the_limit_do_no_harm(tmp_path: Path) -> None:
     assert list(listed(root, outputs=2, labels=labels, limit=1).labels) == [1]
 
 
-@pytest.mark.parametrize("label", ["horse", "3", "-1", "--1", "1.0", "²", ""])
+@pytest.mark.parametrize("label", ["horse", "3", "-1", "--1", "2.5", "3.0", "²", ""])
 def test_a_label_that_is_neither_output_nor_name_is_refused(label: str, tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", "a.png")
     message = refusal(
@@ -158,6 +158,13 @@ def test_a_label_that_is_neither_output_nor_name_is_refused(label: str, tmp_path
     )
     for words in (f"the label {label!r} of 'a.png'", "output index below 3", "data.labels"):
         assert words in message
+
+
+def test_whole_numbers_with_a_point_are_indices_unless_they_are_names(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "a.png", "b.png")
+    labels = csv_of(tmp_path, "path,label\na.png,2.0\nb.png,0.\n")
+    assert list(listed(root, outputs=3, labels=labels).labels) == [2, 0]
+    assert list(listed(root, ["2.0", "1.0", "0."], 3, labels=labels).labels) == [0, 2]
 
 
 def test_a_row_cut_short_is_refused(tmp_path: Path) -> None:

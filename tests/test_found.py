@@ -79,6 +79,30 @@ def test_labels_of_a_list_may_be_output_indices_or_missing(tmp_path: Path) -> No
     assert not listing.labelled and listing.labels_from == "none: no labels of the list"
 
 
+def test_whole_numbers_that_pandas_wrote_with_a_point_are_indices(tmp_path: Path) -> None:
+    paths = [f"pictures/{number:02d}.png" for number in range(12)]
+    rows = [f"{path},{number}.0" for number, path in enumerate(paths)]
+    rows[7] = f"{paths[7]},"
+    place = write_list(tmp_path, "\n".join(["path,label", *rows]))
+    known = [None if number == 7 else number for number in range(12)]
+    assert list(listed(place, classes=(), outputs=12).labels) == known
+    table = write_parquet(tmp_path / "a.parquet", label=[2.0, 0.0, None, float("nan"), 1.0])
+    assert list(listed(table).labels) == [2, 0, None, None, 1]
+
+
+@pytest.mark.parametrize("label", ["3", "-1", "2.5", "300.0"])
+def test_a_number_in_a_list_that_is_no_output_is_refused(tmp_path: Path, label: str) -> None:
+    place = write_list(tmp_path, f"path,label\npictures/1.png,1\npictures/2.png,{label}\n")
+    shown = label.removesuffix(".0")
+    told = f"label '{shown}' of 'pictures/2.png' (labels of the list) is no output index: the model"
+    assert f"{told} has 3 outputs" in refusal(place)
+
+
+def test_unknown_names_in_a_list_are_no_labels(tmp_path: Path) -> None:
+    place = write_list(tmp_path, "path,label\npictures/1.png,cow\npictures/2.png,7\n")
+    assert listed(place).labels_from == "none: 2 labels of the list do not fit 3 outputs"
+
+
 def test_a_list_may_name_absolute_paths(tmp_path: Path) -> None:
     place = write_list(tmp_path, f"path\n{tmp_path / 'pictures/3.png'}\n")
     assert shades(listed(place)) == [3]
@@ -96,6 +120,7 @@ def test_a_listed_file_that_is_missing_is_unreadable_not_fatal(tmp_path: Path) -
         ("file,label\na.png,1\n", "has no column path (it has file, label)"),
         ("path\n", "lists no images"),
         ("", "has no column path (it has nothing)"),
+        ("path,label\na.png,1\n,2\n", "row 2 of its list has no path"),
     ],
 )
 def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str, told: str) -> None:
@@ -226,6 +251,14 @@ def test_labels_beyond_the_outputs_are_none_and_say_so(tmp_path: Path) -> None:
     listing = listed(write_parquet(tmp_path / "a.parquet", label=[0, 1, 2, 3, 400]))
     assert not listing.labelled
     assert listing.labels_from.endswith("reach 400, but the model has 3 outputs")
+    listing = listed(write_parquet(tmp_path / "b.parquet", label=[0, 1, 2, -1, 0]))
+    assert listing.labels_from.endswith("reach -1, but the model has 3 outputs")
+
+
+def test_numbers_of_a_column_that_is_named_are_refused_beyond_the_outputs(tmp_path: Path) -> None:
+    place = write_parquet(tmp_path / "a.parquet", kind=[0, 1, 2, -1, 1])
+    told = refusal(place, label_column="kind")
+    assert "The label '-1' of 'a.parquet#3' (labels of the table) is no output index" in told
 
 
 def test_many_threads_read_one_table(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Test how a model is found, gets its weights, and travels; and the sentence where it cannot."""
 
+import argparse
 import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,7 +305,30 @@ def test_tensors_too_many_under_the_models_own_place_are_refused(
 
 def test_a_checkpoint_with_foreign_objects_says_what_to_save(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.ones(1)}, "args": Path("x")}, tmp_path / "w.pt")
-    assert "save its state_dict alone" in refusal(weights=str(tmp_path / "w.pt"))
+    message = refusal(weights=str(tmp_path / "w.pt"))
+    assert "save its state_dict alone" in message and "an object of pathlib." in message
+    assert "\x1b" not in message and "weights_only" not in message
+    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
+    assert "an object of argparse.Namespace: save" in refusal(weights=str(tmp_path / "w.pt"))
+    torch.save({"kept": torch.ones(2).numpy()}, tmp_path / "w.pt")
+    assert "_reconstruct: save" in refusal(weights=str(tmp_path / "w.pt"))
+
+
+def test_a_torchscript_archive_is_told_without_a_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit itself, which is deprecated
+        torch.jit.trace(nn.ReLU(), torch.ones(1)).save(str(tmp_path / "w.pt"))
+    message = refusal(weights=str(tmp_path / "w.pt"))
+    assert "is a TorchScript archive" in message and "weights_only" not in message
+
+
+def test_a_file_cut_short_is_told_as_damaged(tiny: Path, tmp_path: Path) -> None:
+    torch.save(tensors_of(tiny), tmp_path / "w.pt")
+    safetensors.torch.save_file(tensors_of(tiny), tmp_path / "w.safetensors")
+    for name in ("w.pt", "w.safetensors"):
+        place = tmp_path / name
+        place.write_bytes(place.read_bytes()[:-40])
+        assert "damaged or no PyTorch or safetensors file" in refusal(weights=str(place))
 
 
 def test_a_class_that_looks_at_versions_gets_its_weights(tmp_path: Path) -> None:
@@ -327,11 +352,22 @@ def test_a_broken_weights_file_is_told_by_name(tmp_path: Path, suffix: str, cont
     place.write_bytes(content)
     message = refusal(weights=str(place))
     assert f"w.{suffix}" in message
+    damaged = "it is damaged or no PyTorch or safetensors file" in message
+    assert damaged or "holds no tensors" in message  # a pickle may hold just a number
 
 
 def test_a_file_without_tensors_asks_for_the_key(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "weights": {"a": torch.ones(1)}}, tmp_path / "w.pt")
     assert "set model.weights_key" in refusal(weights=str(tmp_path / "w.pt"))
+    both = {"student": {"net": {"a": torch.ones(1)}}, "epoch": 3, "teacher": {"a": torch.ones(1)}}
+    torch.save(both, tmp_path / "w.pt")
+    assert "tensors under student, teacher: set" in refusal(weights=str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 1}, {"state_dict": {}}])
+def test_a_file_that_holds_no_tensors_at_all_is_told(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    assert "holds no tensors: save" in refusal(weights=str(tmp_path / "w.pt"))
 
 
 def test_weights_that_are_not_there_are_told_with_what_may_stand_there() -> None:

@@ -293,6 +293,38 @@ def test_a_plain_forward_pass_finds_hits_that_are_not_the_model_s(
     assert fault.place.startswith("relu2, unit 3, rank") and f"its {says} is" in fault.reason
 
 
+TURNED = """
+from torch import nn
+
+class Turned(nn.Module):
+    \"\"\"As ConvNeXt has it: a linear layer over channels that lie last.\"\"\"
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, stride=(2, 3))
+        self.neurons = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, images):
+        maps = self.neurons(self.stem(images).relu().permute(0, 2, 3, 1)).relu()
+        return self.head(maps.permute(0, 3, 1, 2).mean((2, 3)))
+"""
+
+
+def test_hits_of_layers_with_channels_last_are_recomputed(tmp_path: Path) -> None:
+    (tmp_path / "turned.py").write_text(TURNED)
+    spec = small_spec(
+        model={"name": f"{tmp_path / 'turned.py'}:Turned"},
+        data={"transform": {"resize": 32, "crop": 32}},
+        layers="all",
+        analyses=[{"kind": "top"}],
+    )
+    run_inline(spec, tmp_path / "run")
+    assert deconvoy.open(tmp_path / "run").layer_group("relu_1").attrs["units"] == 5
+    report = verify(str(tmp_path / "run"), 10**6)
+    assert report.faults == [] and report.hits > 50
+
+
 def test_hits_are_drawn_over_all_layers_and_alike_for_a_seed(whole: Path) -> None:
     opened = deconvoy.open(whole)
     rows = list(drawn(opened, 40, 0))

@@ -257,6 +257,24 @@ def test_one_broken_image_among_good_ones_is_skipped_and_named(type_: Type, tmp_
     assert skipped["uri"] == "b/005.png" and "not readable as an image" in skipped["skipped"]
 
 
+def test_a_run_that_failed_for_good_says_why_and_promises_no_resume(
+    type_: Type, tmp_path: Path
+) -> None:
+    data = {"uri": str(tmp_path / "images")}
+    two_broken_of_ten(tmp_path)
+    assert type_(*run(tmp_path, data=data))[0] == 1
+    code, out, _ = type_("show", tmp_path / "run")
+    assert code == 0 and "It failed: 2 of 10 images are unreadable" in out
+    assert "start a new run" in out and "resume" not in out
+    code, _, err = type_("extend", tmp_path / "run", "--data", "shapes", "--out", tmp_path / "more")
+    assert code == 2 and "start a new run" in err and "resume" not in err
+    change_attribute(tmp_path / "run", state={"status": "failed", "error": "No [red]space[/red]"})
+    out = type_("show", tmp_path / "run")[1]
+    assert "It failed: No [red]space[/red]" in out and "deconvoy resume" in out
+    err = type_("extend", tmp_path / "run", "--data", "shapes", "--out", tmp_path / "more")[2]
+    assert "is failed, but only a finished one can be extended: `deconvoy resume" in err
+
+
 SPOILED: dict[str, tuple[Callable[[Path], None], list[str], int, str]] = {
     "a newer format": (
         lambda url: change_attribute(url, format="deconvoy-run/99"), ["show"], 1,

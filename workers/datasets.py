@@ -117,7 +117,8 @@ def _labels_of(place: Place, found: Found, classes: Sequence[str], outputs: int)
         if list(classes) == list(CLASSES) or outputs == len(CLASSES):
             return Labels([i % len(CLASSES) for i in range(len(found.uris))], "the generator")
         return Labels([None] * len(found.uris), _NOT_SHAPES)
-    return labelling.resolve(found.raw, classes, outputs, found.names_are)
+    named = found.uris if found.named else None
+    return labelling.resolve(found.raw, classes, outputs, found.names_are, named)
 
 
 _NOT_SHAPES = "none: the model's outputs are not the classes of shapes"

@@ -51,9 +51,10 @@ def create(
     _require_apart(url, out)
     before = Run(url)
     if before.status != "done":
+        remedy = f"`deconvoy resume {url}` first." if before.resumable else before.failure
         raise RequestError(
-            f"The run {url!r} is {before.status}, but only a finished one can be extended: "
-            f"`deconvoy resume {url}` first."
+            f"The run {url!r} is {before.status}, but only a finished one can be extended"
+            f"{f': {remedy}' if remedy else '.'}"
         )
     old, store = pipeline.reopen(url)  # checks that weights and images are what they were
     spec = extended(old.spec, uri, labels)

@@ -52,6 +52,9 @@ class Found:
     """Change when the file of the image does."""
     names_are: str = FOLDER_NAMES
     """What the raw labels are, for people."""
+    named: bool = False
+    """Whether the user himself says which column the labels are: one that does not fit is a slip,
+    while those that just lie there may be of another model."""
 
 
 def find(place: Place) -> Found:
@@ -168,13 +171,19 @@ def _find_in_csv(root: Files, name: str) -> Found:
         pairs = [(row["path"], row.get("label") or None) for row in rows]
     except csv.Error as error:
         raise RequestError(f"data.uri {root.url(name)!r} is no CSV: {error}.") from error
+    for number, (path, _) in enumerate(pairs, start=1):
+        if not path:
+            raise RequestError(
+                f"data.uri {root.url(name)!r}: row {number} of its list has no path: fill it in or "
+                "take the row out."
+            )
     listed = sorted(pairs, key=lambda pair: pair[0])
     if not listed:
         raise RequestError(f"data.uri {root.url(name)!r} lists no images.")
     tags = ["" if is_remote(path) else _tag(root, path) for path, _ in listed]
     uris, raw = [path for path, _ in listed], [label for _, label in listed]
     source = FileSource(root.root if root.remote else str(Path(root.root).absolute()))
-    return Found(source, uris, list(raw), tags, "labels of the list")
+    return Found(source, uris, list(raw), tags, "labels of the list", named=True)
 
 
 def _tag(root: Files, path: str) -> str:
@@ -249,7 +258,8 @@ def _find_in_parquet(root: Files, entries: Sequence[FileEntry], place: Place) ->
         tags += [entry.digest()] * rows
     if not uris or image is None:
         raise RequestError(f"data.uri {place.uri!r} has no rows.")
-    return Found(ParquetSource(root.root, image), uris, raw, tags, "labels of the table")
+    named = place.label_column != "auto"
+    return Found(ParquetSource(root.root, image), uris, raw, tags, "labels of the table", named)
 
 
 def _image_column(schema: pa.Schema, asked: str, path: str) -> str:
@@ -291,6 +301,9 @@ def _parquet_labels(file: pq.ParquetFile, column: str | None) -> list[Raw]:
     if column is None:
         return [None] * file.metadata.num_rows
     values = file.read(columns=[column]).column(column).to_pylist()
+    if all(v is None or isinstance(v, float) and (v.is_integer() or v != v) for v in values):
+        # pandas writes whole numbers so where one is missing
+        values = [None if v is None or v != v else int(v) for v in values]
     if not all(value is None or isinstance(value, str | int) for value in values):
         raise RequestError(
             f"The label column {column!r} holds {type(values[0]).__name__}, but labels are whole "

@@ -128,7 +128,21 @@ class Job:
     def labels_from(self) -> str:
         """Where the classes of the hits come from, for people."""
         found = self.listing.labels_from
-        return found if self.listing.labelled else f"{found}; the predicted class is used"
+        if not self.listing.labelled:
+            return f"{found}; the predicted class is used"
+        known = sum(label is not None for label in self.listing.labels)
+        images = len(self.listing)
+        return found if known == images else f"{found}, for {known:,} of {images:,} images"
+
+    @property
+    def weights_from(self) -> str:
+        """Where the weights come from, for people: random ones are easily taken for trained."""
+        model = self.spec.model
+        if model.weights is not None:
+            return model.weights
+        own = not model.name.startswith(("torchvision/", "deconvoy/"))
+        how = "as the factory makes them; random ones by" if own else "random,"
+        return f"none given: {how} seed {self.spec.seed}"
 
     def assignment(self, url: str, threads: int) -> Assignment:
         return Assignment(

@@ -8,6 +8,7 @@ sorted order; numbers are output indices.  What fits nothing is no label, and sa
 import csv
 import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -39,13 +40,34 @@ class Labels:
     """Names of the outputs, where the data has them."""
 
 
-def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are: str) -> Labels:
+def whole(label: Raw) -> Raw:
+    """``3.0`` is 3: pandas writes a column of whole numbers so where one is missing."""
+    number = re.fullmatch(r"([+-]?[0-9]+)\.0*", label) if isinstance(label, str) else None
+    return number[1] if number else label
+
+
+def resolve(
+    raw: Sequence[Raw],
+    classes: Sequence[str],
+    outputs: int,
+    names_are: str,
+    uris: Sequence[str] | None = None,
+) -> Labels:
     """Labels of a whole data set.
 
     Args:
         raw: of every image that was found, so that a limit changes nothing.
         names_are: what names are, for people: ``folder names``, say.
+        uris: of the images, where the user himself says what is a label; then numbers that are no
+            output indices are refused.
+
+    Raises:
+        RequestError: names the first such number and its image.
     """
+    if names_are != FOLDER_NAMES and not all(str(label) in classes for label in {*raw} - {None}):
+        raw = [whole(label) for label in raw]
+    if uris is not None:
+        _refuse_numbers(raw, uris, classes, outputs, names_are)
     there = {label for label in raw if label is not None}
     numbers = {label for label in there if isinstance(label, int) or label.isdecimal()}
     names = sorted(map(str, there))
@@ -56,11 +78,12 @@ def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are:
     if all(name in output_of for name in names):
         return _looked_up(raw, output_of, f"{names_are} among the classes")
     if len(numbers) == len(there):
-        if max(map(int, there)) < outputs:
+        lowest, highest = min(map(int, there)), max(map(int, there))
+        if 0 <= lowest and highest < outputs:
             indices = [None if label is None else int(label) for label in raw]
             return Labels(indices, f"{names_are}, which are output indices")
-        highest = max(map(int, there))
-        told = f"none: {names_are} reach {highest}, but the model has {outputs} outputs"
+        worst = lowest if lowest < 0 else highest
+        told = f"none: {names_are} reach {worst}, but the model has {outputs} outputs"
         return Labels([None] * len(raw), told)
     if len(names) == outputs:
         in_order = {name: index for index, name in enumerate(names)}
@@ -68,6 +91,27 @@ def resolve(raw: Sequence[Raw], classes: Sequence[str], outputs: int, names_are:
         return Labels(found.indices, found.told, tuple(names))
     told = f"none: {len(names)} {names_are} do not fit {outputs} outputs"
     return Labels([None] * len(raw), told)
+
+
+def _refuse_numbers(
+    raw: Sequence[Raw], uris: Sequence[str], classes: Sequence[str], outputs: int, names_are: str
+) -> None:
+    """Among names a number may be a name, too, so they are refused only where all are numbers."""
+    there = {str(label) for label in raw if label is not None}
+    if all(name in classes for name in there) or not all(map(_is_number, there)):
+        return
+    for uri, label in zip(uris, raw, strict=True):
+        index = str(label)
+        if label is not None and not (index.isdecimal() and int(index) < outputs):
+            raise RequestError(
+                f"The label {index!r} of {uri!r} ({names_are}) is no output index: the model has "
+                f"{outputs} outputs, counted from 0. Mend the labels, leave their column out, or "
+                "set model.arguments (num_classes, say)."
+            )
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", text) is not None
 
 
 def _looked_up(raw: Sequence[Raw], output_of: Mapping[str, int], told: str) -> Labels:
@@ -87,7 +131,8 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
     for row in rows:
         if row.label is None:
             continue
-        number = int(row.label) if row.label.isdecimal() else None
+        text = str(whole(row.label))
+        number = int(text) if text.isdecimal() else None
         index = output_of.get(row.label, number)
         if index is None or not 0 <= index < outputs:
             raise RequestError(

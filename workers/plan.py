@@ -97,6 +97,8 @@ class Plan:
     """A job foretold.  Seconds are for ``workers`` × ``threads`` on this machine."""
 
     model: str
+    weights: str
+    """Where they come from."""
     layers: tuple[LayerPlan, ...]
     transform: Transform
     transform_from: str
@@ -140,6 +142,7 @@ def plan(job: Job, at: str = ".") -> Plan:
     total = max(work.values())
     return Plan(
         model=job.packed.name,
+        weights=job.weights_from,
         layers=tuple(forecast.layer_plan(layer) for layer in job.layers),
         transform=job.packed.transform,
         transform_from=job.packed.transform_from,

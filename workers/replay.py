@@ -147,4 +147,6 @@ class _Watched(fx.Interpreter):
         return value
 
     def _show(self, layer: Layer, value: Tensor) -> None:
-        self._see(layer.name, value[0].reshape(layer.units, layer.height, layer.width))
+        # A layer may have its channels last; one of neurons has no rows.
+        maps = layer.as_maps(value)[0]
+        self._see(layer.name, maps.reshape(layer.units, layer.height, layer.width))

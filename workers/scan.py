@@ -97,7 +97,8 @@ class ShardScan:
             raise ActivationInvalid(
                 f"Layer {found.layer!r}, unit {found.unit}: the activation over image "
                 f"{image}{name} is {found.value}, but activations must be finite: check "
-                "the weights for NaN and the transform for the right mean and deviation."
+                "the weights for NaN and the transform for the right mean and deviation, and start "
+                "a new run."
             ) from None
         probability, predicted = logits.flatten(1).float().softmax(1).max(1)
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())

@@ -7,6 +7,8 @@ in the log; what does not fit is told tensor by tensor.
 """
 
 import logging
+import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,16 +57,42 @@ def read_weights(path: str, key: str = "auto") -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(file)
         else:
-            tensors = _state_in(torch.load(file, map_location="cpu", weights_only=True), path, key)
+            tensors = _state_in(_loaded(file), path, key)
     except DeconvoyError:
         raise
     except Exception as error:  # each format fails with errors of its own
-        raise RequestError(
-            f"model.weights {path!r} cannot be read as tensors ({first_line(error)}): "
-            "save its state_dict alone, with safetensors or torch.save; whole pickled models are "
-            "refused, as other objects are, since loading one runs its code."
-        ) from error
+        raise RequestError(f"model.weights {path!r} {_why_unread(error)}") from error
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+
+
+def _loaded(file: Path) -> Any:
+    with warnings.catch_warnings():
+        # torch.load warns of a TorchScript archive and then refuses it; we refuse it in a sentence.
+        warnings.filterwarnings("ignore", message=".*TorchScript archive.*")
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _why_unread(error: Exception) -> str:
+    """What is wrong with a weights file, and what to do; torch's own text advises to run it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}."
+    text = str(error)
+    foreign = re.search(r"GLOBAL ([\w.]+)", text)
+    if foreign is not None:
+        return (
+            f"cannot be read as tensors, since it holds an object of {foreign[1]}: save its "
+            "state_dict alone, with safetensors or torch.save; whole pickled models are refused, "
+            "as other objects are, since loading one runs its code."
+        )
+    if "TorchScript" in text:
+        return (
+            "is a TorchScript archive, which is a program and no file of tensors: save the "
+            "state_dict of what torch.jit.load makes of it, with safetensors or torch.save."
+        )
+    return (
+        "cannot be read as tensors: it is damaged or no PyTorch or safetensors file; copy it "
+        "again, or save the model's state_dict anew, with safetensors or torch.save."
+    )
 
 
 def first_line(error: BaseException) -> str:
@@ -91,13 +119,36 @@ def _state_in(content: Any, path: str, key: str) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
+        under = "" if key == "auto" else f" under {key!r}"
+        keys = _keys_of_tensors(content)
+        if not keys:
+            raise RequestError(
+                f"model.weights {path!r} holds no tensors{under}: save the model's state_dict, "
+                "with safetensors or torch.save."
+            )
+        if under:
+            raise RequestError(
+                f"model.weights {path!r} has no state dict{under}, but further below it, under "
+                f"{_few(keys)}: save that one in a file of its own."
+            )
         raise RequestError(
-            f"model.weights {path!r} holds no state dict: set model.weights_key to the key it lies "
-            "under."
+            f"model.weights {path!r} holds its tensors under {', '.join(keys)}: set "
+            "model.weights_key to the one you want."
         )
     if others := content.keys() - tensors.keys():
         logger.info("weights %s: leaving out what is no tensor: %s", path, _few(others))
     return tensors
+
+
+def _keys_of_tensors(content: Any) -> list[str]:
+    """Keys with tensors somewhere below them."""
+
+    def holds(value: Any) -> bool:
+        below = value.values() if isinstance(value, dict) else ()
+        return isinstance(value, Tensor) or any(map(holds, below))
+
+    fields = content.items() if isinstance(content, dict) else ()
+    return [str(key) for key, value in fields if holds(value)]
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: str, name: str) -> None:
