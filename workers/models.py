@@ -7,6 +7,7 @@ tensors as safetensors bytes.  The actor needs no file of the driver's machine.
 import difflib
 import hashlib
 import importlib
+import inspect
 import sys
 import textwrap
 import types
@@ -79,7 +80,7 @@ def pack(spec: ModelSpec, seed: int, transform: Transform | str = "auto") -> Pac
     code = _source_text(spec.name)
     factory = _factory(spec.name, code)
     preset = _torchvision_weights(spec)
-    arguments = dict(spec.arguments)
+    arguments = {**_image_size(spec, preset, transform), **spec.arguments}
     if preset is not None:
         tensors, implied = _preset_state(spec, preset)
         arguments = {**implied, **arguments}
@@ -189,6 +190,23 @@ _WITH_HEADS = ("googlenet", "inception_v3")
 _PLAIN: Mapping[str, Any] = {"init_weights": False, "aux_logits": False}
 """Without the heads that only train; and any start will do, not their slow truncated normals, since
 the weights are loaded or random from the seed."""
+
+
+def image_size(name: str, side: int) -> dict[str, int]:
+    """The argument that tells a model of torchvision how large its images are: of those that are
+    made for one size, as models of tokens are."""
+    made = inspect.signature(torchvision.models.get_model_builder(name)).return_annotation
+    return {"image_size": side} if "image_size" in inspect.signature(made).parameters else {}
+
+
+def _image_size(spec: ModelSpec, preset: Any | None, transform: Transform | str) -> dict[str, int]:
+    kind, _, name = spec.name.partition("/")
+    if kind != "torchvision":
+        return {}
+    if preset is None and isinstance(transform, Transform):
+        return image_size(name, transform.crop)
+    preset = preset or torchvision.models.get_model_weights(name).DEFAULT
+    return image_size(name, _of_preset(preset).crop)
 
 
 def _installed_factory(name: str, rest: str) -> Factory:
