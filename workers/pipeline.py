@@ -102,9 +102,7 @@ def create(
         RequestError: the spec does not fit.
     """
     if not url.strip():
-        raise RequestError(
-            "The place of the new run (--out) is empty: name a folder."
-        )
+        raise RequestError("The place of the new run (--out) is empty: name a folder.")
     run = RunStore(url)
     refuse_in_the_way(run.root)
     occupied = run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir()))
