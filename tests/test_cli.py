@@ -208,7 +208,12 @@ WRONG: list[tuple[str, list[str], int, str]] = [
     ("no such spec", ["plan", "nowhere.yaml"], 2, "cannot be read"),
     ("unknown field", ["plan", "{spec}", "--set", "data.urii=x"], 2, "did you mean 'uri'"),
     ("no number", ["plan", "{spec}", "--set", "data.limit=many"], 2, "data.limit"),
-    ("k of 0", ["plan", "{spec}", "--set", "analyses=[{kind: top, k: 0}]"], 2, "or equal to 1"),
+    (
+        "k of 0",
+        ["plan", "{spec}", "--set", "analyses=[{kind: top, k: 0}]"],
+        2,
+        "it takes 1 or more",
+    ),
     ("no key", ["plan", "{spec}", "--set", "limit"], 2, "--set takes key=value"),
     ("no such model", ["layers", "torchvision/resnt18"], 2, "did you mean torchvision/resnet18"),
     ("no known form", ["layers", "resnet18"], 2, "did you mean torchvision/resnet18"),
