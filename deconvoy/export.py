@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from deconvoy import report
 from deconvoy.errors import RequestError
+from deconvoy.files import make_folder_of
 from deconvoy.run import Run
 
 SUFFIXES: dict[str, Callable[[Path, pa.Schema], Any]] = {
@@ -62,7 +63,7 @@ def export(run: Run, path: str | os.PathLike[str], units: int = report.UNITS) ->
 @contextmanager
 def _in_place(path: Path) -> Iterator[Path]:
     """A place to write to, which becomes ``path`` if all goes well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield draft

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 from PIL import Image, ImageDraw
 
 from deconvoy.errors import RequestError
+from deconvoy.files import make_folder_of
 from deconvoy.lettering import (
     Line,
     clipped,
@@ -514,7 +515,7 @@ def save(image: Image.Image, path: str | os.PathLike[str]) -> None:
             f"Cannot write {path}: the picture has {image.width} x {image.height} pixels and a "
             f"JPEG at most {JPEG_MAX_SIDE} a side; write a .png, or draw fewer units."
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(path)
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     # Chroma at half size would smear the signed colours, which change from pixel to pixel.
     options = {"quality": 92, "subsampling": 0} if kind == "JPEG" else {}

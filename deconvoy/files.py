@@ -25,6 +25,32 @@ READ_AHEAD = 4 * 2**20
 """Bytes a reader of a remote file fetches at a time."""
 
 
+def refuse_in_the_way(path: Path) -> None:
+    """Refuse a place below a file, where no folder can be made.
+
+    Raises:
+        RequestError: names the file.
+    """
+    above = next((place for place in path.absolute().parents if place.exists()), None)
+    if above is not None and not above.is_dir():
+        raise RequestError(
+            f"{str(path)!r} cannot be written, since {str(above)!r} is a file and no folder: "
+            "choose another place."
+        )
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder a new file lies in.
+
+    Raises:
+        RequestError: a file is in the way, or the place is a folder.
+    """
+    refuse_in_the_way(path)
+    if path.is_dir():
+        raise RequestError(f"{str(path)!r} is a folder: give the name of a file in it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """A file below a root."""

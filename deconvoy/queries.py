@@ -265,10 +265,12 @@ def _image_id(run: Run, image: int | str) -> int:
     if found:
         return int(found[0])
     if number:
-        raise RunNotFound(
-            f"The run {run.url!r} has no image {image}: ids run from {images['id'][0]} to "
-            f"{images['id'][-1]}."
-        )
+        ids = _column(images, "id")
+        below, above = ids[ids < int(image)][-1:].tolist(), ids[ids > int(image)][:1].tolist()
+        told = f"ids run from {ids[0]} to {ids[-1]}"
+        if below and above:  # every place of data.uri begins a shard of its own
+            told = f"no image has this id, since ids have gaps; nearest: {below[0]} and {above[0]}"
+        raise RunNotFound(f"The run {run.url!r} has no image {image}: {told}.")
     part = str(image).rpartition("/")[2]
     near = images.filter(pc.match_substring(images["uri"], part))["uri"][:3].to_pylist()
     # Close matches over a million paths would take minutes; a few thousand help as well.

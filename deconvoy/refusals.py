@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any, get_args
 
@@ -36,21 +36,41 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     Args:
         root: the spec's class, whose known fields are named where one is unknown.
     """
-    order = {"extra_forbidden": 0, "value_error": 1}
-    problems = error.errors(include_url=False)
+    problems = [dict(problem) for problem in error.errors(include_url=False)]
+    problems = [problem for problem in problems if not _told_within(problem, problems)]
     told: set[str] = set()
-    for problem in sorted(problems, key=lambda problem: order.get(problem["type"], 2)):
+    for problem in sorted(problems, key=_order):
         place = tuple(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             field, sentence = _unknown(place, root)
         else:
-            field, sentence = _wrong(place, dict(problem))
+            field, sentence = _wrong(place, problem)
         # Of a union each branch that was tried fails; what is told of a field covers all below it.
         union = ".".join(takewhile(lambda part: not _is_type(part), place))
         related = any(f"{field}.".startswith(f"{t}.") for t in told)
         if sentence and not related:
             told.add(union if len(union) < len(field) else field)
             yield sentence
+
+
+def _order(problem: dict[str, Any]) -> int:
+    """Of a union that takes several sections, what lacks a field is likely not the one meant."""
+    in_branch = any(_is_type(str(part)) for part in problem["loc"])
+    lacking = problem["type"] == "missing" and in_branch
+    return 3 if lacking else {"extra_forbidden": 0, "value_error": 1}.get(problem["type"], 2)
+
+
+def _told_within(problem: dict[str, Any], problems: Sequence[dict[str, Any]]) -> bool:
+    """Whether a section is given and one of its own fields is what is wrong with it."""
+    if not isinstance(problem["input"], dict) or problem["type"] in ("missing", "extra_forbidden"):
+        return False
+    union = problem["loc"][:-1]
+    return any(
+        other["loc"][: len(union)] == union
+        and len(other["loc"]) > len(union) + 1
+        and other["type"] not in ("missing", "extra_forbidden")
+        for other in problems
+    )
 
 
 def _unknown(place: tuple[str, ...], root: type[BaseModel]) -> tuple[str, str]:
@@ -83,7 +103,7 @@ def _form_of(place: tuple[str, ...]) -> tuple[str, str]:
         if not _is_branch(place[end - 1]):
             break
         end -= 1
-    return ".".join(part for part in place if "[" not in part), ""
+    return ".".join(part for part in place if not _is_type(part)), ""
 
 
 def _is_branch(part: str) -> bool:
@@ -116,8 +136,35 @@ def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
     if form and kind != "value_error":
         return field, f"The field {field!r}{shown} does not fit: it takes {form}."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _rule(problem)
     return field, f"The field {field or 'analyses'!r}{shown} does not fit: {message}."
+
+
+def _rule(problem: dict[str, Any]) -> str:
+    """What a value of that kind must be, in our words rather than pydantic's."""
+    limits: dict[str, Any] = problem.get("ctx", {})
+    match problem["type"]:
+        case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":
+            return "it takes a whole number"
+        case "float_type" | "float_parsing" | "finite_number":
+            return "it takes a number"
+        case "string_type":
+            return "it takes a text"
+        case "bool_type" | "bool_parsing":
+            return "it takes true or false"
+        case "tuple_type" | "list_type":
+            return "it takes a list"
+        case "dict_type" | "model_type":
+            return "it takes a section, as in {field: value}"
+        case "literal_error":
+            return f"it takes {limits['expected']}"
+        case "greater_than_equal":
+            return f"it takes {limits['ge']:g} or more"
+        case "less_than_equal":
+            return f"it takes {limits['le']:g} or less"
+        case "greater_than":
+            return f"it takes more than {limits['gt']:g}"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _inside(sections: list[type[BaseModel]], part: str) -> list[type[BaseModel]]:

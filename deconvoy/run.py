@@ -20,6 +20,7 @@ import zarr
 from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
+from zarr.storage import LocalStore
 
 from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
@@ -272,6 +273,14 @@ class Run:
     @cached_property
     def _images(self) -> pa.Table:
         parts = [self._images_part(f"images/{name}") for name in self._store.names("images")]
+        if "results" in self.attributes:  # the scan is done, so every image has its row
+            rows, promised = sum(map(len, parts)), self.attributes["provenance"]["images"]
+            if rows != promised:
+                raise RunUnreadable(
+                    f"Images tables of {self.url!r} are missing (images/ has {rows:,} of "
+                    f"{promised:,} images): `deconvoy verify {self.url}` names the files; copy "
+                    "them again from where they are whole, or make the run anew."
+                )
         if not parts:
             raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
         return pa.concat_tables(parts)
@@ -458,15 +467,18 @@ def _array(group: zarr.Group, name: str) -> Any:
     try:
         return group[name]
     except KeyError:
-        raise RunNotFound(f"{group.path or 'the run'} has no array {name!r}.") from None
+        url = str(group.store.root) if isinstance(group.store, LocalStore) else "URL"
+        raise RunUnreadable(
+            f"The run {url!r} has no array {f'{group.path}/{name}'!r}: `deconvoy verify {url}` "
+            "tells what else is missing; copy it again from where it is whole, or make it anew."
+        ) from None
 
 
 def _read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
     """A part of an array.
 
     Raises:
-        RunNotFound: no such array.
-        RunUnreadable: its bytes do not have the checksum they were written with.
+        RunUnreadable: no such array, or its bytes do not have the checksum they were written with.
     """
     array = _array(group, name)
     try:

@@ -312,7 +312,11 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise RequestError(f"The job spec {str(path)!r} is not valid YAML/JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise RequestError(f"The job spec {str(path)!r} holds no fields; it is a mapping.")
+        what = "nothing" if fields is None else f"a {type(fields).__name__}, not fields"
+        raise RequestError(
+            f"The job spec {str(path)!r} holds {what}: it needs at least `model: {{name: …}}` and "
+            "`data: {uri: …}`."
+        )
     return fields
 
 

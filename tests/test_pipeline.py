@@ -497,7 +497,7 @@ def test_a_place_that_is_taken_is_left_alone(calm: Path, tmp_path: Path) -> None
     with pytest.raises(RunExists, match="--overwrite"):
         pipeline.create(small_spec(), str(calm))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunExists):
+    with pytest.raises(RunExists, match="file' is a file and no run, and stays"):
         pipeline.create(small_spec(), str(tmp_path / "file"))
 
 
@@ -520,7 +520,7 @@ def test_overwrite_never_touches_what_is_no_run(tmp_path: Path, theirs: str) -> 
         zarr.create_group(tmp_path / "precious", attributes={"format": "years of work"})
     (tmp_path / "precious").mkdir(exist_ok=True)
     (tmp_path / "precious/thesis.txt").write_text("years of work")
-    with pytest.raises(RunExists, match="is no run"):
+    with pytest.raises(RunExists, match="is a folder that is no run"):
         pipeline.create(small_spec(), str(tmp_path / "precious"), overwrite=True)
     assert (tmp_path / "precious/thesis.txt").read_text() == "years of work"
 

@@ -289,3 +289,11 @@ def test_layers_without_results_are_told(place: Path, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / layer_path("relu5"))
     with pytest.raises(RunNotFound, match="'relu5' .*has no results yet"):
         queries.purity(deconvoy.open(tmp_path / "run"))
+
+
+def test_a_gap_in_the_ids_is_told_with_the_nearest(tmp_path: Path) -> None:
+    places = ["shapes?size=5&seed=1", "shapes?size=4&seed=2"]
+    spec = small_spec(data={"uri": places}, layers=["relu2"], analyses=[{"kind": "top"}])
+    run_inline(spec, tmp_path / "run")
+    with pytest.raises(RunNotFound, match="no image 6: no image has this id.*nearest: 4 and 8"):
+        queries.image(deconvoy.open(tmp_path / "run"), 6)

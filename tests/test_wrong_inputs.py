@@ -287,7 +287,12 @@ SPOILED: dict[str, tuple[Callable[[Path], None], list[str], int, str]] = {
         "is broken"),
     "a layer that is gone": (
         lambda url: shutil.rmtree(url / "layers/relu1"), ["show", "relu1"], 2, "no results yet"),
-    "no images": (lambda url: shutil.rmtree(url / "images"), ["show", "relu1"], 2, "No images of"),
+    "no images": (
+        lambda url: shutil.rmtree(url / "images"), ["show", "relu1"], 1,
+        "are missing (images/ has 0 of 8 images): `deconvoy verify"),
+    "no array": (
+        lambda url: shutil.rmtree(url / "layers/relu1/box"), ["show", "relu1", "0"], 1,
+        "run' has no array 'layers/relu1/box': `deconvoy verify"),
     "another spec": (
         lambda url: change_spec(url), ["resume", "--executor", "inline"], 2,
         "began with another listing_fingerprint"),

@@ -23,6 +23,7 @@ from deconvoy.errors import (
     RunExists,
     RunUnreadable,
 )
+from deconvoy.files import refuse_in_the_way
 from deconvoy.schema import FORMAT, layer_path
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
@@ -101,15 +102,19 @@ def create(
         RunExists: something is there already.
         RequestError: the spec does not fit.
     """
+    if not url.strip():
+        raise RequestError("The place of the new run (--out) is empty: name a folder.")
     run = RunStore(url)
+    refuse_in_the_way(run.root)
     occupied = run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir()))
+    if occupied and not _is_run(run):
+        what = "a folder that is" if run.root.is_dir() else "a file and"
+        raise RunExists(f"{url!r} is {what} no run, and stays as it is: choose another --out.")
     if occupied and not overwrite:
         raise RunExists(
             f"{url!r} exists already: choose another --out, `deconvoy resume {url}` to go on with "
             "it, or --overwrite to replace it."
         )
-    if occupied and not _is_run(run):
-        raise RunExists(f"{url!r} is no run, so --overwrite does not touch it: choose another.")
     job = settle(spec, packed, batch_size, listing)
     job.projection_items()  # refuses what cannot be projected before anything is written
     if check is not None:

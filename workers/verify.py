@@ -91,7 +91,8 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
     report.chunks, report.files = chunks.read, report.files + chunks.files
-    if sample and not report.faults:  # of a broken run the hits cannot be read
+    # Of a broken run the hits cannot be read; before its scan is done a run has none.
+    if sample and not report.faults and "results" in opened.attributes:
         from workers.replay import replay
 
         replayed = replay(url, sample, seed)
