@@ -105,8 +105,8 @@ class DataSpec(Section):
     """An image folder (class sub-folders or flat), Parquet files with image bytes, WebDataset
     .tar shards (``shard-{000..012}.tar`` for several), a .csv with the columns path and, if you
     like, label; each local, ``s3://…`` or ``https://…``.  Or ``shapes?size=…&seed=…``.  Or a list
-    of such places, read in that order; ``where`` and ``limit`` then hold for each, and images of
-    later ones are named ``+1:path``."""
+    of such places, read in that order; ``limit`` and the classes of ``where`` then hold for each,
+    and images of later ones are named ``+1:path``."""
     image_column: str = "auto"
     """Of Parquet files."""
     label_column: str = "auto"

@@ -39,7 +39,7 @@ WEIGHTS = DATA / "weights"
 LONG = "DECONVOY_LONG" in os.environ
 """Whether to take the minutes that the whole of a comparison needs."""
 
-PROJECTIONS = 200 if LONG else 20
+PROJECTIONS = 200 if LONG else 8
 """A network; each costs a full forward and backward pass."""
 
 MODELS = {
@@ -61,6 +61,9 @@ PROJECTED = {
     ],
     "bvlc_googlenet": ["relu2", "inception_3b.relu_1", "inception_4c.relu_1", "inception_5b.relu"],
 }
+PROJECTED_SHARE = 0.05 if LONG else 0.01
+"""Of the units of each of these layers."""
+
 TOP1 = {"squeezenet1_1": 0.633, "bvlc_googlenet": 0.743}
 
 
@@ -103,7 +106,8 @@ def analysed(
 ) -> Analysed:
     name = request.param
     compute = {"workers": 2, "gpus_per_worker": 0}
-    projection = {"kind": "projection", "layers": PROJECTED[name], "units": {"sample": 0.05}}
+    units = {"sample": PROJECTED_SHARE}
+    projection = {"kind": "projection", "layers": PROJECTED[name], "units": units}
     spec = JobSpec.parse(
         {
             "model": MODELS[name],

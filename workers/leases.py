@@ -53,9 +53,9 @@ class ScanLease:
     item: str
     images: Sequence[ImageRef]
     floor: Float32[np.ndarray, " unit"]
+    attempt: int = 0
     example_floors: Mapping[str, Floor] = field(default_factory=dict)
     """By ranking."""
-    attempt: int = 0
 
     def granted(self, attempt: int) -> "ScanLease":
         return replace(self, attempt=attempt)

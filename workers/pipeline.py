@@ -261,7 +261,7 @@ class _Driver:
                 item,
                 self.job.refs(items[item]),
                 shards.fold.floor,
-                shards.fold.example_floors,
+                example_floors=shards.fold.example_floors,
             )
 
         def commit(item: str, result: Any) -> int:
