@@ -78,7 +78,7 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
         labels = _labels_of(place, found, classes, outputs)
         # What names mean in the first place they mean in the next, too.
         classes = labels.names or classes
-        chosen = _chosen(data, place, found, labels, classes)
+        chosen = _chosen(data, place, found, labels, classes, outputs)
         digest = hashlib.sha256()
         for i in chosen:
             digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
@@ -130,12 +130,17 @@ _NOT_SHAPES = "none: the model's outputs are not the classes of shapes"
 
 
 def _chosen(
-    data: DataSpec, place: Place, found: Found, labels: Labels, classes: Sequence[str]
+    data: DataSpec,
+    place: Place,
+    found: Found,
+    labels: Labels,
+    classes: Sequence[str],
+    outputs: int,
 ) -> list[int]:
     """Places in the listing of those that ``where`` and ``limit`` leave."""
     places = list(range(len(found.uris)))
     if data.where is not None:
-        places = list(_where(data.where, found, labels, classes))
+        places = list(_where(data.where, found, labels, classes, outputs))
         if not places:
             raise RequestError(
                 f"data.where leaves none of the {len(found.uris):,} images of {place.uri!r}: "
@@ -146,10 +151,12 @@ def _chosen(
     return [places[i * len(places) // data.limit] for i in range(data.limit)]
 
 
-def _where(where: WhereSpec, found: Found, labels: Labels, classes: Sequence[str]) -> Iterator[int]:
+def _where(
+    where: WhereSpec, found: Found, labels: Labels, classes: Sequence[str], outputs: int
+) -> Iterator[int]:
     wanted = None
     if where.classes is not None:
-        wanted = {_output(name, classes) for name in where.classes}
+        wanted = {_output(name, classes, outputs) for name in where.classes}
     only = None if where.ids is None else _places(where.ids, "ids", found)
     without = _places(where.without, "without", found)
     for place in range(len(found.uris)):
@@ -174,8 +181,12 @@ def _places(named: Sequence[int | str], field: str, found: Found) -> set[int]:
     return places
 
 
-def _output(name: str | int, classes: Sequence[str]) -> int:
+def _output(name: str | int, classes: Sequence[str], outputs: int) -> int:
     if isinstance(name, int):
+        if not 0 <= name < outputs:
+            raise RequestError(
+                f"data.where.classes: {name} is no output: the model has {outputs}, counted from 0."
+            )
         return name
     if name in classes:
         return list(classes).index(name)
