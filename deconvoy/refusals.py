@@ -36,7 +36,7 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
     Args:
         root: the spec's class, whose known fields are named where one is unknown.
     """
-    problems: list[dict[str, Any]] = [dict(p) for p in error.errors(include_url=False)]
+    problems: list[Any] = error.errors(include_url=False)
     problems = [problem for problem in problems if not _told_within(problem, problems)]
     told: set[str] = set()
     for problem in sorted(problems, key=_order):

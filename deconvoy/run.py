@@ -391,10 +391,18 @@ class Run:
             }
         )
 
-    def projected_told(self, layer: str) -> str:
-        """Which units of a layer are projected, and how the others would be, for people."""
+    def projected_told(self, layer: str | None = None) -> str:
+        """Which units of a layer are projected, and how the others would be, for people.
+
+        Args:
+            layer: none: of a run without any projection.
+        """
         if self.status != "done":
             return f"it was not projected yet, since the run is {self.status}."
+        if layer is None:
+            if self.spec.projection is None:
+                return "its analyses name no projection."
+            return "`deconvoy plan` of its spec tells of each layer why not."
         units = self.projected_units(layer)
         shown = f"{', '.join(map(str, units[:8]))}{', …' if len(units) > 8 else ''}"
         there = f"only units {shown} were projected" if units else "its layer was not projected"

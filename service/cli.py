@@ -5,6 +5,7 @@ wrong, 130 stopped by Ctrl-C, 141 nobody reads the output any more (as before `|
 """
 
 import contextlib
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 import deconvoy
 from deconvoy import figures
-from deconvoy.errors import DeconvoyError, RequestError
+from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
 from service import collisions, launcher, progress, reading, tables
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
@@ -50,9 +51,25 @@ ExecutorOption = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> bool:
+    if asked:
+        try:
+            out.print(f"deconvoy {importlib.metadata.version('deconvoy')}")
+        except importlib.metadata.PackageNotFoundError:
+            out.print("deconvoy runs from its folder, not installed")
+        raise typer.Exit
+    return asked
+
+
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and the log.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
 ) -> None:
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s: %(message)s"
@@ -251,7 +268,12 @@ def _draw(
 def _overview(run_: deconvoy.Run, **look: Any) -> Any:
     """Four units of every projected layer, those with the strongest ninth hit."""
     chosen = []
-    for layer in _projected(run_):
+    projected = _projected(run_)
+    if not projected:
+        raise RunNotFound(
+            f"No layer of {run_.url!r} has projections to draw: {run_.projected_told()}"
+        )
+    for layer in projected:
         last: Any = run_.layer_group(layer)["score"]
         ninth = last[:, -1]  # −inf where there are fewer
         best = sorted(run_.projected_units(layer), key=lambda unit: -ninth[unit])[:4]
@@ -275,7 +297,7 @@ def _numbers(text: str | None) -> list[int] | None:
         if not numbered or int(last or first) < int(first):
             raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
         numbers += range(int(first), int(last or first) + 1)
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def _show_run(run_: deconvoy.Run, as_json: bool) -> None:

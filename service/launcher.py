@@ -181,6 +181,8 @@ def _say_job(job: Any, say: Say) -> None:
     told = tables.transform_told(transform.model_dump())
     say(f"transform  {told} ({job.packed.transform_from})")
     say(f"images     {len(job.listing):,}; labels: {job.labels_from}")
+    if job.unprojected:
+        say(f"projection {job.unprojected}")
 
 
 @contextmanager

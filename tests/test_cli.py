@@ -122,6 +122,33 @@ def test_figure_of_a_layer_and_of_all(type_: Type, finished: Path, tmp_path: Pat
         assert code == 0 and str(path) in out and path.read_bytes()[1:4] == b"PNG"
 
 
+def test_a_unit_named_twice_is_drawn_once(type_: Type, finished: Path, tmp_path: Path) -> None:
+    for units in ("1,2", "1,1,2,1-2"):
+        assert type_("figure", finished, "relu2", "--units", units, "-o", tmp_path / f"{units}.png")
+    assert (tmp_path / "1,2.png").read_bytes() == (tmp_path / "1,1,2,1-2.png").read_bytes()
+
+
+def test_the_version_is_printed(type_: Type) -> None:
+    code, out, _ = type_("--version")
+    assert code == 0 and out.startswith("deconvoy ")
+
+
+def test_a_run_that_can_project_nothing_says_so(
+    type_: Type, spec: Path, finished: Path, tmp_path: Path
+) -> None:
+    job = ["run", spec, "--executor", "inline", "--set", "layers=[logits]"]
+    asked = ["--set", "analyses=[{kind: top}, {kind: projection}]"]
+    code, _, err = type_(*job, *asked, "--out", tmp_path / "run")
+    assert code == 0
+    assert "projection none can be made (logits: neurons, which are projected only where" in err
+    code, _, err = type_("figure", tmp_path / "run")
+    assert code == 2 and "has projections to draw: `deconvoy plan`" in err
+    none = ["--set", "analyses=[{kind: top}]"]
+    code, _, err = type_(*job, *none, "--out", tmp_path / "top")
+    assert code == 0 and "none can be made" not in err
+    assert "its analyses name no projection" in type_("figure", tmp_path / "top")[2]
+
+
 def test_layers_lists_the_receptive_fields(type_: Type) -> None:
     code, out, _ = type_("layers", "deconvoy/zfnet_small", "--json")
     found = json.loads(out)

@@ -139,6 +139,13 @@ def write_tar(place: Path, members: Mapping[str, bytes]) -> Path:
     return place
 
 
+def test_tar_files_without_images_are_named(tmp_path: Path) -> None:
+    place = write_tar(tmp_path / "a.tar", {"a.txt": b"no image"})
+    write_tar(tmp_path / "b.tar", {"a.txt": b"no image"})
+    assert "a.tar' holds no images: expected members" in refusal(place)
+    assert "a.tar' and 1 more tar files hold no images" in refusal(tmp_path)
+
+
 def test_samples_of_a_shard_have_the_labels_beside_them(tmp_path: Path) -> None:
     place = write_tar(
         tmp_path / "a.tar",
@@ -290,6 +297,8 @@ def test_where_leaves_classes_and_places(tmp_path: Path) -> None:
             {"classes": ["cow"]},
             "'cow' is no class of the model: give an output index or one of cat",
         ),
+        ({"classes": [77]}, "data.where.classes: 77 is no output: the model has 3"),
+        ({"classes": [-1]}, "data.where.classes: -1 is no output"),
         ({"ids": [5]}, "data.where.ids has 5, but there are 5 images"),
         ({"without": ["a.parquet#9"]}, "data.where.without has 'a.parquet#9', but there are 5"),
         ({"classes": ["owl"], "ids": [0]}, "leaves none of the 5 images"),

@@ -254,7 +254,7 @@ class TwoInputs(nn.Module):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (branching, ["Functional", "cannot be traced", "must not branch", "wrap the part"]),
+        (branching, ["Functional", "cannot be traced", ". Its forward must not branch", "wrap"]),
         (hidden_write, ["add_", "overwrites memory that", "x = x + y for x += y"]),
         (hidden_write_below, ["iadd", "overwrites memory that", "inplace=False"]),
         (two_outputs, ["Functional", "returns tuple", "one tensor"]),

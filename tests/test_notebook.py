@@ -1,6 +1,8 @@
 """Test `workers.analyse`: a model object and images at hand make a run like any other."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from deconvoy.errors import JobStopped, RequestError, RunExists
 from tests import reference
 from tests.runs import write_photographs
 from workers import pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TRANSFORM = {"resize": 16, "crop": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
 
@@ -129,6 +133,22 @@ def test_what_does_not_fit_is_told_in_a_sentence(
 ) -> None:
     with pytest.raises(RequestError, match=told):
         analysed(tmp_path / "run", images, **changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        ("analyse(3, 'shapes', out='run')", "model is int, but workers.analyse takes a torch"),
+        ("analyse(torch.nn.ReLU(), 7, out='run')", "images is int: give a folder"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(tmp_path: Path, call: str, told: str) -> None:
+    # in a process of its own, where no type checker of the tests is before ours
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch, workers; workers.{call}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert f"RequestError: {told}" in done.stderr and not (tmp_path / "run").exists()
 
 
 def test_a_run_that_is_there_is_replaced_only_when_asked(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
         labels = _labels_of(place, found, classes, outputs)
         # What names mean in the first place they mean in the next, too.
         classes = labels.names or classes
-        chosen = _chosen(data, number, found, labels, classes)
+        chosen = _chosen(data, number, found, labels, classes, outputs)
         digest = hashlib.sha256()
         for i in chosen:
             digest.update(f"{found.uris[i]}\0{found.tags[i]}\0{labels.indices[i]}\n".encode())
@@ -125,12 +125,17 @@ _NOT_SHAPES = "none: the model's outputs are not the classes of shapes"
 
 
 def _chosen(
-    data: DataSpec, number: int, found: Found, labels: Labels, classes: Sequence[str]
+    data: DataSpec,
+    number: int,
+    found: Found,
+    labels: Labels,
+    classes: Sequence[str],
+    outputs: int,
 ) -> list[int]:
     """Places in the listing of those that ``where`` and ``limit`` leave of the place ``number``."""
     places = list(range(len(found.uris)))
     if data.where is not None:
-        places = list(_where(data, number, found, labels, classes))
+        places = list(_where(data, number, found, labels, classes, outputs))
         if not places:
             raise RequestError(
                 f"data.where leaves none of the {len(found.uris):,} images of "
@@ -142,13 +147,18 @@ def _chosen(
 
 
 def _where(
-    data: DataSpec, number: int, found: Found, labels: Labels, classes: Sequence[str]
+    data: DataSpec,
+    number: int,
+    found: Found,
+    labels: Labels,
+    classes: Sequence[str],
+    outputs: int,
 ) -> Iterator[int]:
     where = data.where
     assert where is not None
     wanted = None
     if where.classes is not None:
-        wanted = {_output(name, classes) for name in where.classes}
+        wanted = {_output(name, classes, outputs) for name in where.classes}
     ids = _of_place(data, number, where.ids or ())
     # A place that ids names no image of stays whole, so that one more place can be added.
     only = _places(ids, "ids", number, found) if ids or where.ids == () else None
@@ -200,8 +210,12 @@ def _places(named: Sequence[int | str], field: str, number: int, found: Found) -
     return set(places.values())
 
 
-def _output(name: str | int, classes: Sequence[str]) -> int:
+def _output(name: str | int, classes: Sequence[str], outputs: int) -> int:
     if isinstance(name, int):
+        if not 0 <= name < outputs:
+            raise RequestError(
+                f"data.where.classes: {name} is no output: the model has {outputs}, counted from 0."
+            )
         return name
     if name in classes:
         return list(classes).index(name)

@@ -220,7 +220,12 @@ def _find_in_tars(root: Files, shards: Sequence[FileEntry]) -> Found:
             raw.append(labels.get(_sample(name)))
             tags.append(shard.digest())
     if not uris:
-        raise RequestError(f"The tar files of {root.root!r} hold no images.")
+        names = sorted(root.url(shard.path) for shard in shards)
+        more = f" and {len(names) - 1:,} more tar files hold" if names[1:] else " holds"
+        raise RequestError(
+            f"{names[0]!r}{more} no images: expected members ending in "
+            f"{', '.join(sorted(SUFFIXES))}."
+        )
     return Found(TarSource(root.root), uris, raw, tags, "labels of the shards")
 
 

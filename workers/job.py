@@ -135,6 +135,19 @@ class Job:
         return found if known == images else f"{found}, for {known:,} of {images:,} images"
 
     @property
+    def unprojected(self) -> str:
+        """Why nothing is projected although it is asked for, for people; empty where that is not
+        so."""
+        if self.spec.projection is None or self.projected_layers():
+            return ""
+        reasons = [
+            f"{layer.name}: {layer.obstacle or 'neurons, which are projected only where named'}"
+            for layer in self.layers
+        ]
+        more = f"; and {len(reasons) - 3:,} more layers" if reasons[3:] else ""
+        return f"none can be made ({'; '.join(reasons[:3])}{more})"
+
+    @property
     def weights_from(self) -> str:
         """Where the weights come from, for people: random ones are easily taken for trained."""
         model = self.spec.model

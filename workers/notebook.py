@@ -72,6 +72,15 @@ def analyse(
     Raises:
         RequestError: what does not fit, in a sentence.
     """
+    if not isinstance(model, nn.Module):
+        raise RequestError(
+            f"model is {type(model).__name__}, but workers.analyse takes a torch.nn.Module: build "
+            "the model first; `deconvoy run` takes one by name."
+        )
+    if not isinstance(images, str | os.PathLike | Iterable):
+        raise RequestError(
+            f"images is {type(images).__name__}: give a folder, or a list of pictures or arrays."
+        )
     kind = f"object/{type(model).__name__}"
     if isinstance(images, str | os.PathLike):
         if labels is not None:

@@ -281,7 +281,7 @@ def _trace(model: nn.Module) -> tuple[NodePathTracer, fx.Graph]:
             graph = tracer.trace(model, _defaults(model))
     except Exception as error:  # whatever the model's own code raises under tracing
         raise ModelUnsupported(
-            f"{type(model).__name__} cannot be traced by torch.fx: {error} "
+            f"{type(model).__name__} cannot be traced by torch.fx: {str(error).rstrip('. ')}. "
             "Its forward must not branch on values or shapes of tensors: take such branches out, "
             "or wrap the part of the model that has none and give that."
         ) from error
