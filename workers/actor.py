@@ -27,8 +27,9 @@ from torch import Tensor
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
 from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
+from workers.cones import Cone, Group
 from workers.datasets import ImageRef
-from workers.deconvnet import project
+from workers.deconvnet import Deconvnet
 from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
 from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
@@ -42,7 +43,7 @@ from workers.leases import (
 from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.scan import Prediction, ShardScan, combined
-from workers.steps import Step
+from workers.switches import Switches
 from workers.topk import Partial, UnitIndex
 from workers.writer import projection_dtype, write_pictures
 
@@ -50,10 +51,16 @@ CACHE_BYTES = 512 * 2**20
 """Decoded pictures a worker keeps for its next projection items: 3,500 of 224 px."""
 
 FORWARD_IMAGES = 8
-"""Images forwarded together for their switches, which are eight bytes a pooled value."""
+"""Images forwarded together for their switches."""
 
-BACKWARD_HITS = 16
-"""Hits projected together; more do not run faster on a CPU, and signals are as large as maps."""
+SWITCH_BYTES = 256 * 2**20
+"""Switches kept at a time: those of 170 images of vgg16, of 3,000 of alexnet."""
+
+SIGNAL_BYTES = 16 * 2**20
+"""A batch of hits has one signal of at most so many bytes, two while it goes through a step."""
+
+BACKWARD_HITS = 256
+"""Hits projected together at most."""
 
 BAD_SHOWN = 5
 
@@ -75,12 +82,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Images forwarded together, and the hits in them."""
+class _Chunk:
+    """Images whose switches are held together, and the hits in them."""
 
     images: list[Picture]
-    hits: slice
-    image_of_hit: Int64[Tensor, " hit"]
+    switches: Switches
+    hits: Int64[np.ndarray, " hit"]
+    image_of_hit: Int64[np.ndarray, " hit"]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Hits of a chunk that are projected together."""
+
+    images: list[Picture]
+    switches: Switches
+    hits: Int64[np.ndarray, " hit"]
+    image_of_hit: Int64[np.ndarray, " hit"]
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,8 @@ class Actor:
         side = assignment.transform.crop
         network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
+        self._deconvnet = Deconvnet(self._network)
+        self._cones: dict[str, Cone] = {}
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
         self._lanes = ThreadPoolExecutor(self._lane_count, thread_name_prefix="lane")
@@ -367,21 +388,24 @@ class Actor:
         projection = np.zeros(shape, projection_dtype(storage))
         scale = np.zeros(shape[:2], np.float32)
         place = lease.units[rows] - lease.start, ranks
-        path = self._network.path_to(layer)
+        cone = self._cone(layer)
 
-        def project_group(group: _Group) -> int:
-            for part, pixels, signal in self._projections(layer, path, lease, rows, ranks, group):
-                at = place[0][part], place[1][part]
-                spots = lease.position[rows[part], ranks[part]].astype(np.int64)
-                windows = torch.from_numpy(layer.field.windows(spots))
-                patch[at] = cut_patches(pixels, windows, size).numpy()
-                values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
-                projection[at], scale[at] = values.numpy(), factors.numpy()
-                self._advance(len(spots))
-            return len(group.images)
+        def project_batch(batch: _Batch) -> None:
+            at = place[0][batch.hits], place[1][batch.hits]
+            spots = lease.position[rows[batch.hits], ranks[batch.hits]].astype(np.int64)
+            pixels = torch.stack([batch.images[i].pixels for i in batch.image_of_hit.tolist()])
+            signal = self._projected(layer, cone, batch, lease, rows, ranks)
+            windows = torch.from_numpy(layer.field.windows(spots))
+            patch[at] = cut_patches(pixels, windows, size).numpy()
+            values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
+            projection[at], scale[at] = values.numpy(), factors.numpy()
+            self._advance(len(spots))
 
-        groups = self._groups(lease.image[rows, ranks])
-        images = sum(self._in_lanes(project_group, groups))
+        ids = lease.image[rows, ranks]
+        for chunk in self._chunks(ids, cone):
+            for _ in self._in_lanes(project_batch, self._grouped(chunk, lease, rows, ranks, cone)):
+                pass
+        images = len(np.unique(ids))
         projected = np.zeros(shape[0], bool)
         projected[lease.units - lease.start] = True
         arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
@@ -391,48 +415,76 @@ class Actor:
             raise self._run.refused(error) from error
         return ProjectionResult(len(rows), images)
 
-    def _groups(self, ids: Int64[np.ndarray, " hit"]) -> Iterator["_Group"]:
-        """Hits sorted by image, in groups of ``FORWARD_IMAGES`` images; each image is decoded once
-        and will be forwarded once, whatever the number of hits in it."""
+    def _cone(self, layer: Layer) -> Cone:
+        if layer.name not in self._cones:
+            self._cones[layer.name] = Cone(self._network, layer)
+        return self._cones[layer.name]
+
+    def _chunks(self, ids: Int64[np.ndarray, " hit"], cone: Cone) -> Iterator["_Chunk"]:
+        """Hits sorted by image, cut where the switches of their images fill ``SWITCH_BYTES``; each
+        image is decoded once and forwarded once, whatever the number of hits in it."""
         distinct, first = np.unique(ids, return_index=True)
         ends = [*first[1:].tolist(), len(ids)]
         futures = read_ahead(
             self._pool, self._pictures, [int(i) for i in distinct], 2 * FORWARD_IMAGES
         )
-        for group in chunks(range(len(distinct)), FORWARD_IMAGES):
-            pictures = [next(futures).result() for _ in group]
-            hits = slice(int(first[group[0]]), ends[group[-1]])
-            image = np.searchsorted(distinct, ids[hits]) - group[0]
-            yield _Group(pictures, hits, torch.from_numpy(image))
+        pool_bytes = self._network.switch_bytes(cone.path)
+        for part in chunks(range(len(distinct)), max(FORWARD_IMAGES, SWITCH_BYTES // pool_bytes)):
+            pictures = [next(futures).result() for _ in part]
+            hits = np.arange(int(first[part[0]]), ends[part[-1]])
+            forward = self._in_lanes(
+                lambda images: self._switches(images, cone), chunks(pictures, FORWARD_IMAGES)
+            )
+            switches = Switches.joined(list(forward))
+            image = np.searchsorted(distinct, ids[hits]) - part[0]
+            yield _Chunk(pictures, switches, hits, image)
 
     @torch.no_grad()
-    def _projections(
+    def _switches(self, pictures: Sequence[Picture], cone: Cone) -> Switches:
+        pixels = torch.stack([picture.pixels for picture in pictures])
+        images = normalise(pixels.to(self._device), self._job.transform)
+        return self._network.switches(images, cone.path)
+
+    def _grouped(
         self,
-        layer: Layer,
-        path: Sequence[Step],
+        chunk: "_Chunk",
         lease: ProjectionLease,
         rows: np.ndarray,
         ranks: np.ndarray,
-        group: "_Group",
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Batches of hits of one group: which, the pixels of their images, their projections."""
-        pixels = torch.stack([picture.pixels for picture in group.images])
-        images = normalise(pixels.to(self._device), self._job.transform)
-        switches = self._network.switches(images, path)
-        for begin in range(group.hits.start, group.hits.stop, BACKWARD_HITS):
-            part = slice(begin, min(begin + BACKWARD_HITS, group.hits.stop))
-            row = group.image_of_hit[begin - group.hits.start :][: part.stop - begin]
-            at = rows[part], ranks[part]
-            signal = project(
-                self._network,
-                layer,
-                switches,
-                row.to(self._device),
-                torch.from_numpy(lease.units[at[0]]).to(self._device),
-                torch.from_numpy(lease.position[at].astype(np.int64)).to(self._device),
-                self._seeds(layer, lease.score[at]),
-            )
-            yield part, pixels[row], signal.cpu()
+        cone: Cone,
+    ) -> Iterator["_Batch"]:
+        """The hits of a chunk in batches of like windows, whose signals fit ``SIGNAL_BYTES``."""
+        position = lease.position[rows[chunk.hits], ranks[chunk.hits]].astype(np.int64)
+        for group in cone.groups(position):
+            fitting = SIGNAL_BYTES // (4 * cone.values(group.windows))
+            for part in chunks(group.hits.tolist(), max(1, min(BACKWARD_HITS, fitting))):
+                yield _Batch(
+                    chunk.images, chunk.switches, chunk.hits[part], chunk.image_of_hit[part], group
+                )
+
+    @torch.no_grad()
+    def _projected(
+        self,
+        layer: Layer,
+        cone: Cone,
+        batch: "_Batch",
+        lease: ProjectionLease,
+        rows: np.ndarray,
+        ranks: np.ndarray,
+    ) -> Float[Tensor, "hit channel row col"]:
+        """The projections of a batch of hits, on whole images."""
+        at = rows[batch.hits], ranks[batch.hits]
+        projection = self._deconvnet.project(
+            cone,
+            batch.group,
+            batch.switches,
+            torch.from_numpy(batch.image_of_hit).to(self._device),
+            torch.from_numpy(lease.units[at[0]]).to(self._device),
+            lease.position[at].astype(np.int64),
+            self._seeds(layer, lease.score[at]),
+        )
+        side = self._job.transform.crop
+        return projection.whole(side, side).cpu()
 
     def _seeds(self, layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
         """The recorded activations: of a rectifier with a ceiling the score is its input."""

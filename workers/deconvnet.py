@@ -3,144 +3,389 @@
 Follows Zeiler & Fergus (2013, arXiv:1311.2901) section 2.1: all activations of a layer but one are
 set to zero, then the signal goes down: unpool with the recorded switches, rectify, filter with the
 transposed weights.  What the paper's network does not have (sums, concatenations, average pools,
-BatchNorm) is said in ``workers.ops``.  Pure: no I/O, no state.
+BatchNorm) is said in ``workers.ops``.
+
+A signal is computed on its cone alone (``workers.cones``): a window of each map, in which hits of
+many units and images lie one behind the other.  Where one activation meets a filter or a matrix
+first, the result is that filter itself.  No I/O.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
+from workers.adjoints import FilterBack, average_back, transpose, unpool
+from workers.cones import Cone, Group, Span, slides
 from workers.graph import Layer, Network
 from workers.ops import Down
-from workers.sight import padding_of
+from workers.sight import window_of
 from workers.steps import Step
+from workers.switches import Switches
 
-Signal = Tensor
-"""(hit, channel, row, col) or (hit, neuron): what comes down through a step."""
+Spans = tuple[Span, Span]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One activation a hit, all else zero: not yet written into a tensor."""
+
+    unit: Int[Tensor, " hit"]
+    value: Float[Tensor, " hit"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What a group of hits has come down to."""
+
+    signal: Float[Tensor, "hit channel row col"]
+    """In the window; signed, in units of the normalised input."""
+    origin: Int64[np.ndarray, "hit yx"]
+    """Of the window in the image; it may hang over, with zeros there."""
+
+    def whole(self, height: int, width: int) -> Float[Tensor, "hit channel height width"]:
+        """On the whole image."""
+        rows, cols = (
+            self.origin[:, axis, None] + np.arange(self.signal.shape[2 + axis]) for axis in (0, 1)
+        )
+        return _pasted(self.signal, rows, cols, (height, width))
+
+
+class Deconvnet:
+    """The way down through one network; keeps the transposed filters it has made."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._filters: dict[int, FilterBack] = {}
+
+    def project(
+        self,
+        cone: Cone,
+        group: Group,
+        switches: Switches,
+        image_of_hit: Int[Tensor, " hit"],
+        unit: Int[Tensor, " hit"],
+        position: Int64[np.ndarray, "hit yx"],
+        seed: Float[Tensor, " hit"],
+    ) -> Projection:
+        """Project hits of one group of a cone.
+
+        Args:
+            switches: of the images.
+            image_of_hit: row of each hit's image among those that gave the switches.
+            position: on the layer's map.
+            seed: the recorded activation of each hit; all else of the layer is zero.
+        """
+        down = _Down(self, self._network, cone, group, switches, image_of_hit, position)
+        return down.run(Point(unit, seed))
+
+    def filter_of(self, step: Step) -> FilterBack:
+        if step.index not in self._filters:
+            assert isinstance(step.module, nn.Conv2d)
+            self._filters[step.index] = FilterBack(step.module)
+        return self._filters[step.index]
 
 
 def project(
     network: Network,
     layer: Layer,
-    switches: Mapping[int, Tensor],
+    switches: Switches,
     image_of_hit: Int[Tensor, " hit"],
     unit: Int[Tensor, " hit"],
     position: Int[Tensor, "hit yx"],
     seed: Float[Tensor, " hit"],
 ) -> Float[Tensor, "hit channel row col"]:
-    """Project a batch of hits of one layer, of any units and images.
-
-    Args:
-        switches: of the images, from ``network.switches``.
-        image_of_hit: row of each hit's image among the images that gave the switches.
-        seed: the recorded activation of each hit; all else of the layer is zero.
+    """Project hits of one layer, of any units and images, to whole images.
 
     Returns:
         Signed, in units of the normalised input.
     """
-    signals: dict[int, Signal] = {layer.step: seeded(layer, unit, position, seed)}
-    for step in reversed(network.path_to(layer)):
-        signal = signals.pop(step.index, None)
-        if signal is None:
-            continue
-        if step.node.op == "placeholder":
+    cone, deconvnet = Cone(network, layer), Deconvnet(network)
+    places = position.cpu().numpy().astype(np.int64)
+    found = seed.new_zeros(len(unit), *network.input_shape)
+    for group in cone.groups(places):
+        at = torch.from_numpy(group.hits).to(seed.device)
+        projection = deconvnet.project(
+            cone, group, switches, image_of_hit[at], unit[at], places[group.hits], seed[at]
+        )
+        found[at] = projection.whole(*network.input_shape[1:])
+    return found
+
+
+class _Down:
+    """One group on its way down."""
+
+    def __init__(
+        self,
+        deconvnet: Deconvnet,
+        network: Network,
+        cone: Cone,
+        group: Group,
+        switches: Switches,
+        image_of_hit: Int[Tensor, " hit"],
+        position: Int64[np.ndarray, "hit yx"],
+    ) -> None:
+        self._deconvnet, self._network = deconvnet, network
+        self._cone, self._windows = cone, group.windows
+        self._switches, self._image_of_hit = switches, image_of_hit
+        self._position = position
+
+    def run(self, point: Point) -> Projection:
+        signals: dict[int, Tensor | Point] = {self._cone.layer.step: point}
+        for step in reversed(self._cone.path):
+            if step.index not in signals:
+                continue
+            signal = signals.pop(step.index)
+            if isinstance(signal, Tensor):
+                signal = self._inside(step, signal)
+            if step.node.op == "placeholder":
+                return self._arrived(step, self._written(step, signal))
+            for source, part in self._parts(step, signal):
+                known = signals.get(source)
+                if known is None:
+                    signals[source] = part
+                else:
+                    below = self._network.steps[source]
+                    signals[source] = self._written(below, known) + self._written(below, part)
+        raise AssertionError(f"layer {self._cone.layer.name} does not depend on the image")
+
+    def _parts(self, step: Step, signal: Tensor | Point) -> list[tuple[int, Tensor | Point]]:
+        """What each input of ``step`` receives, in its own window."""
+        assert step.rule is not None and step.rule.down is not None, f"{step.name} has no rule"
+        steps = self._network.steps
+        below = [steps[source] for source in step.inputs]
+        if isinstance(signal, Point):
+            met = self._of_point(step, signal)
+            if met is not None:
+                return [(below[0].index, met)]
+            signal = self._written(step, signal)
+        parts: Sequence[Tensor] = ()
+        if step.rule.down is Down.SPLIT:
+            parts = torch.split_with_sizes(signal, [under.shape[0] for under in below], dim=1)
+        found: list[tuple[int, Tensor | Point]] = []
+        for number, under in enumerate(below):
+            if under.depends:
+                own = parts[number] if parts else signal
+                found.append((under.index, self._step(step, under, own)))
+        return found
+
+    def _step(self, step: Step, below: Step, signal: Tensor) -> Tensor:
+        """Down through one step into the window of one of its inputs."""
+        above_window, window = self._windows[step.index], self._windows[below.index]
+        if above_window is None or not slides(step, below, self._network.sights):
+            assert window is None, f"{below.name} has a window below {step.name}, which has none"
+            return self._whole(step, signal, below)
+        assert step.rule is not None
+        spans = above_window
+        match step.rule.down:
+            case Down.PASS | Down.SPLIT:
+                pass
+            case Down.COPY:
+                signal = _unbroadcast(signal, (*below.shape[:-2], *signal.shape[-2:]))
+            case Down.RECTIFY:
+                signal = signal.clamp(min=0)
+            case Down.RESHAPE:
+                signal = signal.reshape(len(signal), *below.shape[:-2], *signal.shape[-2:])
+            case Down.FILTER:
+                spans = _touched(step, below, spans)
+                wanted = _same_moves(spans, window)
+                signal, spans = self._deconvnet.filter_of(step).into(signal, spans, wanted)
+            case Down.UNPOOL:
+                spans = _touched(step, below, spans)
+                signal = unpool(signal, self._codes(step), step.module)
+            case Down.TRANSPOSE if isinstance(step.module, nn.AvgPool2d):
+                rows, cols = self._places(above_window)
+                spans = _touched(step, below, spans)
+                signal = average_back(signal, step.module, rows, cols, below.shape[-2:])
+            case _:
+                shape = (*below.shape[:-2], *signal.shape[-2:])
+                signal = transpose(step, signal, shape)
+        return self._placed(signal, spans, below)
+
+    def _whole(self, step: Step, signal: Tensor, below: Step) -> Tensor:
+        """Down through one step that has no windows."""
+        spans = self._windows[step.index]
+        if spans is not None:
+            signal = _pasted(signal, *self._places(spans), step.shape[-2:])
+        assert step.rule is not None
+        match step.rule.down:
+            case Down.PASS | Down.SPLIT:
+                return signal
+            case Down.RECTIFY:
+                return signal.clamp(min=0)
+            case Down.COPY:
+                return _unbroadcast(signal, below.shape)
+            case Down.RESHAPE:
+                return signal.reshape(len(signal), *below.shape)
+            case Down.MATRIX:
+                assert isinstance(step.module, nn.Linear)
+                return signal @ step.module.weight
+            case Down.UNPOOL:
+                assert step.module is not None
+                codes = self._switches.codes[step.index][self._image_of_hit]
+                under = unpool(signal, codes, step.module)
+                padding = [window_of(step.module, axis).padding for axis in (0, 1)]
+                return _fitted(under, [-pad for pad in padding], below.shape[-2:])
+            case Down.FILTER:
+                assert step.module is not None
+                rows, cols = (Span(0, 0, n, n) for n in signal.shape[-2:])
+                under, natural = self._deconvnet.filter_of(step).into(
+                    signal, _touched(step, below, (rows, cols)), None
+                )
+                return _fitted(under, [span.start for span in natural], below.shape[-2:])
+            case _:
+                return transpose(step, signal, below.shape)
+
+    def _of_point(self, step: Step, point: Point) -> Tensor | Point | None:
+        """Where one activation is all there is, the filter itself comes down; None if there is no
+        short way through ``step``."""
+        assert step.rule is not None
+        below = self._network.steps[step.inputs[0]]
+        match step.rule.down:
+            case Down.PASS if step.shape == below.shape:
+                return point
+            case Down.RECTIFY:
+                return Point(point.unit, point.value.clamp(min=0))
+            case Down.MATRIX if len(step.shape) == 1:
+                assert isinstance(step.module, nn.Linear)
+                return step.module.weight[point.unit] * point.value[:, None]
+            case Down.FILTER if self._windows[step.index] is not None:
+                assert isinstance(step.module, nn.Conv2d)
+                if step.module.groups > 1 or set(step.module.dilation) != {1}:
+                    return None
+                kernels = step.module.weight[point.unit] * point.value[:, None, None, None]
+                spans = self._windows[step.index]
+                if spans is None or any(span.size > 1 for span in spans):
+                    return None
+                kernels = kernels.contiguous(memory_format=torch.channels_last)
+                return self._placed(kernels, _touched(step, below, spans), below)
+        return None
+
+    # Windows ------------------------------------------------------------------------------------
+
+    def _written(self, step: Step, signal: Tensor | Point) -> Tensor:
+        """A tensor of the step's window."""
+        if isinstance(signal, Tensor):
             return signal
-        places = switches[step.index][image_of_hit] if step.index in switches else None
-        for source, part in zip(step.inputs, _down(network, step, signal, places), strict=False):
-            if network.steps[source].depends:
-                signals[source] = signals[source] + part if source in signals else part
-    raise AssertionError(f"layer {layer.name} does not depend on the image")
+        layer, count = self._cone.layer, len(signal.unit)
+        hit = torch.arange(count, device=signal.value.device)
+        spans = self._windows[step.index]
+        if spans is None:
+            whole = signal.value.new_zeros(count, layer.units, layer.height, layer.width)
+            y, x = (torch.from_numpy(self._position[:, axis]).to(hit.device) for axis in (0, 1))
+            whole[hit, signal.unit, y, x] = signal.value
+            return layer.as_output(whole)
+        rows, cols = self._places(spans)
+        y, x = (
+            torch.from_numpy(self._position[:, axis] - at[:, 0]).to(hit.device)
+            for axis, at in enumerate((rows, cols))
+        )
+        size = (count, layer.units, spans[0].size, spans[1].size)
+        window = signal.value.new_zeros(size).contiguous(memory_format=torch.channels_last)
+        window[hit, signal.unit, y, x] = signal.value
+        return window
+
+    def _places(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the map that each hit's window shows, "hit place"."""
+        rows, cols = (
+            span.origins(self._position[:, axis])[:, None] + np.arange(span.size)
+            for axis, span in enumerate(spans)
+        )
+        return rows, cols
+
+    def _placed(self, signal: Tensor, spans: Spans, step: Step) -> Tensor:
+        """From a window that ``spans`` gives into the step's own one."""
+        window = self._windows[step.index]
+        if window is None:
+            return _pasted(signal, *self._places(spans), step.shape[-2:])
+        if all(s.moves == w.moves for s, w in zip(spans, window, strict=True)):
+            starts = [s.start - w.start for s, w in zip(spans, window, strict=True)]
+            return _fitted(signal, starts, (window[0].size, window[1].size))
+        rows, cols = self._places(spans)
+        origins = [span.origins(self._position[:, axis]) for axis, span in enumerate(window)]
+        rows, cols = rows - origins[0][:, None], cols - origins[1][:, None]
+        return _pasted(signal, rows, cols, (window[0].size, window[1].size))
+
+    def _inside(self, step: Step, signal: Tensor) -> Tensor:
+        """Without what lies outside the map."""
+        spans = self._windows[step.index]
+        if spans is None:
+            return signal
+        for axis, span in enumerate(spans):
+            if span.overhangs(self._position[:, axis]):
+                places = self._places(spans)[axis]
+                inside = torch.from_numpy((places >= 0) & (places < span.length))
+                ones = [1] * (signal.ndim - 3)
+                shape = [*ones, -1, 1] if axis == 0 else [*ones, 1, -1]
+                signal = signal * inside.view(len(signal), *shape).to(signal)
+        return signal
+
+    def _codes(self, step: Step) -> Tensor:
+        """The switches in the window of a pool's output, (hit, row, col, channel)."""
+        spans = self._windows[step.index]
+        assert spans is not None
+        codes = self._switches.codes[step.index]
+        rows, cols = (
+            torch.from_numpy(places.clip(0, span.length - 1)).to(codes.device)
+            for places, span in zip(self._places(spans), spans, strict=True)
+        )
+        found: Tensor = codes[self._image_of_hit[:, None, None], rows[:, :, None], cols[:, None]]
+        return found
+
+    def _arrived(self, step: Step, signal: Tensor) -> Projection:
+        spans = self._windows[step.index]
+        if spans is None:
+            return Projection(signal, np.zeros((len(signal), 2), np.int64))
+        origins = [span.origins(self._position[:, axis]) for axis, span in enumerate(spans)]
+        return Projection(signal, np.stack(origins, 1))
 
 
-def seeded(
-    layer: Layer,
-    unit: Int[Tensor, " hit"],
-    position: Int[Tensor, "hit yx"],
-    seed: Float[Tensor, " hit"],
-) -> Signal:
-    """The layer's activations with everything but one recorded activation a hit set to zero."""
-    hit = torch.arange(len(unit), device=seed.device)
-    signal = seed.new_zeros(len(unit), layer.units, layer.height, layer.width)
-    signal[hit, unit, position[:, 0], position[:, 1]] = seed
-    return layer.as_output(signal)
-
-
-def _down(
-    network: Network, step: Step, signal: Signal, places: Tensor | None
-) -> list[Signal] | tuple[Signal, ...]:
-    """What each input of ``step`` receives of ``signal``."""
-    assert step.rule is not None and step.rule.down is not None, f"{step.name} has no rule"
-    below = [network.steps[source].shape for source in step.inputs]
-    match step.rule.down:
-        case Down.PASS:
-            return [signal]
-        case Down.RECTIFY:
-            return [signal.clamp(min=0)]
-        case Down.COPY:
-            return [_unbroadcast(signal, shape) for shape in below]
-        case Down.SPLIT:
-            return torch.split_with_sizes(signal, [shape[0] for shape in below], dim=1)
-        case Down.RESHAPE:
-            return [signal.reshape(len(signal), *below[0])]
-        case Down.MATRIX:
-            assert isinstance(step.module, nn.Linear)
-            return [signal @ step.module.weight]
-        case Down.UNPOOL:
-            assert places is not None
-            return [unpool(signal, places, below[0])]
-        case Down.FILTER:
-            assert isinstance(step.module, nn.Conv2d)
-            return [filter_back(step.module, signal, below[0])]
-        case Down.TRANSPOSE:
-            return [transpose(step, signal, below[0])]
-
-
-def unpool(
-    signal: Float[Tensor, "hit channel row col"],
-    places: Int[Tensor, "hit channel row col"],
-    shape: tuple[int, ...],
-) -> Float[Tensor, "hit channel below_row below_col"]:
-    """Send each value to the place its maximum came from; overlapping windows accumulate."""
-    channel, height, width = shape
-    below = signal.new_zeros(len(signal), channel, height * width)
-    below.scatter_add_(2, places.flatten(2), signal.flatten(2))
-    return below.view(-1, channel, height, width)
-
-
-def filter_back(
-    conv: nn.Conv2d, signal: Float[Tensor, "hit channel row col"], shape: tuple[int, ...]
-) -> Float[Tensor, "hit below_channel below_row below_col"]:
-    """Filter with the transposed weights: the adjoint of the convolution, without its bias."""
-    padding = padding_of(conv)
-    reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    plain = conv.groups == 1 and set(conv.stride) == {1}
-    if plain and all(p <= r for p, r in zip(padding, reach, strict=True)):
-        # For stride 1 the adjoint is itself a convolution with the flipped kernels, which is
-        # several times as fast on a CPU as the transposed convolution.
-        kernels = conv.weight.flip(2, 3).transpose(0, 1)
-        margin = [r - p for r, p in zip(reach, padding, strict=True)]
-        return F.conv2d(signal, kernels, padding=margin, dilation=conv.dilation)
-    size = (len(signal), *shape)
-    below: Tensor = conv2d_input(  # type: ignore[no-untyped-call]
-        size, conv.weight, signal, conv.stride, padding, conv.dilation, conv.groups
+def _touched(step: Step, below: Step, spans: Spans) -> Spans:
+    """What a sliding window's transpose fills of the map below, unclipped."""
+    rows, cols = (
+        span.down(window_of(step.module, axis), below.shape[-2 + axis])
+        for axis, span in enumerate(spans)
     )
-    return below
+    return rows, cols
 
 
-def transpose(step: Step, signal: Signal, shape: tuple[int, ...]) -> Signal:
-    """The transposed linear map of any step that is linear (or affine: a constant has none)."""
-    below = signal.new_zeros(len(signal), *shape).requires_grad_(True)
-    with torch.enable_grad():
-        above = step.apply_to(below.clone())  # it may write into it
-    (transposed,) = torch.autograd.grad(above, below, signal)
-    return transposed
+def _same_moves(natural: Spans, window: Spans | None) -> Spans | None:
+    """The window to compute directly, where it moves as the natural one does."""
+    if window is None or any(n.moves != w.moves for n, w in zip(natural, window, strict=True)):
+        return None
+    return window
 
 
-def _unbroadcast(signal: Signal, shape: tuple[int, ...]) -> Signal:
+def _fitted(signal: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Cropped and padded: ``signal`` begins at ``starts`` of what is returned."""
+    top, left = starts
+    bottom, right = size[0] - top - signal.shape[-2], size[1] - left - signal.shape[-1]
+    if not (top or left or bottom or right):
+        return signal
+    return F.pad(signal, (left, right, top, bottom))
+
+
+def _pasted(
+    signal: Tensor, rows: np.ndarray, cols: np.ndarray, size: Sequence[int]
+) -> Float[Tensor, "hit *channel row col"]:
+    """Each hit's window at its own place of a map of zeros; what lies outside is dropped."""
+    top, left = max(0, -int(rows.min())), max(0, -int(cols.min()))
+    bottom, right = (max(size[a], int(p.max()) + 1) for a, p in enumerate((rows, cols)))
+    shape = (len(signal), top + bottom, left + right, *signal.shape[1:-2])
+    canvas = signal.new_zeros(shape)
+    hit = torch.arange(len(signal), device=signal.device)[:, None, None]
+    at_row, at_col = (torch.from_numpy(p).to(hit.device) for p in (rows + top, cols + left))
+    last = signal.movedim((-2, -1), (1, 2))
+    canvas[hit, at_row[:, :, None], at_col[:, None, :]] = last
+    found = canvas[:, top : top + size[0], left : left + size[1]]
+    return found.movedim((1, 2), (-2, -1))
+
+
+def _unbroadcast(signal: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Undo broadcasting in a sum: add over the axes along which the input was repeated."""
     axes = [a + 1 for a, n in enumerate(shape) if n == 1 and signal.shape[a + 1] != 1]
     return signal.sum(axes, keepdim=True) if axes else signal

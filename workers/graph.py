@@ -8,6 +8,7 @@ to another convolution or to the output without a rectifier between.  Names are 
 
 import copy
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from workers.fields import Field
 from workers.ops import Down, Rule, module_rule
 from workers.sight import Sight, field_of, sights
 from workers.steps import Program, Step, op_name
+from workers.switches import Switches, coded
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,11 @@ class Network:
     def steps(self) -> list[Step]:
         return self._program.steps
 
+    @property
+    def sights(self) -> Sequence[Sight | None]:
+        """What each step sees of the image."""
+        return self._sights
+
     def layer(self, name: str) -> Layer:
         """The layer of that name.
 
@@ -138,16 +145,12 @@ class Network:
 
     def switches(
         self, images: Float[Tensor, "image channel row col"], path: Sequence[Step]
-    ) -> dict[int, Tensor]:
-        """Run ``path`` and keep the place of every maximum its max pools take.
-
-        Returns:
-            For each max pool its indices, (image, channel, row, col) → flat place in its input.
-        """
+    ) -> Switches:
+        """Run ``path`` and keep the place of every maximum its max pools take."""
         pools = [step.index for step in path if step.rule and step.rule.down is Down.UNPOOL]
         if not pools:
-            return {}
-        places: dict[int, Tensor] = {}
+            return Switches({})
+        codes: dict[int, Tensor] = {}
         values: dict[int, Any] = {}
         last_use = self._last_uses([step.index for step in path])
         for step in path:
@@ -155,8 +158,9 @@ class Network:
                 break
             if step.index in pools and isinstance(step.module, nn.MaxPool2d):
                 pool = step.module
-                values[step.index], places[step.index] = nn.functional.max_pool2d(
-                    values[step.inputs[0]],
+                below = values[step.inputs[0]]
+                values[step.index], indices = nn.functional.max_pool2d(
+                    below,
                     pool.kernel_size,
                     pool.stride,
                     pool.padding,
@@ -164,11 +168,17 @@ class Network:
                     ceil_mode=pool.ceil_mode,
                     return_indices=True,
                 )
+                codes[step.index] = coded(indices, pool, below.shape[3])
             else:
                 values[step.index] = self._program.run(step, values, images)
             for done in last_use.get(step.index, ()):
                 values.pop(done, None)
-        return places
+        return Switches(codes)
+
+    def switch_bytes(self, path: Sequence[Step]) -> int:
+        """Of the switches of one image, at least 1."""
+        pools = (step for step in path if step.rule and step.rule.down is Down.UNPOOL)
+        return max(1, sum(math.prod(step.shape) for step in pools))
 
     def to(self, place: device | str) -> "Network":
         """Move the parameters; returns itself."""
