@@ -119,6 +119,7 @@ def unpool(
         for n, w in ((height, rows), (width, cols))
     ]
     below = values.new_zeros(count, extent[0], extent[1], channels)
+    chosen = torch.empty_like(values)
     disjoint = rows.stride >= extent_of(rows) and cols.stride >= extent_of(cols)
     for place in range(rows.kernel * cols.kernel):
         y, x = divmod(place, cols.kernel)
@@ -128,10 +129,11 @@ def unpool(
             y : y + (height - 1) * rows.stride + 1 : rows.stride,
             x : x + (width - 1) * cols.stride + 1 : cols.stride,
         ]
+        torch.eq(codes, place, out=chosen)
         if disjoint:
-            torch.mul(values, codes == place, out=at)
+            torch.mul(values, chosen, out=at)
         else:
-            at.addcmul_(values, (codes == place).to(values.dtype))
+            at.addcmul_(values, chosen)
     return below.permute(0, 3, 1, 2)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workers.adjoints import FilterBack, average_back, transpose, unpool
 from workers.cones import Cone, Group, Span, slides
 from workers.graph import Layer, Network
-from workers.ops import Down
+from workers.ops import Down, Reach
 from workers.sight import window_of
 from workers.steps import Step
 from workers.switches import Switches
@@ -140,8 +140,6 @@ class _Down:
             if step.index not in signals:
                 continue
             signal = signals.pop(step.index)
-            if isinstance(signal, Tensor):
-                signal = self._inside(step, signal)
             if step.node.op == "placeholder":
                 return self._arrived(step, self._written(step, signal))
             for source, part in self._parts(step, signal):
@@ -170,6 +168,8 @@ class _Down:
         for number, under in enumerate(below):
             if under.depends:
                 own = parts[number] if parts else signal
+                if number and not parts:  # each may be overwritten on its way
+                    own = own.clone()
                 found.append((under.index, self._step(step, under, own)))
         return found
 
@@ -181,13 +181,14 @@ class _Down:
             return self._whole(step, signal, below)
         assert step.rule is not None
         spans = above_window
+        widens = step.rule.reach is Reach.WINDOW
         match step.rule.down:
             case Down.PASS | Down.SPLIT:
                 pass
             case Down.COPY:
                 signal = _unbroadcast(signal, (*below.shape[:-2], *signal.shape[-2:]))
             case Down.RECTIFY:
-                signal = signal.clamp(min=0)
+                signal = signal.clamp_(min=0)
             case Down.RESHAPE:
                 signal = signal.reshape(len(signal), *below.shape[:-2], *signal.shape[-2:])
             case Down.FILTER:
@@ -204,7 +205,8 @@ class _Down:
             case _:
                 shape = (*below.shape[:-2], *signal.shape[-2:])
                 signal = transpose(step, signal, shape)
-        return self._placed(signal, spans, below)
+        placed = self._placed(signal, spans, below)
+        return self._inside(below, placed) if widens else placed
 
     def _whole(self, step: Step, signal: Tensor, below: Step) -> Tensor:
         """Down through one step that has no windows."""
@@ -262,7 +264,9 @@ class _Down:
                 if spans is None or any(span.size > 1 for span in spans):
                     return None
                 kernels = kernels.contiguous(memory_format=torch.channels_last)
-                return self._placed(kernels, _touched(step, below, spans), below)
+                return self._inside(
+                    below, self._placed(kernels, _touched(step, below, spans), below)
+                )
         return None
 
     # Windows ------------------------------------------------------------------------------------
@@ -315,14 +319,14 @@ class _Down:
         spans = self._windows[step.index]
         if spans is None:
             return signal
-        for axis, span in enumerate(spans):
-            if span.overhangs(self._position[:, axis]):
-                places = self._places(spans)[axis]
-                inside = torch.from_numpy((places >= 0) & (places < span.length))
-                ones = [1] * (signal.ndim - 3)
-                shape = [*ones, -1, 1] if axis == 0 else [*ones, 1, -1]
-                signal = signal * inside.view(len(signal), *shape).to(signal)
-        return signal
+        if not any(s.overhangs(self._position[:, axis]) for axis, s in enumerate(spans)):
+            return signal
+        rows, cols = (
+            (places >= 0) & (places < span.length)
+            for places, span in zip(self._places(spans), spans, strict=True)
+        )
+        inside = torch.from_numpy(rows[:, :, None] & cols[:, None, :]).to(signal)
+        return signal.mul_(inside.view(len(signal), *[1] * (signal.ndim - 3), *inside.shape[1:]))
 
     def _codes(self, step: Step) -> Tensor:
         """The switches in the window of a pool's output, (hit, row, col, channel)."""
