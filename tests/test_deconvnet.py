@@ -6,13 +6,11 @@ Exact means: in float64 within 1e-9 of the largest value of the oracle's project
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
 from tests import networks, reference
 from tests.networks import Case
 from tests.reference import Seed
 from tests.shared_data import needs_shared
-from workers.adjoints import unpool
 from workers.deconvnet import project
 from workers.graph import Layer, Network
 
@@ -147,30 +145,6 @@ def test_overlapping_pools_that_share_a_maximum_accumulate() -> None:
     # Windows (1, 9) and (9, 2) both have their maximum in the middle; 4 and 5 come down to 9.
     model = nn.Sequential(nn.MaxPool2d((1, 2), 1), one_filter([[4.0, 5.0]]))
     assert project_at(model, [[1.0, 9.0, 2.0]], 0, 0, 0, seed=1.0) == [[0.0, 9.0, 0.0]]
-
-
-def test_unpooling_keeps_hits_and_channels_apart() -> None:
-    signal = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]], [[[5.0, 6.0]], [[7.0, 8.0]]]])
-    places = torch.tensor([[[[0, 2]], [[2, 2]]], [[[1, 1]], [[0, 1]]]])  # of 3 columns
-    pool = nn.MaxPool2d((1, 2), 1)
-    with_switches = coded(places - torch.tensor([0, 1]) + torch.tensor([0, 1]), pool, 3)
-    below = unpool(signal, with_switches.clamp(0, 1), pool)
-    assert below.shape == (2, 2, 1, 3)
-
-
-@pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("padding", [0, 1, 2, 5])
-@pytest.mark.parametrize("kernel", [1, 2, 3])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_filtering_back_is_the_adjoint(
-    stride: int, kernel: int, padding: int, dilation: int
-) -> None:
-    conv = nn.Conv2d(3, 4, (kernel, 3), stride, padding, dilation).double().requires_grad_(False)
-    below = torch.randn(2, 3, 9, 8, dtype=torch.float64)
-    signal = torch.randn_like(conv(below))
-    ours = filter_back(conv, signal, (3, 9, 8))
-    theirs = conv2d_input(below.shape, conv.weight, signal, stride, padding, dilation)  # type: ignore[no-untyped-call]
-    assert (ours - theirs).abs().max() < 1e-12
 
 
 # --- what callers rely on ---
