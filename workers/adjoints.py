@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
 from workers.cones import Span
-from workers.sight import window_of
+from workers.sight import sliding_window
 from workers.steps import Step
 
 Spans = tuple[Span, Span]
@@ -29,7 +29,7 @@ class FilterBack:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv = conv
-        self._windows = tuple(window_of(conv, axis) for axis in (0, 1))
+        self._windows = tuple(sliding_window(conv, axis) for axis in (0, 1))
         rows, cols = self._windows
         self._phases = (rows.stride, cols.stride)
         dilated = rows.dilation > 1 or cols.dilation > 1
@@ -111,7 +111,7 @@ def unpool(
     Returns:
         All that the pool's windows touch, from the first place of the first, padding included.
     """
-    rows, cols = (window_of(pool, axis) for axis in (0, 1))
+    rows, cols = (sliding_window(pool, axis) for axis in (0, 1))
     values = signal.permute(0, 2, 3, 1)
     count, height, width, channels = values.shape
     extent = [
@@ -166,7 +166,7 @@ def average_back(
         for places, length in zip((rows, cols), share.shape, strict=True)
     )
     signal = signal * share[y[:, :, None], x[:, None, :]][:, None]
-    down, right = (window_of(pool, axis) for axis in (0, 1))
+    down, right = (sliding_window(pool, axis) for axis in (0, 1))
     kernel = signal.new_ones(signal.shape[1], 1, down.kernel, right.kernel)
     spread: Tensor = F.conv_transpose2d(
         signal, kernel, stride=(down.stride, right.stride), groups=signal.shape[1]

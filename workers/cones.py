@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from workers.fields import Window
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
-from workers.sight import Sight, window_of
+from workers.sight import Sight, sliding_window
 from workers.steps import Step
 
 Positions = Int64[np.ndarray, " hit"]
@@ -179,7 +179,7 @@ class Cone:
         if step.rule is None or step.rule.reach is not Reach.WINDOW:
             return reaches
         rows, cols = (
-            reach.down(window_of(step.module, axis), below.shape[-2 + axis])
+            reach.down(sliding_window(step.module, axis), below.shape[-2 + axis])
             for axis, reach in enumerate(reaches)
         )
         return rows, cols

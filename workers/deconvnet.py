@@ -23,7 +23,7 @@ from workers.adjoints import FilterBack, average_back, transpose, unpool
 from workers.cones import Cone, Group, Span, slides
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
-from workers.sight import window_of
+from workers.sight import sliding_window
 from workers.steps import Step
 from workers.switches import Switches
 
@@ -230,7 +230,7 @@ class _Down:
                 assert step.module is not None
                 codes = self._switches.codes[step.index][self._image_of_hit]
                 under = unpool(signal, codes, step.module)
-                padding = [window_of(step.module, axis).padding for axis in (0, 1)]
+                padding = [sliding_window(step.module, axis).padding for axis in (0, 1)]
                 return _fitted(under, [-pad for pad in padding], below.shape[-2:])
             case Down.FILTER:
                 assert step.module is not None
@@ -351,7 +351,7 @@ class _Down:
 def _touched(step: Step, below: Step, spans: Spans) -> Spans:
     """What a sliding window's transpose fills of the map below, unclipped."""
     rows, cols = (
-        span.down(window_of(step.module, axis), below.shape[-2 + axis])
+        span.down(sliding_window(step.module, axis), below.shape[-2 + axis])
         for axis, span in enumerate(spans)
     )
     return rows, cols

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64, Integer
 from torch import Tensor, nn
 
-from workers.sight import window_of
+from workers.sight import sliding_window
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def coded(
     indices: Int64[Tensor, "image channel row col"], pool: nn.MaxPool2d, width: int
 ) -> Integer[Tensor, "image row col channel"]:
     """From places in the flattened input map, ``width`` wide, to places in the kernel."""
-    rows, cols = (window_of(pool, axis) for axis in (0, 1))
+    rows, cols = (sliding_window(pool, axis) for axis in (0, 1))
     first_row = torch.arange(indices.shape[2], device=indices.device) * rows.stride - rows.padding
     first_col = torch.arange(indices.shape[3], device=indices.device) * cols.stride - cols.padding
     row = (indices // width - first_row[:, None]) // rows.dilation
