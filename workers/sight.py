@@ -108,7 +108,7 @@ def _through(step: Step, below: list[Sight], axis: int) -> _Axis:
         return _everything(below, axis, None, 1)
     if reach is Reach.CELLS:
         return at, through_cells(field, step.shape[at])
-    return at, through_window(field, _window(step.module, at - 1), step.shape[at])
+    return at, through_window(field, sliding_window(step.module, at - 1), step.shape[at])
 
 
 def _mixed(step: Step, below: list[Sight], axis: int) -> _Axis:
@@ -179,7 +179,8 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _window(module: Any, axis: int) -> Window:
+def sliding_window(module: Any, axis: int) -> Window:
+    """Of a convolution or pool, along the rows (``axis`` 0) or columns (1)."""
     return Window(
         kernel=_pair(module.kernel_size)[axis],
         stride=_pair(module.stride)[axis],
