@@ -25,6 +25,9 @@ BANDS = (1, 2, 4, 8, 14)
 """Rows of the grid whose squares share batches; that which takes the fewest multiply-adds is
 used."""
 
+MOST_SQUARES = 64
+"""In a batch: more are no faster, and have windows that differ more in size."""
+
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 Which = Int[np.ndarray, " square"]
@@ -93,12 +96,12 @@ class Extents:
     # --- batches ---
 
     def batches(self, budget: int) -> list[Which]:
-        """All squares in batches that need at most ``budget`` bytes, of two squares at least.
+        """All squares in batches that need at most ``budget`` bytes; two squares go in any case.
 
         A batch computes windows of its largest size, so squares whose windows the border cuts
         alike go together.
         """
-        size = max(2, budget // self._bytes_of_a_square())
+        size = max(2, min(MOST_SQUARES, budget // self._bytes_of_a_square()))
         rows = len(np.unique(self._squares.top))
         tilings = [self._tiles(size, band) for band in sorted({min(band, rows) for band in BANDS})]
         return min(tilings, key=self.multiply_adds)

@@ -156,7 +156,7 @@ def _see_places(
     piece: Piece,
     places: tuple[Which, Which, Which],
     which: Which,
-    seen: Float[np.ndarray, " square"],
+    seen: Float[np.ndarray, " any_square"],
 ) -> None:
     """Write one activation for each square; what a square cannot change stays as it is."""
     unit, row, col = places
