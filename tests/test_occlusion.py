@@ -29,7 +29,9 @@ FILL = torch.tensor([0.3, -0.2, 0.7], dtype=torch.float64)
 OF_BATCHES = "norm_without_statistics"
 
 
-def _squeezed_and_excited(images: Tensor, one: nn.Module, gate: nn.Module, two: nn.Module) -> Tensor:
+def _squeezed_and_excited(
+    images: Tensor, one: nn.Module, gate: nn.Module, two: nn.Module
+) -> Tensor:
     maps = F.relu(one(images))
     weights = torch.sigmoid(gate(F.adaptive_avg_pool2d(maps, 1)))
     return F.relu(two(maps * weights))
@@ -47,14 +49,11 @@ FURTHER = {
         networks.conv(4, 3, 3, stride=2),
         unrectified=["parts.1"],
     ),
-    "squeezed": networks.called(
-        _squeezed_to_neurons, networks.conv(3, 4, 3), networks.linear(4, 5)
-    ),
     "oblong": Case(
         lambda: nn.Sequential(
             *(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True)),
             *(nn.LocalResponseNorm(3, alpha=0.5), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()),
-            *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * 4 * 8, 5)),
+            *(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4 * 4 * 7, 5)),
         ),
         (3, 17, 31),
     ),
@@ -139,10 +138,6 @@ def _googlenet() -> nn.Module:
     return models.GoogLeNet(10, aux_logits=False, transform_input=True, init_weights=False)
 
 
-def _shufflenet() -> nn.Module:
-    return models.shufflenet_v2_x0_5(num_classes=10)
-
-
 def _mobilenet_v3() -> nn.Module:
     return models.mobilenet_v3_small(num_classes=10, width_mult=0.25)
 
@@ -155,31 +150,36 @@ REAL: dict[str, Case] = {
     "googlenet": Case(_googlenet, (3, 64, 64)),
 }
 LOGITS_ONLY: dict[str, Case] = {
+    "squeezed": networks.called(
+        _squeezed_to_neurons, networks.conv(3, 4, 3), networks.linear(4, 5), shape=(3, 20, 20)
+    ),
     "densenet": Case(_densenet, (3, 64, 64)),
-    "shufflenet": Case(_shufflenet, (3, 64, 64)),
     "mobilenet_v3": Case(_mobilenet_v3, (3, 64, 64)),
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in REAL]
+    + [(name, torch.float32) for name in ("alexnet", "resnet18", "squeezenet1_1")],
+)
 def test_a_sweep_over_a_real_network_equals_the_oracles(name: str, dtype: torch.dtype) -> None:
     case = REAL[name]
     model, image = case.model().to(dtype), case.images(1).to(dtype)
     exact = EXACT if dtype == torch.float64 else 1e-4
-    assert_sweep_equals_the_oracles(model, image, case.unrectified, 20, 29, exact)
+    assert_sweep_equals_the_oracles(model, image, case.unrectified, 20, 50, exact)
 
 
 @pytest.mark.parametrize("name", LOGITS_ONLY)
-def test_the_class_scores_of_further_real_networks_equal_the_oracles(name: str) -> None:
-    """Which of their convolutions are layers besides is told elsewhere."""
+def test_the_class_scores_of_further_networks_equal_the_oracles(name: str) -> None:
+    """Of images two by two: the model squeezes the axis of a single one, as users' models may."""
     case = LOGITS_ONLY[name]
     model, image = case.model(), case.images(1)
-    copies = reference.occluded(image[0], 20, 29, FILL)
+    copies = reference.occluded(image[0], 12, 50, FILL)
     with torch.no_grad():
-        logits = torch.cat([model(copy[None]) for copy in copies]).numpy()
+        logits = torch.cat([model(torch.stack([copy, copy]))[:1] for copy in copies]).numpy()
     network = Network(model, case.shape)
-    ours = sweep(network, image, grid_over_image(*case.shape[1:], 20, 29), FILL)
+    ours = sweep(network, image, grid_over_image(*case.shape[1:], 12, 50), FILL)
     assert np.abs(ours.logits - logits).max() <= EXACT * np.abs(logits).max()
 
 
@@ -236,7 +236,9 @@ def test_one_activation_takes_less_work_than_the_layer() -> None:
 # --- on paper ---
 
 
-def swept(model: nn.Module, pixels: list[list[float]], patch: int, stride: int, grey: float) -> Sweep:
+def swept(
+    model: nn.Module, pixels: list[list[float]], patch: int, stride: int, grey: float
+) -> Sweep:
     image = torch.tensor([[pixels]])
     grid = grid_over_image(*image.shape[2:], patch, stride)
     return sweep(Network(model, (1, *image.shape[2:])), image, grid, torch.tensor([grey]))
@@ -336,7 +338,10 @@ def test_a_sweep_leaves_image_and_weights_alone_and_repeats_to_the_bit() -> None
     case = networks.TINY["relu_by_method"]
     model, image = case.model(), case.images(1)
     network = Network(model, case.shape)
-    before = image.clone(), [p.clone() for s in network.steps if s.module for p in s.module.parameters()]
+    before = (
+        image.clone(),
+        [p.clone() for s in network.steps if s.module for p in s.module.parameters()],
+    )
     grid = grid_over_image(*case.shape[1:], 4, 3)
     first, again = (sweep(network, image, grid, FILL) for _ in range(2))
     after = image, [p for step in network.steps if step.module for p in step.module.parameters()]
@@ -348,9 +353,9 @@ def test_a_sweep_leaves_image_and_weights_alone_and_repeats_to_the_bit() -> None
 
 def test_batches_hold_every_square_and_keep_to_the_budget() -> None:
     network = Network(networks.REAL["resnet18"].model(), (3, 64, 64))
-    squares = grid_over_image(64, 64, 8, 5).squares()
+    squares = grid_over_image(64, 64, 8, 11).squares()
     plan = Extents(network, network.steps, squares)
-    for budget in (1, 3 << 20, 1 << 30):
+    for budget in (1, 1 << 30):
         batches = plan.batches(budget)
         assert sorted({int(i) for which in batches for i in which}) == list(range(len(squares)))
         assert min(len(which) for which in batches) > 1
@@ -360,7 +365,7 @@ def test_batches_hold_every_square_and_keep_to_the_budget() -> None:
 def test_a_batch_holds_no_more_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     case = networks.REAL["squeezenet1_1"]
     network, image = Network(case.model(), case.shape), case.images(1)
-    squares = grid_over_image(*case.shape[1:], 16, 8).squares()
+    squares = grid_over_image(*case.shape[1:], 16, 16).squares()
     budget = 4 << 20
     incremental = Incremental(network, network.steps, image, squares, FILL)
     held: list[int] = []

@@ -10,7 +10,7 @@ from workers.graph import Network
 from workers.ops import Reach
 from workers.sight import sliding_window
 from workers.steps import Step
-from workers.windows import Span, Spans, everything
+from workers.windows import Spans, everything
 
 
 def cones(network: Network, path: Sequence[Step], top: Spans) -> dict[int, Spans]:
@@ -32,9 +32,7 @@ def cones(network: Network, path: Sequence[Step], top: Spans) -> dict[int, Spans
     return wanted
 
 
-def _below(
-    network: Network, step: Step, below: Step, wanted: Spans | None, count: int
-) -> Spans:
+def _below(network: Network, step: Step, below: Step, wanted: Spans | None, count: int) -> Spans:
     """What the wanted part of a step reads of one of its inputs."""
     height, width = below.shape[1:]
     if wanted is None or not can_be_windowed(network, step):

@@ -30,7 +30,7 @@ MOST_SQUARES = 64
 
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
-Which = Int[np.ndarray, " square"]
+Which = Int[np.ndarray, "_"]
 """Some of the squares, by number; one may come twice."""
 
 

@@ -48,9 +48,7 @@ class Grid:
         """Those of all positions, in reading order."""
         count = len(self.y) * len(self.x)
         height, width = (np.full(count, side, dtype=np.int64) for side in self.patch)
-        return Squares(
-            np.repeat(self.y, len(self.x)), np.tile(self.x, len(self.y)), height, width
-        )
+        return Squares(np.repeat(self.y, len(self.x)), np.tile(self.x, len(self.y)), height, width)
 
 
 def grid_over_image(height: int, width: int, patch: int, stride: int) -> Grid:
@@ -65,8 +63,8 @@ def grid_over_image(height: int, width: int, patch: int, stride: int) -> Grid:
             f"patch is {patch}, but images are {height}×{width} pixels, and every square must lie "
             f"within the image: give a patch of at most {min(height, width)}."
         )
-    starts = (_starts(0, length, patch, stride) for length in (height, width))
-    return Grid(*starts, (patch, patch), stride)
+    y, x = (_starts(0, length, patch, stride) for length in (height, width))
+    return Grid(y, x, (patch, patch), stride)
 
 
 def grid_over_box(box: tuple[int, int, int, int], patch: int, stride: int) -> Grid:

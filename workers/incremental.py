@@ -190,10 +190,9 @@ class Incremental:
             if i in pieces and windows is None:
                 # As the model's own maps lie in memory: ``view`` asks for that.
                 values[i] = _contiguous(self.whole(i, pieces[i]))
-            elif i in pieces and step.index in self._sliding:
-                values[i] = self.whole(i, pieces[i])
-            elif i in pieces:
-                values[i] = self._laid(i, pieces[i], windows)
+            elif i in pieces and windows is not None:
+                slid = step.index in self._sliding
+                values[i] = self.whole(i, pieces[i]) if slid else self._laid(i, pieces[i], windows)
         made = self._network.run(step, values, self._fill)
         return Piece(made, windows or self._whole_windows(step.index, len(which)))
 

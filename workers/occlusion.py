@@ -209,9 +209,7 @@ class _Watch:
         for layer in network.layers:
             step = network.steps[layer.step]
             ranked = network.steps[step.inputs[0]] if layer.ceiling is not None else step
-            activity = _Activity(
-                layer, incremental.clean(ranked), incremental.clean(step), squares
-            )
+            activity = _Activity(layer, incremental.clean(ranked), incremental.clean(step), squares)
             self.activities.append(activity)
             self._at.setdefault(layer.step, []).append(activity)
 

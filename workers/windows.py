@@ -1,10 +1,10 @@
 """Which part of a map differs from the clean image's, for every position of a grey square.
 
 A position of a map can have changed if its receptive field meets the square.  Fields are known for
-every step of the graph (``workers.sight``), through strides, dilation, padding and branches, and are
-intervals of rows times intervals of columns; so are the changed parts, here **spans**.  All
-positions of a batch get windows of one size, the largest, moved inward at the border; what a window
-holds beyond the span equals the clean map.  Pure: numbers only, no activations.
+every step of the graph (``workers.sight``), through strides, dilation, padding and branches, and
+are intervals of rows times intervals of columns; so are the changed parts, here **spans**.  All
+positions of a batch get windows of one size, the largest, moved inward at the border; what a
+window holds beyond the span equals the clean map.  Pure: numbers only, no activations.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class Span:
         reach = (window.kernel - 1) * window.dilation + 1
         high = (self.high - 1) * window.stride - window.padding + reach
         low, high = np.clip(low, 0, length), np.clip(high, 0, length)
-        return _or_none(low, high, (self.low < self.high) & (low < high))
+        return _or_none(low, high, np.logical_and(self.low < self.high, low < high))
 
 
 Spans = tuple[Span, Span]
@@ -98,9 +98,7 @@ class Windows:
     def same(self, other: "Windows") -> bool:
         alike = (self.height, self.width, self.size) == (other.height, other.width, other.size)
         return (
-            alike
-            and np.array_equal(self.top, other.top)
-            and np.array_equal(self.left, other.left)
+            alike and np.array_equal(self.top, other.top) and np.array_equal(self.left, other.left)
         )
 
     def read(self, rows: Window, cols: Window, size: tuple[int, int]) -> "Windows":
