@@ -19,14 +19,16 @@ from workers.steps import Step
 from workers.windows import Spans, Windows, touched, whole_maps, windows_around
 
 WHOLE_FROM = 0.9
-"""Share of a map from which on all of it is computed."""
+"""Share of a map from which on all of it is computed; from 0.8 to 1 it makes no difference to the
+multiply-adds of alexnet and vgg16, and 1 % to those of resnet18."""
 
 BANDS = (1, 2, 4, 8, 14)
 """Rows of the grid whose squares share batches; that which takes the fewest multiply-adds is
 used."""
 
-MOST_SQUARES = 64
-"""In a batch: more are no faster, and have windows that differ more in size."""
+MOST_SQUARES = 32
+"""In a batch: of more, the windows differ more in size, and all are computed as large as the
+largest (alexnet, 224 px: 12 % more multiply-adds with 147 than with 32)."""
 
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 

@@ -43,7 +43,7 @@ class Span:
         reach = (window.kernel - 1) * window.dilation + 1
         high = (self.high - 1) * window.stride - window.padding + reach
         low, high = np.clip(low, 0, length), np.clip(high, 0, length)
-        return _or_none(low, high, np.logical_and(self.low < self.high, low < high))
+        return _or_none(low, high, np.asarray((self.low < self.high) & (low < high)))
 
 
 Spans = tuple[Span, Span]
