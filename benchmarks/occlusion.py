@@ -2,8 +2,8 @@
 
 The sweep gives the class scores and the activity of all layers, the plain loop the class scores
 alone, in batches, in the faster of torch's two memory layouts.  They take turns in one process.
-Every position costs the plain loop the same, so it runs ``PLAIN`` of them; the sweep always runs all
-positions, since the border cuts windows smaller.
+Every position costs the plain loop the same, so it runs ``PLAIN`` of them; the sweep always runs
+all positions, since the border cuts windows smaller.
 """
 
 import copy

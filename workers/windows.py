@@ -43,7 +43,7 @@ class Span:
         reach = (window.kernel - 1) * window.dilation + 1
         high = (self.high - 1) * window.stride - window.padding + reach
         low, high = np.clip(low, 0, length), np.clip(high, 0, length)
-        return _or_none(low, high, np.asarray((self.low < self.high) & (low < high)))
+        return _or_none(low, high, (self.low < self.high) & (low < high))
 
 
 Spans = tuple[Span, Span]
@@ -61,7 +61,7 @@ def touched(
     meets: Bool[np.ndarray, "pair place"] = (field.low < end) & (field.high > first)
     low = meets.argmax(axis=1)
     high = meets.shape[1] - meets[:, ::-1].argmax(axis=1)
-    return _or_none(low, high, meets.any(axis=1)).take(back.reshape(-1))
+    return _or_none(low, high, np.asarray(meets.any(axis=1))).take(back.reshape(-1))
 
 
 def everything(length: int, positions: int) -> Span:
