@@ -8,7 +8,8 @@ all positions, since the border cuts windows smaller.
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -34,6 +35,10 @@ SUBJECTS = {"alexnet": 2.5, "resnet18": 2.0, "vgg16": 6.0}
 """The models, with random weights, and how many times as fast the sweep is to be."""
 
 
+Times = tuple[float, float]
+"""Wall time, and processor time of all threads, which other processes disturb least."""
+
+
 def measure() -> Iterator[dict[str, Any]]:
     """One row a model."""
     for name, target in SUBJECTS.items():
@@ -45,7 +50,7 @@ def _measure(name: str, target: float) -> dict[str, Any]:
     network = trace(packed)
     contiguous = packed.build().eval()
     turned: Any = copy.deepcopy(contiguous)
-    models = {
+    models: dict[torch.memory_format, nn.Module] = {
         torch.contiguous_format: contiguous,
         torch.channels_last: turned.to(memory_format=torch.channels_last),
     }
@@ -53,26 +58,28 @@ def _measure(name: str, target: float) -> dict[str, Any]:
     grid, fill = grid_over_image(SIDE, SIDE, PATCH, STRIDE), torch.zeros(3)
     positions = len(grid.squares())
     plan = Extents(network, network.steps, grid.squares())
-    sweeps: list[float] = []
-    loops: list[float] = []
+    swept: list[Times] = []
+    plain: list[Times] = []
     for turn in range(TURNS + 1):
-        began = time.perf_counter()
-        sweep(network, image, grid, fill)
-        swept = time.perf_counter() - began
-        plain = min(_loop(model, layout, image, grid) for layout, model in models.items())
+        once = _timed(lambda: sweep(network, image, grid, fill))
+        loops = [
+            _timed(partial(_loop, model, layout, image, grid)) for layout, model in models.items()
+        ]
         if turn:  # the first warms up
-            sweeps.append(swept)
-            loops.append(plain * positions / PLAIN)
+            swept.append(once)
+            wall, processor = (min(times) * positions / PLAIN for times in zip(*loops, strict=True))
+            plain.append((wall, processor))
     full = plan.multiply_adds_of_full_runs()
     return {
         "model": name,
         "positions": positions,
-        "sweep_s": median(sweeps),
-        "plain_s": median(loops),
-        "ratio": median(plain / swept for plain, swept in zip(loops, sweeps, strict=True)),
+        "sweep_s": median(wall for wall, _ in swept),
+        "plain_s": median(wall for wall, _ in plain),
+        "ratio": median(p[0] / s[0] for p, s in zip(plain, swept, strict=True)),
+        "ratio_of_work": median(p[1] / s[1] for p, s in zip(plain, swept, strict=True)),
         "target": target,
         "ratio_of_multiply_adds": full / plan.multiply_adds(plan.batches(BUDGET)),
-        "seconds": {"sweep": sweeps, "plain": loops},
+        "seconds": {"sweep": swept, "plain": plain},
     }
 
 
@@ -82,15 +89,19 @@ def _loop(
     layout: torch.memory_format,
     image: Float[Tensor, "1 channel row col"],
     grid: Grid,
-) -> float:
-    """Seconds that ``PLAIN`` positions take."""
+) -> None:
+    """``PLAIN`` positions."""
     squares = grid.squares()
     images = image.repeat(BATCH, 1, 1, 1).contiguous(memory_format=layout)
-    began = time.perf_counter()
     for first in range(0, PLAIN, BATCH):
         batch = images.clone()
         for place in range(BATCH):
             top, left = int(squares.top[first + place]), int(squares.left[first + place])
             batch[place, :, top : top + PATCH, left : left + PATCH] = 0
         model(batch)
-    return time.perf_counter() - began
+
+
+def _timed(compute: Callable[[], object]) -> Times:
+    wall, processor = time.perf_counter(), time.process_time()
+    compute()
+    return time.perf_counter() - wall, time.process_time() - processor
