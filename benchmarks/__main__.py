@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import memory, scan, storage
+from benchmarks import memory, occlusion, scan, storage
 from workers.job import versions
 from workers.machine import cores
 
@@ -25,7 +25,9 @@ Rows = Iterator[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", default="", help="names, comma between: scan, memory, storage")
+    parser.add_argument(
+        "--only", default="", help="names, comma between: scan, memory, occlusion, storage"
+    )
     parser.add_argument("--storage", action="store_true", help="also storage: many minutes")
     parser.add_argument("--images", help="storage: a folder of photographs instead of shapes")
     parser.add_argument("--limit", type=int, default=60, help="storage: images of it")
@@ -34,6 +36,7 @@ def main() -> None:
     benchmarks: Mapping[str, Callable[[], Rows]] = {
         "scan": scan.measure,
         "memory": memory.measure,
+        "occlusion": occlusion.measure,
         "storage": lambda: storage.measure(arguments.images, arguments.limit, arguments.sample),
     }
     default = ["scan", "memory", *(["storage"] if arguments.storage else [])]

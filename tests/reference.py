@@ -704,3 +704,47 @@ def outliers(maxima: np.ndarray, multiple: float, at_most: int) -> tuple[list[in
     bin_start = 2 ** (math.floor(32 * math.log2(median)) / 32)
     above = [i for i, norm in enumerate(norms) if norm > multiple * bin_start]
     return sorted(above, key=lambda i: (-norms[i], i))[:at_most], median
+
+
+# --- 7. occlusion --------------------------------------------------------------------------------
+
+
+def square_starts(begin: int, end: int, side: int, stride: int) -> list[int]:
+    """Where a square of ``side`` pixels stands along an axis; the last is flush with the end."""
+    starts = [start for start in range(begin, end, stride) if start + side <= end]
+    if starts[-1] + side < end:
+        starts.append(end - side)
+    return starts
+
+
+def occluded(
+    image: Tensor, patch: int, stride: int, fill: Tensor, box: Sequence[int] | None = None
+) -> Tensor:
+    """Copies of the image ("channel row col"), each under one square: "position channel row col".
+
+    Positions in reading order, over the image or within a box (y0, x0, y1, x1), to which a larger
+    square is cut.
+    """
+    y0, x0, y1, x1 = box if box is not None else (0, 0, image.shape[1], image.shape[2])
+    height, width = min(patch, y1 - y0), min(patch, x1 - x0)
+    copies = []
+    for y in square_starts(y0, y1, height, stride):
+        for x in square_starts(x0, x1, width, stride):
+            copy = image.clone()
+            copy[:, y : y + height, x : x + width] = fill[:, None, None]
+            copies.append(copy)
+    return torch.stack(copies)
+
+
+def occlusion(
+    model: nn.Module,
+    image: Tensor,
+    patch: int,
+    stride: int,
+    fill: Tensor,
+    also: Sequence[str] = (),
+    box: Sequence[int] | None = None,
+) -> list[list[Layer]]:
+    """All layers for every position of the square, section 4.2: position, layer."""
+    copies = occluded(image, patch, stride, fill, box)
+    return [layers(model, copy[None], also) for copy in copies]

@@ -9,7 +9,7 @@ to another convolution or to the output without a rectifier between.  Names are 
 import copy
 import difflib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,6 +134,23 @@ class Network:
                 del values[done]
         output: Tensor = values[self._program.output]
         return output
+
+    @property
+    def output(self) -> Step:
+        """The step whose output is the model's."""
+        return self.steps[self._program.output]
+
+    def run(self, step: Step, values: Mapping[int, Any], images: Tensor) -> Any:
+        """One step on the values of the steps it reads (``sources``)."""
+        return self._program.run(step, values, images)
+
+    def sources(self, step: Step) -> list[int]:
+        """The steps it reads, those included that give no tensor but a size."""
+        return self._program.sources(step)
+
+    def sight(self, step: Step) -> Sight | None:
+        """What a step sees of the image; None if nothing."""
+        return self._sights[step.index]
 
     def path_to(self, layer: Layer) -> list[Step]:
         """The steps a layer is computed from, itself the last, in execution order."""
