@@ -258,8 +258,8 @@ def _takes_channels(step: Step) -> bool:
 
 
 def wanted_below(network: Network, path: Sequence[Step], top: Spans) -> dict[int, Spans]:
-    """What ``top``, a part of the last step's map, is computed from, by step: its receptive field in
-    every map below.
+    """What ``top``, a part of the last step's map, is computed from, by step: its receptive field
+    in every map below.
 
     Several cones go down at once: one for each position of the spans.
     """
