@@ -26,16 +26,18 @@ Rows = Iterator[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", default="", help="names, comma between: scan, memory, occlusion, storage"
+        "--only", default="", help="names, comma between: scan, memory, projection, occlusion, storage"
     )
     parser.add_argument("--storage", action="store_true", help="also storage: many minutes")
-    parser.add_argument("--images", help="storage: a folder of photographs instead of shapes")
+    parser.add_argument("--images", help="storage, projection: a folder of photographs")
     parser.add_argument("--limit", type=int, default=60, help="storage: images of it")
     parser.add_argument("--sample", type=float, default=0.05, help="storage: share of the units")
+    parser.add_argument("--count", type=int, default=100, help="projection: images of it")
     arguments = parser.parse_args()
     benchmarks: Mapping[str, Callable[[], Rows]] = {
         "scan": scan.measure,
         "memory": memory.measure,
+        "projection": lambda: _projection(arguments.images, arguments.count),
         "occlusion": occlusion.measure,
         "storage": lambda: storage.measure(arguments.images, arguments.limit, arguments.sample),
     }
@@ -46,6 +48,12 @@ def main() -> None:
         parser.error(f"--only: no benchmark {', '.join(sorted(unknown))}; {', '.join(benchmarks)}")
     for name in chosen:
         _run(name, benchmarks[name])
+
+
+def _projection(folder: str | None, count: int) -> Rows:
+    from benchmarks import projection  # needs Captum, which the others do not
+
+    return projection.measure(folder, count)
 
 
 def _run(name: str, measure: Callable[[], Rows]) -> None:

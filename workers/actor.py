@@ -56,12 +56,6 @@ FORWARD_IMAGES = 8
 SWITCH_BYTES = 256 * 2**20
 """Switches kept at a time: those of 170 images of vgg16, of 3,000 of alexnet."""
 
-SIGNAL_BYTES = 16 * 2**20
-"""A batch of hits has one signal of at most so many bytes, two while it goes through a step."""
-
-BACKWARD_HITS = 256
-"""Hits projected together at most."""
-
 BAD_SHOWN = 5
 
 
@@ -453,14 +447,13 @@ class Actor:
         ranks: np.ndarray,
         cone: Cone,
     ) -> Iterator["_Batch"]:
-        """The hits of a chunk in batches of like windows, whose signals fit ``SIGNAL_BYTES``."""
+        """The hits of a chunk in batches of like windows."""
         position = lease.position[rows[chunk.hits], ranks[chunk.hits]].astype(np.int64)
-        for group in cone.groups(position):
-            fitting = SIGNAL_BYTES // (4 * cone.values(group.windows))
-            for part in chunks(group.hits.tolist(), max(1, min(BACKWARD_HITS, fitting))):
-                yield _Batch(
-                    chunk.images, chunk.switches, chunk.hits[part], chunk.image_of_hit[part], group
-                )
+        for group in cone.batches(position, number_bytes=4):
+            hits = group.hits
+            yield _Batch(
+                chunk.images, chunk.switches, chunk.hits[hits], chunk.image_of_hit[hits], group
+            )
 
     @torch.no_grad()
     def _projected(

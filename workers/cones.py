@@ -33,6 +33,13 @@ which groups have ``GROUPED`` hits on average."""
 GROUPED = 12
 
 
+SIGNAL_BYTES = 16 * 2**20
+"""Of the largest signal of a batch; there are two at a time while it goes through a step."""
+
+MOST_HITS = 256
+"""Projected together."""
+
+
 @dataclass(frozen=True)
 class Reaches:
     """Of every position of a layer along one axis: where its signal can be in a step's map."""
@@ -120,6 +127,14 @@ class Cone:
             hits = np.flatnonzero(keys == key)
             yield Group(hits, self.windows(position[hits]))
 
+    def batches(self, position: Int64[np.ndarray, "hit yx"], number_bytes: int) -> Iterator[Group]:
+        """Groups whose largest signal takes at most ``SIGNAL_BYTES``, or that of one hit."""
+        for group in self.groups(position):
+            fitting = SIGNAL_BYTES // (number_bytes * self._values(group.windows))
+            size = max(1, min(MOST_HITS, fitting))
+            for begin in range(0, len(group.hits), size):
+                yield Group(group.hits[begin : begin + size], group.windows)
+
     def windows(self, position: Int64[np.ndarray, "hit yx"]) -> dict[int, tuple[Span, Span] | None]:
         """One window a step for all these positions."""
         rows, cols = np.unique(position[:, 0]), np.unique(position[:, 1])
@@ -142,7 +157,7 @@ class Cone:
                 fixed[source] = (here[0] or before[0], here[1] or before[1])
         return found
 
-    def values(self, windows: Mapping[int, tuple[Span, Span] | None]) -> int:
+    def _values(self, windows: Mapping[int, tuple[Span, Span] | None]) -> int:
         """Values of a hit's largest signal."""
         sizes = []
         for index, spans in windows.items():
