@@ -33,7 +33,7 @@ which groups have ``GROUPED`` hits on average."""
 GROUPED = 12
 
 
-SIGNAL_BYTES = 16 * 2**20
+SIGNAL_BYTES = 8 * 2**20
 """Of the largest signal of a batch; there are two at a time while it goes through a step."""
 
 MOST_HITS = 256
