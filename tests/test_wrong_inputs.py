@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
     "no place to write": (
         lambda folder: [*run(folder)[:3], "/proc/nowhere/run", "--executor", "inline"], 1, "/proc"),
     "a file where the output's folder should be": (
-        lambda folder: [*run(folder)[:3], folder / "job.yaml/run", "--executor", "inline"], 1,
+        lambda folder: [*run(folder)[:3], folder / "job.yaml/run", "--executor", "inline"], 2,
         "job.yaml"),
     "extending a run that is not there": (lambda folder: extend(folder, "gone"), 2, "is no run"),
     "extending a run that is not finished": (
