@@ -1,6 +1,7 @@
-"""Measure and print: ``python -m benchmarks [--only scan,memory] [--storage]``; ``make bench``.
+"""Measure and print one table: ``python -m benchmarks [--only scan,memory] [--images FOLDER]``.
 
-Results go to ``benchmarks/results`` as JSON with what they were measured on.
+The same as ``make bench``.  Results go to ``benchmarks/results`` as JSON, a file a benchmark, with
+what they were measured on.  Without a folder of photographs, noise is taken.
 """
 
 import argparse
@@ -9,65 +10,90 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import memory, occlusion, scan, storage
+from benchmarks.comparison import Comparison
 from workers.job import versions
 from workers.machine import cores
 
 RESULTS = Path(__file__).parent / "results"
 
-Rows = Iterator[dict[str, Any]]
+PEERS = ("captum", "zennit", "zennit-crp")
+
+Rows = Iterator[Comparison]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only", default="", help="names, comma between: scan, memory, projection, occlusion, storage"
+    arguments = _arguments()
+    benchmarks = _benchmarks(arguments)
+    chosen = (
+        arguments.only.split(",") if arguments.only else [n for n in benchmarks if n != "storage"]
     )
-    parser.add_argument("--storage", action="store_true", help="also storage: many minutes")
-    parser.add_argument("--images", help="storage, projection: a folder of photographs")
-    parser.add_argument("--limit", type=int, default=60, help="storage: images of it")
-    parser.add_argument("--sample", type=float, default=0.05, help="storage: share of the units")
-    parser.add_argument("--count", type=int, default=100, help="projection: images of it")
-    arguments = parser.parse_args()
-    benchmarks: Mapping[str, Callable[[], Rows]] = {
-        "scan": scan.measure,
-        "memory": memory.measure,
-        "projection": lambda: _projection(arguments.images, arguments.count),
-        "occlusion": occlusion.measure,
-        "storage": lambda: storage.measure(arguments.images, arguments.limit, arguments.sample),
-    }
-    default = ["scan", "memory", *(["storage"] if arguments.storage else [])]
-    chosen = arguments.only.split(",") if arguments.only else default
     unknown = set(chosen) - set(benchmarks)
     if unknown:
-        parser.error(f"--only: no benchmark {', '.join(sorted(unknown))}; {', '.join(benchmarks)}")
+        raise SystemExit(
+            f"--only: there is no benchmark {', '.join(sorted(unknown))}; "
+            f"there are {', '.join(benchmarks)}."
+        )
+    headed = False
     for name in chosen:
-        _run(name, benchmarks[name])
+        before, rows = os.getloadavg()[0], []
+        for row in benchmarks[name]():
+            if not headed:
+                print("| " + " | ".join(row.shown()) + " |\n" + "|---" * len(row.shown()) + "|")
+            headed = True
+            print("| " + " | ".join(row.shown().values()) + " |", flush=True)
+            rows.append(row.to_json())
+        _write(name, rows, before)
 
 
-def _projection(folder: str | None, count: int) -> Rows:
-    from benchmarks import projection  # needs Captum, which the others do not
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--only", default="", help="names of benchmarks, comma between")
+    parser.add_argument("--images", type=Path, help="a folder of photographs")
+    parser.add_argument("--count", type=int, default=200, help="images of it; fewer are faster")
+    parser.add_argument(
+        "--sample", type=float, default=0.05, help="share of the units of whole jobs"
+    )
+    arguments = parser.parse_args()
+    if arguments.images is not None and not arguments.images.is_dir():
+        parser.error(f"--images {str(arguments.images)!r} is no folder.")
+    return arguments
 
-    return projection.measure(folder, count)
+
+def _benchmarks(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Rows]]:
+    """By name.  Each is imported when it runs: some need peers that the others do not."""
+    folder, count, sample = arguments.images, arguments.count, arguments.sample
+
+    def load(name: str) -> Any:
+        return import_module(f"benchmarks.{name}")
+
+    return {
+        "scan": lambda: load("scan").measure(),
+        "concept_search": lambda: load("concept_search").measure(folder),
+        "projection": lambda: load("projection").measure(folder, count),
+        "occlusion": lambda: load("occlusion").measure(folder),
+        "end_to_end": lambda: load("end_to_end").measure(folder, count, sample),
+        "memory": lambda: load("memory").measure(),
+        "storage": lambda: load("storage").measure(folder, count, sample),
+    }
 
 
-def _run(name: str, measure: Callable[[], Rows]) -> None:
-    before = os.getloadavg()[0]
-    rows = []
-    for row in measure():
-        shown = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-        if not rows:
-            print(f"\n{name}\n" + "  ".join(f"{key:>{_width(key)}}" for key in shown))
-        print("  ".join(f"{_text(v):>{_width(key)}}" for key, v in shown.items()), flush=True)
-        rows.append(row)
+def _write(name: str, rows: list[dict[str, Any]], load: float) -> None:
     RESULTS.mkdir(exist_ok=True)
-    measured_on = {**_machine(), "load_before": before}
-    content = {"benchmark": name, "measured_on": measured_on, "rows": rows}
+    content = {
+        "benchmark": name,
+        "measured_on": {**_machine(), "load_before": load},
+        "rows": rows,
+    }
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -76,9 +102,10 @@ def _machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "cores": cores(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "versions": versions(),
+        "versions": versions(*PEERS),
     }
 
 
@@ -90,14 +117,6 @@ def _processor() -> str:
         return platform.processor()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _width(key: str) -> int:
-    return max(len(key), 13)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

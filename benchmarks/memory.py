@@ -4,52 +4,55 @@ Each measurement is a process of its own, since peak memory never comes down aga
 ``python -m benchmarks.memory IMAGES`` prints the peak of one.
 """
 
-import json
 import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks.comparison import Comparison
 from deconvoy.spec import JobSpec
 
+MODEL = "zfnet_small"
 IMAGES = (1000, 10_000)
+GROWTH = 1.1
+"""At most."""
 
 
-def measure() -> Iterator[dict[str, Any]]:
-    """One row a number of images; ``growth`` is the peak over that of the first."""
-    first = None
-    for images in IMAGES:
-        command = [sys.executable, "-m", "benchmarks.memory", str(images)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        row = json.loads(done.stdout)
-        first = first or row["peak_mb"]
-        yield {**row, "growth": row["peak_mb"] / first}
+def measure() -> Iterator[Comparison]:
+    """One row."""
+    few, many = ([_peak(images)] for images in IMAGES)
+    yield Comparison(
+        "peak memory", MODEL, f"{IMAGES[1]:,} images beside {IMAGES[0]:,}", "run",
+        ours=many, theirs=few, at_least=1 / GROWTH, measured="MB",
+    )  # fmt: skip
 
 
-def _scan(images: int) -> dict[str, Any]:
+def _peak(images: int) -> float:
+    command = [sys.executable, "-m", "benchmarks.memory", str(images)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def _scan(images: int) -> float:
+    """The peak of this process in MB."""
     from workers.executors.inline import InlineExecutor
     from workers.pipeline import create, execute
 
     spec = JobSpec.parse(
         {
-            "model": {"name": "deconvoy/zfnet_small"},
+            "model": {"name": f"deconvoy/{MODEL}"},
             "data": {"uri": f"shapes?size={images}"},
             "analyses": [{"kind": "top"}],
         }
     )
     with tempfile.TemporaryDirectory(prefix="deconvoy-bench-") as folder:
-        began = time.perf_counter()
         job, run = create(spec, str(Path(folder) / "run"))
         execute(job, run, InlineExecutor(), lambda advance: None)
-        seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    megabytes = peak / (2**20 if sys.platform == "darwin" else 2**10)
-    return {"model": spec.model.name, "images": images, "seconds": seconds, "peak_mb": megabytes}
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":
-    print(json.dumps(_scan(int(sys.argv[1]))))
+    print(_scan(int(sys.argv[1])))

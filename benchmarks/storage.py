@@ -6,38 +6,36 @@ speed of the machine does not matter; photographs compress less than ``shapes``.
 """
 
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from benchmarks.comparison import Comparison
 from deconvoy.spec import JobSpec
 from workers.executors.inline import InlineExecutor
 from workers.pipeline import create, execute
 
-TARGET_GB = 15.0
+MODEL = "resnet50"
+LIMIT_GB = 15.0
 
 
-def measure(images: str | None, limit: int, sample: float) -> Iterator[dict[str, Any]]:
+def measure(folder: Path | None, limit: int, sample: float) -> Iterator[Comparison]:
     """One row.
 
     Args:
-        images: a folder of photographs; None for ``shapes``.
+        folder: of photographs; None for ``shapes``.
         limit: images taken of it.
         sample: share of the units projected.
     """
     spec = JobSpec.parse(
         {
-            "model": {"name": "torchvision/resnet50"},
-            "data": {"uri": images or "shapes", "limit": limit},
+            "model": {"name": f"torchvision/{MODEL}"},
+            "data": {"uri": str(folder) if folder else "shapes", "limit": limit},
             "analyses": [{"kind": "top"}, {"kind": "projection", "units": {"sample": sample}}],
         }
     )
     with tempfile.TemporaryDirectory(prefix="deconvoy-bench-") as folder:
-        began = time.perf_counter()
         job, run = create(spec, str(Path(folder) / "run"))
         execute(job, run, InlineExecutor(), lambda advance: None)
-        seconds = time.perf_counter() - began
         pictures, scaled = 0, 0.0
         for layer in job.projected_layers():
             own = [item for item in job.projection_items() if item.layer is layer]
@@ -45,17 +43,13 @@ def measure(images: str | None, limit: int, sample: float) -> Iterator[dict[str,
             pictures += stored
             scaled += stored * layer.units / sum(len(item.units) for item in own)
         rest = run.bytes_used() - pictures
-    yield {
-        "model": spec.model.name,
-        "units": sum(layer.units for layer in job.projected_layers()),
-        "projected": sum(len(item.units) for item in job.projection_items()),
-        "images": len(job.listing),
-        "seconds": seconds,
-        "pictures_gb": pictures / 1e9,
-        "rest_gb": rest / 1e9,
-        "scaled_gb": (scaled + rest) / 1e9,
-        "target_gb": TARGET_GB,
-    }
+    units = sum(layer.units for layer in job.projected_layers())
+    projected = sum(len(item.units) for item in job.projection_items())
+    yield Comparison(
+        "storage", MODEL, "what it may take", "run",
+        ours=[(scaled + rest) / 1e9], theirs=[LIMIT_GB], at_least=1.0, measured="GB",
+        details={"units": units, "projected": projected, "images": len(job.listing)},
+    )  # fmt: skip
 
 
 def _picture_bytes(root: Path, layer: str) -> int:

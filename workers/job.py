@@ -382,10 +382,10 @@ def chosen_units(layer: Layer, asked: ProjectionSpec, seed: int) -> Int64[np.nda
     return np.array(sorted(drawn), dtype=np.int64)
 
 
-def versions() -> Mapping[str, str]:
-    """Versions the bits may depend on."""
+def versions(*more: str) -> Mapping[str, str]:
+    """Versions the bits may depend on, and of ``more`` packages."""
     found = {"python": platform.python_version()}
-    for name in ("deconvoy", "torch", "torchvision", "numpy", "pillow", "zarr"):
+    for name in ("deconvoy", "torch", "torchvision", "numpy", "pillow", "zarr", *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -106,7 +106,8 @@ class ShardScan:
     def _see(
         self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor, eligible: Tensor
     ) -> Float[Tensor, "image unit"]:
-        maxima = maps.flatten(2).amax(2) if maps.ndim == 4 else maps  # (image, unit)
+        maxima = maps.amax((2, 3)) if maps.ndim == 4 else maps  # (image, unit)
+        maxima = maxima.to(torch.promote_types(maxima.dtype, torch.float32))
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
         _require_finite(layer, maxima, valid)
