@@ -2,13 +2,15 @@
 #
 # Everything happens in .venv, whatever environment is active outside.  Any verb makes .venv first
 # where it is missing, and renews it where pyproject.toml, constraints.txt or this file changed.
-# ARGS is handed on: make demo ARGS="--out runs/mine", make test ARGS="-k topk".
+# ARGS is handed on: make demo ARGS="--out runs/mine", make test ARGS="-k topk".  JOBS=0 runs the
+# tests in one process, as a debugger needs it.
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench docs constraints
 
 BIN := .venv/bin
 READY := .venv/setup-complete
+JOBS ?= 2
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -45,8 +47,8 @@ setup: $(READY)  ## make .venv and install Deconvoy in it with every extra
 demo: $(READY)  ## train, analyse and draw on built-in data: no GPU, no network
 	@$(BIN)/deconvoy demo $(ARGS)
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(READY)  ## run the tests, in JOBS processes (2)
+	@$(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=loadgroup $(ARGS)
 
 lint: $(READY)  ## check style, types and which package may import which
 	@$(BIN)/ruff check .
