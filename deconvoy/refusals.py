@@ -60,11 +60,13 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield sentence
 
 
-def _order(problem: dict[str, Any]) -> int:
-    """Of a union that takes several sections, what lacks a field is likely not the one meant."""
+def _order(problem: dict[str, Any]) -> tuple[int, int]:
+    """Of a union that takes several sections, what lacks a field is likely not the one meant; less
+    so the deeper the field."""
     in_branch = any(_is_type(str(part)) for part in problem["loc"])
-    lacking = problem["type"] == "missing" and in_branch
-    return 3 if lacking else {"extra_forbidden": 0, "value_error": 1}.get(problem["type"], 2)
+    if problem["type"] == "missing" and in_branch:
+        return 3, -len(problem["loc"])
+    return {"extra_forbidden": 0, "value_error": 1}.get(problem["type"], 2), 0
 
 
 def _told_within(problem: dict[str, Any], problems: Sequence[dict[str, Any]]) -> bool:
@@ -114,7 +116,7 @@ def _form_of(place: tuple[str, ...]) -> tuple[str, str]:
         if not _is_branch(place[end - 1]):
             break
         end -= 1
-    return ".".join(part for part in place if not _is_type(part)), ""
+    return ".".join(part for part in place if part.isdigit() or not _is_branch(part)), ""
 
 
 def _is_branch(part: str) -> bool:

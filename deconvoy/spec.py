@@ -201,9 +201,7 @@ class DrawnImages(Section):
 
 
 class NamedImages(Section):
-    ids: Annotated[
-        tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...], Field(min_length=1)
-    ]
+    ids: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...], Field(min_length=1)]
     """These images, named as in ``data.where.ids``."""
 
 
@@ -291,7 +289,7 @@ class JobSpec(Section):
     @model_validator(mode="after")
     def _top_comes_once(self) -> "JobSpec":
         kinds = [analysis.kind for analysis in self.analyses]
-        if kinds.count("top") != 1 or max(map(kinds.count, ("projection", "occlusion"))) > 1:
+        if kinds.count("top") != 1 or len(set(kinds)) < len(kinds):
             raise ValueError(
                 "analyses names kind: top exactly once and kind: projection and kind: occlusion at "
                 f"most once each (here: {', '.join(kinds) or 'nothing'})"
