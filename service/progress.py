@@ -24,6 +24,7 @@ LINE_SECONDS = 10.0
 
 WORDS = {
     "scan": "images scanned",
+    "rescan": "candidates scanned",
     "projection": "projections done",
     "occlusion": "squares on images",
     "unit-occlusion": "squares on hits",

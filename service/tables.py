@@ -137,7 +137,19 @@ def summary(found: Row) -> str:
     dead = f", {found['dead_units']:,} of them dead" if found["dead_units"] else ""
     skipped = f", {found['skipped']:,} unreadable ones skipped" if found["skipped"] else ""
     top1 = "" if found["top1"] is None else f"; {markup.top1_told(found)}"
-    return f"{markup.images_told(found)}{skipped}{top1}; {found['units']:,} units{dead}"
+    return (
+        f"{markup.images_told(found)}{skipped}{top1}; {found['units']:,} units{dead}"
+        f"{_candidates_told(found.get('candidates'))}"
+    )
+
+
+def _candidates_told(judged: Row | None) -> str:
+    """How far a scan that only found candidates can be trusted."""
+    if judged is None:
+        return ""
+    units = judged["open_units"]
+    missed = f"{units:,} units could lack one" if units else "no unit lacks one"
+    return f"; hits decided exactly among {judged['images']:,} candidate images ({missed})"
 
 
 def _parts(values: Row, shown: Callable[[Any], str]) -> str:

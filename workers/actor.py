@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +43,7 @@ from workers.leases import (
     ScanResult,
     UnitOcclusionLease,
 )
+from workers.numerics import LAYOUTS, require_fast
 from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
@@ -162,7 +163,6 @@ class Actor:
         self._stopping = threading.Event()
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
-        self._kept = assignment.k + assignment.spare
         self._rectified = np.repeat(
             [layer.rectified for layer in self._layers], [layer.units for layer in self._layers]
         )
@@ -227,12 +227,14 @@ class Actor:
 
     def scan(self, lease: ScanLease) -> ScanResult:
         floor = torch.from_numpy(lease.floor.copy()).to(self._device)
+        network = self._fast if lease.candidates else self._network
+        kept = self._job.kept if lease.candidates else self._job.k + self._job.spare
         lanes: list[_Lane] = []
         own = threading.local()
 
         def lane_of_thread() -> _Lane:
             if not hasattr(own, "lane"):
-                own.lane = self._lane(floor, lease.example_floors)
+                own.lane = self._lane(network, kept, floor, lease.example_floors)
                 lanes.append(own.lane)
             lane: _Lane = own.lane
             return lane
@@ -251,7 +253,7 @@ class Actor:
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
-        hits, sums = combined([lane.scan for lane in lanes], self._kept)
+        hits, sums = combined([lane.scan for lane in lanes], kept)
         examples = folded([lane.entries() for lane in lanes], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
@@ -274,8 +276,21 @@ class Actor:
                 norms = norms.plus(lane.norms.norms, self._job.spare)
         return norms
 
-    def _lane(self, floor: Tensor, example_floors: Mapping[str, Floor]) -> "_Lane":
-        scan = ShardScan(self._network, self._layers, self._kept, floor)
+    @cached_property
+    def _fast(self) -> Network:
+        """The network in the type and layout that candidates are found in.
+
+        Raises:
+            RequestError: this device does not compute in that type.
+        """
+        dtype = require_fast(self._job.precision, self._device)
+        network = Network(self._job.model.build(), self._network.input_shape)
+        return network.cast(dtype, LAYOUTS[self._job.layout]).to(self._device)
+
+    def _lane(
+        self, network: Network, kept: int, floor: Tensor, example_floors: Mapping[str, Floor]
+    ) -> "_Lane":
+        scan = ShardScan(network, self._layers, kept, floor)
         examples = {
             ranking.name: ExampleScan(ranking, example_floors.get(ranking.name, Floor.none()))
             for ranking in self._job.rankings

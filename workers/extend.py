@@ -100,6 +100,12 @@ def _require_the_same(old: Job, job: Job, url: str) -> None:
     Raises:
         RequestError: it would not be; says why.
     """
+    if not job.spec.compute.exact:
+        raise RequestError(
+            f"The run {url!r} found its hits among candidates (compute.precision, compute.layout), "
+            "which a run over all would choose anew: make a new run with a list of both places in "
+            "data.uri."
+        )
     count = len(old.listing)
     was, now = ((job_.listing.uris, job_.listing.labels) for job_ in (old, job))
     if any(list(a) != list(b[:count]) for a, b in zip(was, now, strict=True)):

@@ -28,7 +28,14 @@ from workers.leases import Assignment
 from workers.models import PackedModel, pack
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
-from workers.topk import Fold, UnitIndex, empty_fold, outliers_of, without_outliers
+from workers.topk import (
+    Fold,
+    UnitIndex,
+    empty_fold,
+    kept_by,
+    outliers_of,
+    without_outliers,
+)
 from workers.weights import first_line
 from workers.writer import units_per_item
 
@@ -82,7 +89,7 @@ class Job:
         return self.spec.top.outliers.at_most if self.spec.top.outliers else 0
 
     def empty_fold(self) -> Fold:
-        return empty_fold(self.spec.top, self.index, self.spec.seed)
+        return empty_fold(self.spec, self.index)
 
     def outliers(self, fold: Fold) -> tuple[LeftOut, ...]:
         """Of every layer; none where the spec leaves no outliers out."""
@@ -117,11 +124,12 @@ class Job:
         the part of the images table follows from an id; they need not be dense."""
         start, stop = self.shard(part)
         first = part * self.spec.compute.shard_size
-        listing = self.listing
-        return [
-            ImageRef(first + row, listing.uris[start + row], listing.labels[start + row])
-            for row in range(stop - start)
-        ]
+        return [self.ref(first + row) for row in range(stop - start)]
+
+    def ref(self, image_id: int) -> ImageRef:
+        """An image by its id."""
+        place, listing = self.place_of(image_id), self.listing
+        return ImageRef(image_id, listing.uris[place], listing.labels[place])
 
     def place_of(self, image_id: int) -> int:
         """Where an image is in the listing."""
@@ -182,6 +190,9 @@ class Job:
             only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
             rankings=self.rankings,
             spare=self.spare,
+            kept=kept_by(self.spec),
+            precision=self.spec.compute.precision,
+            layout=self.spec.compute.layout,
             labelled=self.listing.labelled,
             cuda=self.spec.compute.gpus_per_worker != 0,
         )
@@ -232,6 +243,19 @@ class Job:
             )
         return items
 
+    def _candidates_from(self) -> dict[str, Any]:
+        """How candidates are found, where the scan itself is not exact."""
+        compute = self.spec.compute
+        if compute.exact:
+            return {}
+        return {
+            "candidates": {
+                "dtype": compute.precision,
+                "layout": compute.layout,
+                "kept": kept_by(self.spec),
+            }
+        }
+
     def provenance(self) -> dict[str, Any]:
         """What the results depend on."""
         return {
@@ -247,6 +271,7 @@ class Job:
             "batch_size": self.batch_size,
             "dtype": "float32",
             "layout": "contiguous",
+            **self._candidates_from(),
             "versions": versions(),
         }
 

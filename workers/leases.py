@@ -41,6 +41,11 @@ class Assignment:
     """What is kept besides the strongest hits."""
     spare: int = 0
     """Hits the scan keeps besides: images of a layer that may be left out as outliers."""
+    kept: int = 0
+    """Hits of every unit that the scan keeps: k, and spare ones."""
+    precision: str = "float32"
+    """Of the scan; other than float32 and contiguous it only finds candidates."""
+    layout: str = "contiguous"
     labelled: bool = True
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True
@@ -57,6 +62,8 @@ class ScanLease:
     attempt: int = 0
     example_floors: Mapping[str, Floor] = field(default_factory=dict)
     """By ranking."""
+    candidates: bool = False
+    """Find candidates the fast way, more than are asked for."""
 
     def granted(self, attempt: int) -> "ScanLease":
         return replace(self, attempt=attempt)

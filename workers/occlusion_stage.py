@@ -2,9 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -13,7 +10,6 @@ import pyarrow.parquet as pq
 from deconvoy.schema import MISSING_IMAGE, image_part_path
 from deconvoy.spec import DrawnImages, NamedImages
 from deconvoy.store import RunStore
-from workers.executors import Lease
 from workers.job import Job
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion_items import (
@@ -27,21 +23,8 @@ from workers.occlusion_items import (
 )
 from workers.occlusion_writer import create_group, create_unit_array, shapes
 from workers.parts import marker_path
+from workers.stages import Work
 from workers.topk import Fold
-
-Stage = Literal["occlusion", "unit-occlusion"]
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is to be done in a stage, and what is done already, in positions of the square."""
-
-    stage: Stage
-    left: list[str]
-    lease_of: Callable[[str], Lease]
-    commit: Callable[[str, Any], int]
-    done: int
-    total: int
 
 
 def image_work(job: Job, run: RunStore, fold: Fold) -> Work | None:
@@ -61,7 +44,7 @@ def image_work(job: Job, run: RunStore, fold: Fold) -> Work | None:
         labels = "true" if job.listing.labelled else "predicted"
         create_group(run, occluding, lengths, names, side, labels, storage)
 
-    def lease_of(name: str) -> Lease:
+    def lease_of(name: str) -> OcclusionLease:
         item = items[name]
         return OcclusionLease(
             name,
@@ -113,7 +96,7 @@ def unit_work(job: Job, run: RunStore, fold: Fold) -> Work | None:
         boxes = item.layer.field.boxes(fold.position[rows][found].astype(np.int64))
         return int(occluding.unit_squares(item.layer).positions(boxes).sum())
 
-    def lease_of(name: str) -> Lease:
+    def lease_of(name: str) -> UnitOcclusionLease:
         item, rows = items[name], rows_of(items[name])
         squares = occluding.unit_squares(item.layer)
         return UnitOcclusionLease(

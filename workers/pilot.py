@@ -101,7 +101,9 @@ class Pilot:
     start_seconds: float
     """Building the actor."""
     batch_seconds: float
-    """One scanned batch in each lane, decoding included."""
+    """One batch scanned exactly in each lane, decoding included."""
+    candidate_seconds: float
+    """The same where the scan only finds candidates; else 0."""
     decode_seconds: float
     """One image in one lane."""
     merge_seconds: float
@@ -157,7 +159,7 @@ class _Trial:
         """The same with all that a marker keeps besides: spare hits, examples, norms."""
 
     def pilot(self) -> Pilot:
-        images, batch_seconds = self._scan()
+        images, batch_seconds, candidate_seconds = self._scan()
         measured = _spread(
             [i for i in _middle_items(self.job) if self._hits_of(i.layer, i.units).any()],
             self.work,
@@ -185,6 +187,7 @@ class _Trial:
             self.lanes,
             self.start_seconds,
             batch_seconds,
+            candidate_seconds,
             decode_seconds,
             merge_seconds / len(layers),
             self.fold,
@@ -193,7 +196,7 @@ class _Trial:
             sizes,
         )
 
-    def _scan(self) -> tuple[pa.Table, float]:
+    def _scan(self) -> tuple[pa.Table, float, float]:
         """Scan twice; only the second time counts."""
         listing, total = self.job.listing, len(self.job.listing)
         rows = [i * total // self.count for i in range(self.count)]
@@ -211,11 +214,18 @@ class _Trial:
         turns = rounds(rounds(self.count - cut or cut, self.job.batch_size), self.lanes)
         images = pa.concat_tables(tables)
         self.run.write(image_part_path(0), _parquet(images))
-        return images, seconds / turns
+        candidate_seconds = 0.0
+        if not self.job.spec.compute.exact:
+            for part in (refs[:cut], refs[cut:] or refs):  # the second time counts here, too
+                _, candidate_seconds = self._answer(part, candidates=True)
+        return images, seconds / turns, candidate_seconds / turns
 
-    def _answer(self, refs: Sequence[ImageRef]) -> tuple[ScanResult, float]:
+    def _answer(
+        self, refs: Sequence[ImageRef], candidates: bool = False
+    ) -> tuple[ScanResult, float]:
         began = time.perf_counter()
-        result = self.actor.work(ScanLease("pilot", refs, self.kept.floor))
+        lease = ScanLease("pilot", refs, self.kept.floor, candidates=candidates)
+        result = self.actor.work(lease)
         assert isinstance(result, ScanResult)
         return result, time.perf_counter() - began
 

@@ -12,8 +12,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from deconvoy.errors import (
     DeconvoyError,
@@ -27,6 +27,7 @@ from deconvoy.files import refuse_in_the_way
 from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
+from workers.candidates import Judgement, Rescan
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, anchored, settle
@@ -51,13 +52,12 @@ from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
 from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
+from workers.stages import Stage, Work
 from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
 from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_examples, write_hits, write_outliers
 
 logger = logging.getLogger(__name__)
-
-Stage = Literal["scan", "projection", "occlusion", "unit-occlusion"]
 
 WAIT_SECONDS = 0.5
 """Longest wait for news from the workers; also how often progress is told."""
@@ -196,7 +196,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         try:
             executor.start(lambda threads: job.assignment(run.url, threads))
             shards = driver.scan()
-            fold = job.without_outliers(shards.fold)
+            fold = driver.decide(shards.fold)
             summary = driver.merge(shards, fold)
             driver.project(fold)
             driver.occlude(fold)
@@ -250,6 +250,8 @@ class _Driver:
     observe: Observe
     ready: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Workers at hand, and what they say of themselves."""
+    judgement: Judgement | None = None
+    """Of the candidates, where the scan found only those."""
 
     # Scan -------------------------------------------------------------------------------------
 
@@ -267,6 +269,7 @@ class _Driver:
                 self.job.refs(items[item]),
                 shards.fold.floor,
                 example_floors=shards.fold.example_floors,
+                candidates=not self.job.spec.compute.exact,
             )
 
         def commit(item: str, result: Any) -> int:
@@ -275,8 +278,18 @@ class _Driver:
             return stop - start
 
         done = total - sum(stop - start for start, stop in map(self.job.shard, items.values()))
-        self._stage("scan", list(items), lease_of, commit, done, total)
+        self._stage(Work("scan", list(items), lease_of, commit, done, total))
         return shards
+
+    def decide(self, fold: Fold) -> Fold:
+        """The hits that are written: without outliers, and if the scan only found candidates, those
+        of an exact scan of their images."""
+        if self.job.spec.compute.exact:
+            return self.job.without_outliers(fold)
+        rescan = Rescan(self.job, self.run, fold)
+        self._stage(rescan.work())
+        self.judgement = rescan.judgement()
+        return rescan.fold
 
     def merge(self, shards: CommittedShards, fold: Fold) -> dict[str, Any]:
         """Write the tables of every layer, and what the scan has found in short."""
@@ -300,14 +313,17 @@ class _Driver:
                 own = entries_of(fold, units, ranking)
                 arrays = example_arrays(ranking, own, sums.histogram, job.spec.top, job.outputs)
                 write_examples(self.run, layer, ranking, arrays)
+        # Neither left out as an outlier, nor missed by a scan that found candidates.
+        silent = (shards.fold.image[:, 0] < 0) & (fold.image[:, 0] < 0)
         top1 = fold.correct / fold.labelled if fold.labelled else None
         summary = {
             "images": fold.images,
             "skipped": fold.skipped,
             "labelled": fold.labelled,
             "top1": top1,
-            "dead_units": int((shards.fold.image[:, 0] < 0).sum()),
+            "dead_units": int(silent.sum()),
             "units": job.index.total,
+            **({"candidates": asdict(self.judgement)} if self.judgement else {}),
         }
         attributes.update({"results": summary})
         return summary
@@ -342,7 +358,7 @@ class _Driver:
 
         total = sum(count(name) for name in items)
         done = total - sum(count(name) for name in left)
-        self._stage("projection", left, lease_of, commit, done, total)
+        self._stage(Work("projection", left, lease_of, commit, done, total))
 
     def _rows_of(self, item: ProjectionItem) -> Any:
         """Its units, counted through all layers."""
@@ -387,27 +403,18 @@ class _Driver:
         for work_of in (image_work, unit_work):
             work = work_of(self.job, self.run, fold)
             if work is not None:
-                self._stage(
-                    work.stage, work.left, work.lease_of, work.commit, work.done, work.total
-                )
+                self._stage(work)
 
     # All -------------------------------------------------------------------------------------
 
-    def _stage(
-        self,
-        stage: Stage,
-        items: list[str],
-        lease_of: Callable[[str], Lease],
-        commit: Callable[[str, Any], int],
-        done: int,
-        total: int,
-    ) -> None:
+    def _stage(self, work: Work) -> None:
         """Lease out the items of one stage until all are committed."""
+        lease_of, commit, done = work.lease_of, work.commit, work.done
         ledger = Ledger()
-        ledger.add(items)
+        ledger.add(work.left)
         results: _Results = {}
         within: dict[str, int] = {}
-        self.observe(Advance(stage, done, total))
+        self.observe(Advance(work.stage, done, work.total))
         for worker in self.ready:
             done += self._obey(ledger, WorkerReady(worker), lease_of, commit, results)
         patient_until = time.monotonic() + SLOW_START_SECONDS
@@ -424,7 +431,7 @@ class _Driver:
                 if event is not None:
                     done += self._obey(ledger, event, lease_of, commit, results)
             done += self._obey(ledger, Tick(), lease_of, commit, results)
-            self.observe(Advance(stage, done + sum(within.values()), total))
+            self.observe(Advance(work.stage, done + sum(within.values()), work.total))
 
     def _event(self, report: Report, results: _Results, within: dict[str, int]) -> Event | None:
         match report:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import nn
 
 from deconvoy.errors import DiskTooSmall
@@ -26,6 +26,7 @@ from workers.graph import Layer, Network
 from workers.job import Job, ProjectionItem, trace
 from workers.machine import cores
 from workers.outliers import NORM_BINS
+from workers.parts import spans
 from workers.pictures import stored_size
 from workers.pilot import (
     LayerSample,
@@ -38,7 +39,7 @@ from workers.pilot import (
 )
 from workers.shards import COMPACT_EVERY
 from workers.steps import Step
-from workers.topk import BINS
+from workers.topk import BINS, kept_by
 from workers.writer import layer_attributes, projection_dtype
 
 PILOT_LANES = 8
@@ -114,7 +115,7 @@ class Plan:
     projections: int
     """About so many hits will be projected."""
     seconds: Mapping[str, float]
-    """start, scan, merge, projection, total."""
+    """start, scan, rescan of candidates, merge, projection, total."""
     bytes: Mapping[str, int]
     """patch, projection, tables, images, ledger, metadata, total."""
     free_bytes: int
@@ -205,7 +206,7 @@ def most_bytes(job: Job) -> int:
 
 def _most_of_marker(job: Job, images: int) -> int:
     """A marker of so many images before compression."""
-    hits = min(job.k + job.spare, images) * HIT_BYTES
+    hits = min(kept_by(job.spec), images) * HIT_BYTES
     entries = sum(min(r.groups(job.outputs) * r.k, images) for r in job.rankings) * ENTRY_BYTES
     of_unit = hits + entries + SUMS_BYTES + BIN_BYTES * min(BINS, images)
     largest = min(job.spare, images) * ENTRY_BYTES
@@ -291,17 +292,32 @@ class _Forecast:
     def seconds(self) -> dict[str, float]:
         job, crew = self.job, self.crew
         shards = [stop - start for start, stop in map(job.shard, range(job.shards))]
-        leases = [
-            rounds(rounds(images, job.batch_size), crew.lanes_each) * self.pilot.batch_seconds
-            for images in shards
-        ]
+        batch = self.pilot.candidate_seconds or self.pilot.batch_seconds
+        leases = [self._lease_rounds(images) * batch for images in shards]
         decoded = self._decoded_by_worker() * self.pilot.decode_seconds / crew.lanes_each
         return {
             "start": self.pilot.start_seconds + RAY_SECONDS,
             "scan": _makespan(leases, crew.workers),
+            **self._rescan_seconds(),
             "merge": self.pilot.merge_seconds * len(job.layers),
             "projection": decoded + _makespan([c.seconds for c in self.costs], crew.workers),
         }
+
+    def _lease_rounds(self, images: int) -> int:
+        """Batches of a lease that the busiest lane scans."""
+        return rounds(rounds(images, self.job.batch_size), self.crew.lanes_each)
+
+    def _rescan_seconds(self) -> dict[str, float]:
+        """The exact scan of the images that hold candidates, where the scan finds only those."""
+        if self.job.spec.compute.exact:
+            return {}
+        kept, images = kept_by(self.job.spec), len(self.job.listing)
+        candidates = self._distinct(self.pilot.fold.image, float(self._hits_of(kept, images).sum()))
+        shards = spans([math.ceil(candidates)], self.job.spec.compute.shard_size)
+        leases = [
+            self._lease_rounds(stop - start) * self.pilot.batch_seconds for start, stop in shards
+        ]
+        return {"rescan": _makespan(leases, self.crew.workers)}
 
     def _decoded_by_worker(self) -> float:
         """Pictures one worker decodes for its projections; what fits in its cache but once."""
@@ -313,7 +329,8 @@ class _Forecast:
     def _cost(self, item: ProjectionItem) -> _ItemCost:
         start = self._start(item.layer)
         hits = float(self.expected_hits[start + item.units].sum())
-        images = self._distinct(item.layer, hits)
+        units = slice(start, start + item.layer.units)
+        images = self._distinct(self.pilot.fold.image[units], hits)
         forward, backward = self._lane_seconds(item.layer)
         busiest = images_in_lane(math.ceil(images), self.crew.lanes_each)
         seconds = busiest * (forward + backward * hits / max(images, 1e-9))
@@ -367,10 +384,8 @@ class _Forecast:
                 rate[units] = np.where(active > 0, active, _waking(active) / 2) / seen
         return rate
 
-    def _distinct(self, layer: Layer, hits: float) -> float:
-        """Images among so many hits of a layer: some are hit far more often than others."""
-        start = self._start(layer)
-        ids = self.pilot.fold.image[start : start + layer.units]
+    def _distinct(self, ids: Int64[np.ndarray, "unit rank"], hits: float) -> float:
+        """Images among so many hits of some units: some are hit far more often than others."""
         counts = np.bincount(ids[ids >= 0], minlength=1)
         counts = counts[counts > 0]
         if not len(counts):
@@ -455,7 +470,7 @@ class _Forecast:
     def _ledger_bytes(self) -> int:
         """Markers that remain at the end, and the log."""
         job, sizes = self.job, self.pilot.sizes
-        kept, size = job.k + job.spare, min(job.spec.compute.shard_size, len(job.listing))
+        kept, size = kept_by(job.spec), min(job.spec.compute.shard_size, len(job.listing))
         compacted = job.shards - job.shards % COMPACT_EVERY
         of_shard = float(self._hits_of(kept, size).sum())
         of_all = float(self._hits_of(kept, len(job.listing)).sum())

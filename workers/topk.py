@@ -7,6 +7,7 @@ any order and twice without harm; sums are float64 and are added in shard order.
 
 import dataclasses
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.errors import RunUnreadable
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
-from deconvoy.spec import TopSpec
+from deconvoy.spec import JobSpec, TopSpec
 from workers.examples import Entries, Floor, Ranking, Shortlist, rankings_of
 from workers.outliers import NORM_BINS, LeftOut, Norms
 
@@ -260,7 +261,7 @@ class Fold:
 
     def add(self, partial: Partial) -> None:
         """Fold one more partial result in.  Sums depend on the order of calls: shard order."""
-        self._add_hits(partial.hits)
+        self.add_hits(partial.hits)
         for name, shortlist in self._shortlists.items():
             if name in partial.examples:
                 shortlist.add(partial.examples[name])
@@ -274,7 +275,8 @@ class Fold:
         self.correct += partial.correct
         self.labelled += partial.labelled
 
-    def _add_hits(self, hits: Hits) -> None:
+    def add_hits(self, hits: Hits) -> None:
+        """Fold hits in, without what is added up."""
         touched = np.unique(hits.unit)
         kept, rank = strongest(self._hits_of(touched) + hits, self.k)
         self.score[touched] = MISSING_SCORE
@@ -310,19 +312,37 @@ class Fold:
             units = index.units_of(number)
             inside = (hits.unit >= units.start) & (hits.unit < units.stop)
             out |= inside & np.isin(hits.content, left_out.content)
+        fold = self.bare(k)
+        fold.add_hits(hits.take(~out))
+        return fold
+
+    def bare(self, k: int) -> "Fold":
+        """The same without hits, with room for k of each unit."""
         fold = Fold(len(self.score), k, self.rankings)
-        fold._add_hits(hits.take(~out))
         fold.sums, fold.norms, fold._shortlists = self.sums, self.norms, self._shortlists
         fold.images, fold.skipped = self.images, self.skipped
         fold.correct, fold.labelled = self.correct, self.labelled
         return fold
 
 
-def empty_fold(top: TopSpec, index: UnitIndex, seed: int) -> Fold:
+def empty_fold(spec: JobSpec, index: UnitIndex) -> Fold:
     """What the partial results of a scan are folded into: all that the spec asks for."""
+    top = spec.top
+    layers = index.layers if top.outliers else 0
     spare = top.outliers.at_most if top.outliers else 0
-    layers = index.layers if spare else 0
-    return Fold(index.total, top.k + spare, rankings_of(top, seed), layers, spare)
+    return Fold(index.total, kept_by(spec), rankings_of(top, spec.seed), layers, spare)
+
+
+def kept_by(spec: JobSpec) -> int:
+    """Hits the scan keeps of every unit: those asked for, and spare ones.
+
+    Spare are those whose images may be left out as outliers.  Of a scan that only finds candidates
+    they cover its inexactness: layouts differ in the last bits, bfloat16 in the third digit.
+    """
+    top = spec.top
+    if spec.compute.exact:
+        return top.k + (top.outliers.at_most if top.outliers else 0)
+    return 2 * top.k if spec.compute.precision == "bfloat16" else top.k + math.ceil(top.k / 3)
 
 
 def outliers_of(top: TopSpec, fold: Fold) -> tuple[LeftOut, ...]:

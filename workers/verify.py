@@ -31,6 +31,7 @@ from deconvoy.schema import (
 )
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
+from workers.candidates import candidate_images, decided
 from workers.checksums import Chunks, Fault
 from workers.examples import Entries, Ranking, rankings_of
 from workers.outliers import LeftOut
@@ -45,7 +46,7 @@ from workers.tables import (
     sum_arrays,
     sums_of,
 )
-from workers.topk import Partial, UnitIndex, empty_fold, outliers_of, without_outliers
+from workers.topk import Fold, Partial, UnitIndex, empty_fold, outliers_of, without_outliers
 from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
 
 PICTURES = ("patch", "projection", "scale", "projected")
@@ -142,6 +143,7 @@ class _Scan:
                 self.partials[f"ledger/scan/{name}"] = Partial.from_bytes(content, name)
             except DeconvoyError as error:
                 yield Fault(f"ledger/scan/{name}", str(error))
+        yield from self._read_rescanned()
         shards = len(self._rows) if self._rows is not None else max(self.parts, default=-1) + 1
         for number in [part for part in self.parts if part >= shards]:
             yield Fault(f"ledger/scan/part-{number:06d}.npz", f"is of none of the {shards} shards")
@@ -149,6 +151,17 @@ class _Scan:
         if self.merged:
             for number in sorted(set(range(shards)) - set(self.parts)):
                 yield Fault(f"ledger/scan/part-{number:06d}.npz", "is missing")
+
+    def _read_rescanned(self) -> Iterator[Fault]:
+        """Markers of the exact scan of candidates, where the scan found only those."""
+        self.rescanned: dict[str, Partial] = {}
+        for name in self.run.names("ledger/rescan"):
+            path = f"ledger/rescan/{name}"
+            self.report.files += 1
+            try:
+                self.rescanned[path] = Partial.from_bytes(self.run.read(path), name)
+            except DeconvoyError as error:
+                yield Fault(path, str(error))
 
     @cached_property
     def _rows(self) -> list[int] | None:
@@ -221,14 +234,18 @@ class _Scan:
         layers: Sequence[str] = self.attributes["layers"]
         groups = [self.run.zarr()[layer_path(layer)].attrs for layer in layers]
         index = UnitIndex.of([int(str(attributes["units"])) for attributes in groups])
-        whole = empty_fold(self.spec.top, index, self.spec.seed)
+        whole = empty_fold(self.spec, index)
         for path, partial in self.partials.items():
             if len(partial.sums.maxima) != index.total:
                 count = len(partial.sums.maxima)
                 yield Fault(path, f"is of {count} units, but the run has {index.total}")
                 return
             whole.add(partial)
-        fold = without_outliers(self.spec.top, index, whole)
+        yield from self._unscanned(whole)
+        if self.spec.compute.exact:
+            fold = without_outliers(self.spec.top, index, whole)
+        else:
+            fold = decided(whole, self.rescanned.values(), self.spec.top.k)
         outliers = outliers_of(self.spec.top, whole)
         labels = self._labels(fold.image)
         for number, layer in enumerate(layers):
@@ -245,6 +262,16 @@ class _Scan:
                 yield from self._compare_limit(layer, groups[number], outliers[number])
             for name, values in promised.items():
                 yield from self._compare(layer, name, values)
+
+    def _unscanned(self, candidates: Fold) -> Iterator[Fault]:
+        """Parts of the exact scan that are missing."""
+        if self.spec.compute.exact:
+            return
+        parts = spans([len(candidate_images(candidates))], self.spec.compute.shard_size)
+        for part in range(len(parts)):
+            path = f"ledger/rescan/part-{part:06d}.npz"
+            if path not in self.rescanned:
+                yield Fault(path, "is missing")
 
     def _outputs(self, layer: str, entries: Entries) -> int:
         """Outputs of the model: the classes there are.  A run that is older than
