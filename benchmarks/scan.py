@@ -11,9 +11,11 @@ some top nine: later shards are faster.
 ``compute.layout`` and ``compute.precision`` of a job spec.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,6 +29,7 @@ from workers.graph import Network
 from workers.job import trace
 from workers.machine import cores
 from workers.models import PackedModel, pack
+from workers.numerics import LAYOUTS, fast_types
 from workers.scan import ShardScan, combined
 from workers.topk import Hits
 
@@ -34,8 +37,6 @@ BATCH = 16
 SIDE = 224
 K = 9
 TURNS = 3
-
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
     generator = torch.Generator().manual_seed(0)
     batches = torch.randn(subject.batches, BATCH, 3, SIDE, SIDE, generator=generator).to(device)
     networks = {"float32 contiguous": trace(packed).to(device)}
-    for dtype in _fast_types():
+    for dtype in fast_types(torch.device(device)):
         name = f"{str(dtype).removeprefix('torch.')} channels_last"
         networks[name] = trace(packed).cast(dtype, torch.channels_last).to(device)
     models = {name: _folded(packed, layout).to(device) for name, layout in LAYOUTS.items()}
@@ -100,6 +101,8 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
         details=details,
     )
     best = fastest({way: each[way] for way in fast})
+    gain = 1 - median(each[best]) / median(each[exact])
+    candidates = units * (2 * K if "bfloat16" in best else K + math.ceil(K / 3))
     yield Comparison(
         what="candidate scan",
         model=subject.name,
@@ -108,19 +111,16 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
         ours=each[best],
         theirs=own[layout],
         at_least=subject.candidates_at_least,
-        details={**details, "format": best.removeprefix("scan ")},
+        details={
+            **details,
+            "format": best.removeprefix("scan "),
+            "pays_from_images": round(candidates / gain) if gain > 0 else None,
+        },
     )
 
 
 def _rates(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {way: len(took) / sum(took) for way, took in seconds.items()}
-
-
-def _fast_types() -> list[torch.dtype]:
-    """In which this device computes fast."""
-    if torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return [torch.float32, torch.bfloat16]
-    return [torch.float32]
 
 
 def _folded(packed: PackedModel, layout: torch.memory_format) -> nn.Module:

@@ -441,6 +441,7 @@ An item is done when its marker is there, and only then.
 |---|---|
 | `ledger/scan/part-NNNNNN.npz` | marker of one shard: its hits, sums, examples and norms |
 | `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
+| `ledger/rescan/part-NNNNNN.npz` | marker of a part of the exact scan of candidates: its hits |
 | `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
 | `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
