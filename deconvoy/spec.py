@@ -221,7 +221,9 @@ Grey = Annotated[float, Field(ge=0, le=255)]
 class OcclusionSpec(Section):
     kind: Literal["occlusion"]
     images: DrawnImages | NamedImages | ImagesOfUnits = DrawnImages(sample=32)
-    """Over which images a grey square slides."""
+    """Over which images a grey square slides: ``{sample: 32}``, so many of the readable ones, drawn
+    by the seed; ``{ids: [0, a/cat.png]}``, named as in ``data.where.ids``; or
+    ``{top_of: [{layer: relu5, unit: 3}]}``, those of the units' strongest hits."""
     patch: Auto | Annotated[int, Field(strict=True, ge=1)] = "auto"
     """Side of the square in input pixels; ``auto``: a fourteenth of the image's side, at least 2
     (16 at 224 pixels)."""

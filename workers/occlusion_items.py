@@ -126,11 +126,20 @@ def occluding_of(
     elif isinstance(asked.images, ImagesOfUnits):
         _require_units(asked, layers)
     return Occluding(
-        asked, _grid(asked, transform.crop), _fill(asked, transform), named, _chosen(asked, layers)
+        asked,
+        grid_of(asked, transform.crop),
+        _fill(asked, transform),
+        named,
+        _chosen(asked, layers),
     )
 
 
-def _grid(asked: OcclusionSpec, side: int) -> Grid:
+def grid_of(asked: OcclusionSpec, side: int) -> Grid:
+    """The squares over an image of ``side`` × ``side`` pixels.
+
+    Raises:
+        RequestError: no square fits.
+    """
     automatic = min(side, max(2, round(side / PATCHES_A_SIDE)))
     patch = automatic if asked.patch == "auto" else asked.patch
     stride = math.ceil(patch / 2) if asked.stride == "auto" else asked.stride
