@@ -57,6 +57,21 @@ class Occlusion:
     """Where the object is, half-open; none where the data carries no boxes."""
     classes: tuple[str, ...]
     """Names of the model's outputs; empty where unknown."""
+    maps: tuple[str, ...] = ()
+    """Layers of feature maps among ``unit``, without those that have one map for every class; the
+    last one is that of the paper's figure.  Empty where nobody looked."""
+
+    @property
+    def weakest(self) -> tuple[float, float]:
+        """Centre (y, x) of the square under which the target is least probable, in input pixels; of
+        equals the first in reading order."""
+        row, col = divmod(int(self.probability.argmin()), len(self.x))
+        return float(self.y[row]) + self.patch / 2, float(self.x[col]) + self.patch / 2
+
+    def default_layer(self) -> str:
+        """The layer whose strongest map a figure shows unless told: the last of feature maps."""
+        projected = [name for name in self.projection if name != "logits"]
+        return (self.maps or projected or tuple(self.unit))[-1]
 
     def name_of(self, label: int) -> str:
         """A class for people."""

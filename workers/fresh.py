@@ -59,8 +59,8 @@ def occlude(
             then loaded as `deconvoy verify` does.
         image: path or URL of a file, a PIL picture, or a uint8 array (row, col, rgb); with a run
             also the id of one of its images, as a number.
-        patch: side of the square in input pixels; default: a seventh of the input's side.
-        stride: pixels from one position to the next; default: a quarter of the square.
+        patch: side of the square in input pixels; default: a fourteenth of the input's side.
+        stride: pixels from one position to the next; default: half the square.
         fill: colour of the square, 0–255: ``mean`` (the transform's, which is the data set's), one
             number, or one a channel.
         label: output whose probability is watched, or its name; default: the label of an image of

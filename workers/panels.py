@@ -25,6 +25,9 @@ from workers.occlusion import Sweep, softmax, sweep
 from workers.pictures import cut, cut_patches, stored_size
 from workers.switches import Switches
 
+PATCHES_A_SIDE = 14
+"""An automatic patch is so much of the image's side."""
+
 TOP = 5
 """Classes kept at every position, where they are asked for."""
 
@@ -53,15 +56,16 @@ class Square:
         """A square for a model's input.
 
         Args:
-            patch: default: a seventh of the input's side, 32 of 224 pixels, near the paper's.
-            stride: default: a quarter of the square.
+            patch: default: a fourteenth of the input's side, at least 2: 16 of 224 pixels.
+            stride: default: half the patch, rounded up.
             fill: ``mean`` (the transform's, which is the data set's), one number, or one a channel.
 
         Raises:
             RequestError: the fill is no colour.
         """
-        patch = -(-transform.crop // 7) if patch is None else patch
-        stride = max(1, patch // 4) if stride is None else stride
+        if patch is None:
+            patch = min(transform.crop, max(2, round(transform.crop / PATCHES_A_SIDE)))
+        stride = -(-patch // 2) if stride is None else stride
         return Square(patch, stride, _colour(fill, transform))
 
     def normalised(self, transform: Transform) -> Float[Tensor, " channel"]:
@@ -179,6 +183,9 @@ def panels(
         },
         boxes=subject.boxes,
         classes=tuple(classes),
+        maps=tuple(
+            layer.name for layer in layers if layer.is_map and layer.units != found.logits.shape[1]
+        ),
     )
 
 
@@ -206,7 +213,7 @@ class Projector:
         peaks = peaks_of(network, image, {layer.name: unit[layer.name] for layer in wanted})
         needed = {step.index for layer in wanted for step in network.path_to(layer)}
         path = [step for step in network.steps if step.index in needed]
-        switches = network.switches(image, path)
+        switches = network.switches(_twice(image), path)
         return {
             layer.name: self._project(layer, image, switches, unit[layer.name], peaks[layer.name])
             for layer in wanted
@@ -247,11 +254,16 @@ def peaks_of(
         largest = float(own[y, x])
         # Of a layer with a ceiling the maps seen are its input, in which the strongest still
         # differ; what comes down is what it gives on.
-        seed = largest if layer.ceiling is None else min(largest, layer.ceiling)
+        seed = largest if layer.ceiling is None else min(max(largest, 0.0), layer.ceiling)
         found[layer.name] = Peak((y, x), seed)
 
-    network.forward(image, see)
+    network.forward(_twice(image), see)
     return found
+
+
+def _twice(image: Float[Tensor, "1 channel row col"]) -> Float[Tensor, "2 channel row col"]:
+    """As many images as when shapes were measured: ``squeeze`` must leave their axis alone."""
+    return image.repeat(2, 1, 1, 1)
 
 
 def _rgb(picture: Float32[np.ndarray, "h w channel"] | UInt8[np.ndarray, "h w channel"]) -> Any:
