@@ -261,7 +261,9 @@ def _draw_marks(draw: Draw, row: _Row, x: int, y: int) -> None:
     one = row.occlusion
     scale = row.shape[0] / one.size[0]
 
-    def outline(box: Sequence[float], fill: tuple[int, ...] | None, colour: heat.Colour) -> None:
+    def outline(
+        box: Sequence[int | float], fill: tuple[int, ...] | None, colour: heat.Colour
+    ) -> None:
         y0, x0, y1, x1 = (round(scale * side) for side in box)
         draw.rectangle((x + x0, y + y0, x + x1 - 1, y + y1 - 1), fill, colour)
 

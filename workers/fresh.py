@@ -17,12 +17,13 @@ from deconvoy.occlusion import Occlusion
 from deconvoy.run import Run
 from deconvoy.spec import Transform
 from workers import pipeline
+from workers.boxes import in_input
 from workers.graph import Layer, Network
 from workers.images import Picture, from_pixels
 from workers.job import Job, choose, trace
 from workers.models import PackedModel, pack, pack_module
 from workers.notebook import rgb_of, transform_of
-from workers.panels import Projector, Square, Subject, occluded
+from workers.panels import Projector, Square, Subject, no_boxes, occluded
 from workers.sources import FileSource
 
 Layers = str | Sequence[str] | None
@@ -157,7 +158,10 @@ def _of_image(run: Run, job: Job, image: int) -> Subject:
     place = job.place_of(image)
     uri, transform = job.listing.uris[place], job.packed.transform
     picture = _readable(lambda: job.listing.source.read(uri, transform), uri)
-    return Subject(picture.pixels, image, uri, job.listing.labels[place])
+    found = no_boxes()
+    if job.boxes is not None:
+        found = in_input(job.boxes.of(uri), (picture.height, picture.width), transform)
+    return Subject(picture.pixels, image, uri, job.listing.labels[place], found)
 
 
 def _subject(image: Any, transform: Transform) -> Subject:

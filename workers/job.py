@@ -21,6 +21,7 @@ from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec, ProjectionSpec
+from workers.boxes import Boxes, boxes_of
 from workers.datasets import ImageRef, Listing, list_images
 from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
@@ -63,6 +64,8 @@ class Job:
     """Chosen ones, in execution order."""
     outputs: int
     batch_size: int
+    boxes: Boxes | None = None
+    """Where objects are, where the data says so."""
 
     @property
     def k(self) -> int:
@@ -286,7 +289,8 @@ def settle(
     asked = spec.compute.batch_size
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
-    job = Job(spec, packed, listing, tuple(layers), outputs, chosen)
+    boxes = boxes_of(spec.data, listing)
+    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, boxes)
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(
             f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "
@@ -327,7 +331,11 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    places = {"uri": each(spec.data.uri), "labels": each(spec.data.labels)}
+    places = {
+        "uri": each(spec.data.uri),
+        "labels": each(spec.data.labels),
+        "boxes": absolute(spec.data.boxes),
+    }
     data = spec.data.model_copy(update=places)
     return spec.model_copy(update={"model": model, "data": data})
 
