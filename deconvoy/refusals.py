@@ -22,6 +22,13 @@ FORMS: tuple[tuple[str, str], ...] = (
     (r"analyses", "a list, as in [{kind: top, k: 9}, {kind: projection, layers: maps}]"),
     (r"analyses\.\d+\.projection\.layers", "`maps`, or a list with at least 1 name or glob"),
     (r"analyses\.\d+\.projection\.units", "`all`, {sample: 0.1} or {ids: [0, 1, 2]}"),
+    (
+        r"analyses\.\d+\.occlusion\.images",
+        "{sample: 32}, {ids: [0, a/cat.png]} or {top_of: [{layer: relu5, unit: 3}]}",
+    ),
+    (r"analyses\.\d+\.occlusion\.(patch|stride)", "`auto` or a whole number of 1 or more"),
+    (r"analyses\.\d+\.occlusion\.fill", "`mean`, a number from 0 to 255, or a list of three"),
+    (r"analyses\.\d+\.occlusion\.units", "null, `maps`, or a list with at least 1 name or glob"),
     (r"compute\.workers", "`auto` or a whole number of 1 or more"),
     (r"compute\.gpus_per_worker", "`auto` or a number of 0 or more; above 1, a whole one"),
     (r"compute\.threads", "`auto` or a whole number of 1 or more"),
@@ -53,15 +60,21 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
             yield sentence
 
 
-def _order(problem: dict[str, Any]) -> int:
-    """Of a union that takes several sections, what lacks a field is likely not the one meant."""
+def _order(problem: dict[str, Any]) -> tuple[int, int]:
+    """Of a union that takes several sections, what lacks a field is likely not the one meant; less
+    so the deeper the field."""
     in_branch = any(_is_type(str(part)) for part in problem["loc"])
-    lacking = problem["type"] == "missing" and in_branch
-    return 3 if lacking else {"extra_forbidden": 0, "value_error": 1}.get(problem["type"], 2)
+    if problem["type"] == "missing" and in_branch:
+        return 3, -len(problem["loc"])
+    return {"extra_forbidden": 0, "value_error": 1}.get(problem["type"], 2), 0
 
 
 def _told_within(problem: dict[str, Any], problems: Sequence[dict[str, Any]]) -> bool:
-    """Whether a section is given and one of its own fields is what is wrong with it."""
+    """Whether a section is given and one of its own fields is what is wrong with it, or a list
+    whose entries are."""
+    if problem["type"] == "too_short":
+        place = problem["loc"]
+        return any(other["loc"][: len(place)] == place != other["loc"] for other in problems)
     if not isinstance(problem["input"], dict) or problem["type"] in ("missing", "extra_forbidden"):
         return False
     union = problem["loc"][:-1]
@@ -103,7 +116,7 @@ def _form_of(place: tuple[str, ...]) -> tuple[str, str]:
         if not _is_branch(place[end - 1]):
             break
         end -= 1
-    return ".".join(part for part in place if not _is_type(part)), ""
+    return ".".join(part for part in place if part.isdigit() or not _is_branch(part)), ""
 
 
 def _is_branch(part: str) -> bool:
@@ -124,7 +137,7 @@ def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     field, form = _form_of(place)
     value, kind = problem["input"], problem["type"]
     if kind.startswith("union_tag"):
-        kinds = problem["ctx"].get("expected_tags", "'top', 'projection'")
+        kinds = problem["ctx"].get("expected_tags", "'top', 'projection', 'occlusion'")
         shown = value.get("kind") if isinstance(value, dict) else value
         field = ".".join(place)
         return field, f"The field '{field}.kind' is {shown!r}, but kinds are {kinds}."
@@ -154,6 +167,8 @@ def _rule(problem: dict[str, Any]) -> str:
             return "it takes true or false"
         case "tuple_type" | "list_type":
             return "it takes a list"
+        case "too_short":
+            return f"it takes a list of {limits['min_length']} or more"
         case "dict_type" | "model_type":
             return "it takes a section, as in {field: value}"
         case "literal_error":

@@ -20,10 +20,17 @@ import zarr
 from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
-from zarr.storage import LocalStore
 
+from deconvoy.arrays import array_of, read
 from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
+from deconvoy.occlusion import (
+    Occlusion,
+    UnitOcclusion,
+    occluded,
+    occlusion_of,
+    occlusion_of_unit,
+)
 from deconvoy.schema import EXAMPLE_KINDS, FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
@@ -72,14 +79,19 @@ class Unit:
         scale = np.asarray(self._pictures("scale")).astype(np.float32)
         return stored * scale[:, None, None, None]
 
+    @cached_property
+    def occlusion(self) -> tuple[UnitOcclusion, ...]:
+        """Its activation at each hit under a square that slides over the receptive field."""
+        return occlusion_of_unit(self._run, self)
+
     def _pictures(self, name: str) -> Any:
         group = self._run.layer_group(self.layer)
-        if "projected" not in group or not _read(group, "projected", self.index):
+        if "projected" not in group or not read(group, "projected", self.index):
             raise RunNotFound(
                 f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
                 f"{self._run.projected_told(self.layer)}"
             )
-        return _read(group, name, self.index)
+        return read(group, name, self.index)
 
     @property
     def pictures(self) -> UnitPictures:
@@ -197,13 +209,13 @@ class Run:
             RunNotFound: no such layer or unit.
         """
         group = self.layer_group(layer)
-        units = _array(group, "score").shape[0]
+        units = array_of(group, "score").shape[0]
         if not 0 <= index < units:
             raise RunNotFound(
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
-        tables = {n: _read(group, n, index) for n in _HIT_TABLES}
-        labels = tuple(map(self.class_name, _read(group, "label", index).tolist()))
+        tables = {n: read(group, n, index) for n in _HIT_TABLES}
+        labels = tuple(map(self.class_name, read(group, "label", index).tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
     def layers(self) -> pa.Table:
@@ -239,10 +251,10 @@ class Run:
 
     def _hits_of(self, layer: str) -> pa.Table:
         group = self.layer_group(layer)
-        tables = {name: _read(group, name) for name in _HIT_TABLES}
+        tables = {name: read(group, name) for name in _HIT_TABLES}
         unit, rank = (tables["image"] >= 0).nonzero()
         image = tables["image"][unit, rank]
-        label = _read(group, "label")[unit, rank]
+        label = read(group, "label")[unit, rank]
         position, box = tables["position"][unit, rank], tables["box"][unit, rank]
         columns = {
             "layer": pa.array([layer] * len(unit), pa.string()),
@@ -297,11 +309,11 @@ class Run:
 
     def density(self, layer: str) -> Float64[np.ndarray, " unit"]:
         """Share of the images that activate each unit."""
-        return np.asarray(_read(self.layer_group(layer), "density"))
+        return np.asarray(read(self.layer_group(layer), "density"))
 
     def dead_units(self, layer: str) -> list[int]:
         """Units that no image activates."""
-        empty = _read(self.layer_group(layer), "image", np.s_[:, 0]) < 0
+        empty = read(self.layer_group(layer), "image", np.s_[:, 0]) < 0
         units: list[int] = np.flatnonzero(empty & (self.density(layer) == 0)).tolist()
         return units
 
@@ -310,7 +322,7 @@ class Run:
         group = self.layer_group(layer)
         if "projected" not in group:
             return []
-        units: list[int] = np.flatnonzero(_read(group, "projected")).tolist()
+        units: list[int] = np.flatnonzero(read(group, "projected")).tolist()
         return units
 
     def output_name(self, layer: str, unit: int) -> str:
@@ -339,7 +351,7 @@ class Run:
                 f"Layer {layer!r} of {self.url!r} has no examples of kind {kind!r}: ask for them "
                 f"with {EXAMPLE_KINDS[kind]} of the top analysis."
             )
-        image, score = (_read(group, f"{kind}_{name}") for name in ("image", "score"))
+        image, score = (read(group, f"{kind}_{name}") for name in ("image", "score"))
         if image.ndim == 2:
             image, score = image[:, None], score[:, None]
         unit, number, rank = (image >= 0).nonzero()
@@ -374,7 +386,7 @@ class Run:
                 f"Layer {layer!r} of {self.url!r} leaves no outliers out: ask for it with outliers "
                 "of the top analysis."
             )
-        image, norm = _read(group, "outlier_image"), _read(group, "outlier_norm")
+        image, norm = read(group, "outlier_image"), read(group, "outlier_norm")
         found = image >= 0
         limit: Any = group.attrs["outlier_limit"]
         images = self.images_of(image[found])
@@ -423,6 +435,23 @@ class Run:
         right = pc.equal(images.column("label"), images.column("predicted"))
         return float(pc.mean(right.cast(pa.float64())).as_py())
 
+    def group_at(self, path: str) -> zarr.Group | None:
+        """A group below the run; None where there is none."""
+        found = self._group.get(path)
+        return found if isinstance(found, zarr.Group) else None
+
+    def occlusion(self, image: int | str) -> Occlusion:
+        """An image under a grey square at every position, by its id or uri.
+
+        Raises:
+            RunNotFound: the run has no occlusion, or not of this image.
+        """
+        return occlusion_of(self, image)
+
+    def occluded(self) -> pa.Table:
+        """The images a square was slid over: image_id, uri, target, probability, lowest, y, x."""
+        return occluded(self)
+
     def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:
         """Fig. 2 of a layer: its first sixteen projected units, or those named."""
         if units is None:
@@ -469,33 +498,6 @@ class Run:
 
 
 _HIT_TABLES = ("score", "image", "position", "box", "window")
-
-
-def _array(group: zarr.Group, name: str) -> Any:
-    try:
-        return group[name]
-    except KeyError:
-        url = str(group.store.root) if isinstance(group.store, LocalStore) else "URL"
-        raise RunUnreadable(
-            f"The run {url!r} has no array {f'{group.path}/{name}'!r}: `deconvoy verify {url}` "
-            "tells what else is missing; copy it again from where it is whole, or make it anew."
-        ) from None
-
-
-def _read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
-    """A part of an array.
-
-    Raises:
-        RunUnreadable: no such array, or its bytes do not have the checksum they were written with.
-    """
-    array = _array(group, name)
-    try:
-        return np.asarray(array[selection])
-    except (RuntimeError, ValueError, OSError) as error:  # each codec raises its own
-        raise RunUnreadable(
-            f"The array {array.path!r} is broken ({error}): copy it again from where it is whole, "
-            "or make the run anew."
-        ) from error
 
 
 def open(url: str | os.PathLike[str]) -> Run:

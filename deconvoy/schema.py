@@ -37,6 +37,8 @@ class ArrayField:
     fill: int | float = 0
     pictures: bool = False
     """Stored one unit a chunk, many a Zarr shard; else one chunk a layer."""
+    only: str = ""
+    """When it is there, for people; empty: always."""
 
 
 LAYER_ARRAYS: tuple[ArrayField, ...] = (
@@ -196,6 +198,137 @@ OUTLIER_ARRAYS: tuple[ArrayField, ...] = (
 )
 """Written where the top analysis asks for it: ``outliers``."""
 
+UNIT_OCCLUSION = ArrayField(
+    "occlusion",
+    ("unit", "rank", "gy", "gx"),
+    "float32",
+    "activation",
+    "the unit's activation at the hit's position while a square covers part of its box; squares "
+    "stand in the box every stride pixels and flush with its end, and where the border cuts the "
+    "box, there are fewer and the rest is NaN; NaN where there is no hit; patch, stride and fill "
+    "are in the array's attributes",
+    fill=float("nan"),
+    only="with `units` of the occlusion analysis",
+)
+"""In a layer's group."""
+
+_SWEPT = ("image", "gy", "gx")
+
+OCCLUSION_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField("y", ("gy",), "int32", "input pixels", "top rows of the square"),
+    ArrayField("x", ("gx",), "int32", "input pixels", "left columns of the square"),
+    ArrayField(
+        "image",
+        ("image",),
+        "int64",
+        "image id",
+        "the image the square slides over; −1 where that is not done yet",
+        fill=MISSING_IMAGE,
+    ),
+    ArrayField(
+        "target",
+        ("image",),
+        "int64",
+        "output index",
+        "the class whose probability is kept: the image's label, or the most probable one where it "
+        "has none",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "probability", _SWEPT, "float32", "0–1", "of the target, under the square; by the softmax"
+    ),
+    ArrayField("clean_probability", ("image",), "float32", "0–1", "of the target, without it"),
+    ArrayField(
+        "label",
+        _SWEPT,
+        "int64",
+        "output index",
+        "the most probable class under the square",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "clean_label",
+        ("image",),
+        "int64",
+        "output index",
+        "the most probable class without it",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "top5",
+        (*_SWEPT, "rank"),
+        "int64",
+        "output index",
+        "the five most probable classes under the square (all, of a model of fewer)",
+        fill=MISSING_LABEL,
+        only="with `top5`",
+    ),
+    ArrayField(
+        "top5_probability",
+        (*_SWEPT, "rank"),
+        "float32",
+        "0–1",
+        "theirs",
+        only="with `top5`",
+    ),
+    ArrayField(
+        "unit",
+        ("image", "layer"),
+        "int32",
+        "",
+        "of each layer (the attribute `layers` names them), the map with the largest maximum "
+        "without the square",
+        fill=-1,
+    ),
+    ArrayField(
+        "activity",
+        ("image", "layer", "gy", "gx"),
+        "float32",
+        "activation",
+        "the sum over that map under the square",
+    ),
+    ArrayField(
+        "clean_activity",
+        ("image", "layer"),
+        "float32",
+        "activation",
+        "the sum over that map without it",
+    ),
+    ArrayField(
+        "picture",
+        ("image", "y", "x", "channel"),
+        "uint8",
+        "0–255",
+        "the preprocessed image before normalisation; scaled down to `storage.max_side`",
+    ),
+    ArrayField(
+        "projection",
+        ("image", "layer", "y", "x", "channel"),
+        "int8 or float16",
+        "normalised input ÷ scale",
+        "the deconvnet projection of that map's maximum, on the whole image; scaled down as the "
+        "picture",
+    ),
+    ArrayField(
+        "scale",
+        ("image", "layer"),
+        "float32",
+        "normalised input",
+        "factor of the stored projection; 0 where the layer cannot be projected or nothing comes "
+        "down",
+    ),
+    ArrayField(
+        "box",
+        ("image", "box", "y0x0y1x1"),
+        "int32",
+        "input pixels",
+        "where the object is, half-open, in the preprocessed image; −1 where an image has fewer",
+        fill=-1,
+        only="where the data has boxes",
+    ),
+)
+"""In the group ``occlusion``: one image a chunk, but ``y`` and ``x``."""
+
 IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("id", "int64", "increases in reading order (folders in sorted path order)"),
     ("uri", "string", "path below the data set, or index of a generated image"),
@@ -265,18 +398,37 @@ def _lines() -> Iterator[str]:
         dims = ", ".join(field.dims)
         told = f"{field.meaning} (only with `outliers`)"
         yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+    yield _row(UNIT_OCCLUSION)
     yield (
         "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "
         "checksum each; a shard is written by one owner. `scale` and `projected` have one chunk a "
         "work item, all others one a layer.\n"
     )
-    yield "## Images, `images/part-*.parquet`\n"
+    yield _OCCLUSION_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, OCCLUSION_ARRAYS)
+    yield "\n## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"
     yield "| column | type | meaning |\n|---|---|---|"
     for name, dtype, meaning in IMAGE_COLUMNS:
         yield f"| `{name}` | {dtype} | {meaning} |"
     yield _LEDGER_PAGE
 
+
+def _row(field: ArrayField) -> str:
+    told = f"{field.meaning} (only {field.only})" if field.only else field.meaning
+    dims = ", ".join(field.dims)
+    return f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+
+
+_OCCLUSION_PAGE = """## A grey square over images, `occlusion/`
+
+Only with an analysis of kind occlusion. One image a chunk (`y` and `x` are whole), written by one
+owner; `image` is written last. The group's attributes have `patch`, `stride` and `fill` (0–255, a
+number a channel) of the square, `size` (height and width of the preprocessed image, in whose pixels
+all places are), `layers` and `labels` (as of the root group). A layer's `occlusion` is stored one
+unit a chunk, some a Zarr shard.
+"""
 
 _LEDGER_PAGE = """
 ## Ledger, `ledger/`
@@ -289,6 +441,8 @@ An item is done when its marker is there, and only then.
 | `ledger/scan/part-NNNNNN.npz` | marker of one shard: its hits, sums, examples and norms |
 | `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
 | `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
+| `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
+| `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
 

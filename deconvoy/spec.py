@@ -200,7 +200,51 @@ class ProjectionSpec(Section):
     """Which units of those layers are projected."""
 
 
-Analysis = Annotated[TopSpec | ProjectionSpec, Field(discriminator="kind")]
+class DrawnImages(Section):
+    sample: Annotated[int, Field(strict=True, ge=1)]
+    """So many of the readable images, drawn by the seed; all of them where there are fewer."""
+
+
+class NamedImages(Section):
+    ids: Annotated[tuple[Annotated[int, Field(strict=True, ge=0)] | str, ...], Field(min_length=1)]
+    """These images, named as in ``data.where.ids``."""
+
+
+class UnitName(Section):
+    layer: str
+    unit: Annotated[int, Field(strict=True, ge=0)]
+
+
+class ImagesOfUnits(Section):
+    top_of: Annotated[tuple[UnitName, ...], Field(min_length=1)]
+    """The images of these units' strongest hits."""
+
+
+Grey = Annotated[float, Field(ge=0, le=255)]
+
+
+class OcclusionSpec(Section):
+    kind: Literal["occlusion"]
+    images: DrawnImages | NamedImages | ImagesOfUnits = DrawnImages(sample=32)
+    """Over which images a grey square slides."""
+    patch: Auto | Annotated[int, Field(strict=True, ge=1)] = "auto"
+    """Side of the square in input pixels; ``auto``: a fourteenth of the image's side, at least 2
+    (16 at 224 pixels)."""
+    stride: Auto | Annotated[int, Field(strict=True, ge=1)] = "auto"
+    """Pixels from one position of the square to the next; the last is flush with the border.
+    ``auto``: half the patch, rounded up."""
+    fill: Literal["mean"] | Grey | tuple[Grey, Grey, Grey] = "mean"
+    """Colour of the square, 0–255, before normalisation: the mean of the transform, one number, or
+    three."""
+    top5: bool = False
+    """Keep the five most probable classes at every position besides."""
+    units: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Layers of which every hit gets a square of its own, that slides over its receptive field:
+    ``maps`` (those with height × width > 1), or a list of names and globs.  Its side is a fourth of
+    the nominal field, rounded up, and no more than ``patch``; its stride half of that."""
+
+
+Analysis = Annotated[TopSpec | ProjectionSpec | OcclusionSpec, Field(discriminator="kind")]
 
 
 class StorageSpec(Section):
@@ -250,10 +294,10 @@ class JobSpec(Section):
     @model_validator(mode="after")
     def _top_comes_once(self) -> "JobSpec":
         kinds = [analysis.kind for analysis in self.analyses]
-        if kinds.count("top") != 1 or kinds.count("projection") > 1:
+        if kinds.count("top") != 1 or len(set(kinds)) < len(kinds):
             raise ValueError(
-                "analyses names kind: top exactly once and kind: projection at most once "
-                f"(here: {', '.join(kinds) or 'nothing'})"
+                "analyses names kind: top exactly once and kind: projection and kind: occlusion at "
+                f"most once each (here: {', '.join(kinds) or 'nothing'})"
             )
         return self
 
@@ -264,6 +308,10 @@ class JobSpec(Section):
     @property
     def projection(self) -> ProjectionSpec | None:
         return next((a for a in self.analyses if isinstance(a, ProjectionSpec)), None)
+
+    @property
+    def occlusion(self) -> OcclusionSpec | None:
+        return next((a for a in self.analyses if isinstance(a, OcclusionSpec)), None)
 
     @classmethod
     def parse(cls, fields: Any) -> "JobSpec":

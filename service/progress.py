@@ -22,7 +22,12 @@ from rich.text import Text
 LINE_SECONDS = 10.0
 """Time between plain lines."""
 
-WORDS = {"scan": "images scanned", "projection": "projections done"}
+WORDS = {
+    "scan": "images scanned",
+    "projection": "projections done",
+    "occlusion": "squares on images",
+    "unit-occlusion": "squares on hits",
+}
 
 
 @runtime_checkable

@@ -35,11 +35,15 @@ from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
 from workers.leases import (
     Assignment,
+    OcclusionLease,
+    OcclusionResult,
     ProjectionLease,
     ProjectionResult,
     ScanLease,
     ScanResult,
+    UnitOcclusionLease,
 )
+from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.scan import Prediction, ShardScan, combined
@@ -162,6 +166,16 @@ class Actor:
         self._rectified = np.repeat(
             [layer.rectified for layer in self._layers], [layer.units for layer in self._layers]
         )
+        self._occluder = Occluder(
+            self._network,
+            self._deconvnet,
+            self._cone,
+            self._layers,
+            assignment.transform,
+            assignment.storage,
+            self._in_lanes,
+            self._go_on,
+        )
 
     def whoami(self) -> dict[str, Any]:
         return {
@@ -173,7 +187,7 @@ class Actor:
         }
 
     def progress(self) -> int:
-        """Images or projections done within the lease at hand."""
+        """Images, projections or positions of a square done within the lease at hand."""
         return self._done
 
     def stop(self) -> None:
@@ -186,14 +200,28 @@ class Actor:
         with self._counting:
             self._done += count
 
-    def work(self, lease: ScanLease | ProjectionLease) -> ScanResult | ProjectionResult:
+    def _go_on(self, count: int) -> None:
+        """Between two batches of a long piece of work."""
+        if self._stopping.is_set():
+            raise JobStopped("The worker was told to stop.")
+        self._advance(count)
+
+    def work(
+        self, lease: ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease
+    ) -> ScanResult | ProjectionResult | OcclusionResult:
         """Answer one lease.
 
         Raises:
             DeconvoyError: what no other attempt would change, such as NaN in a layer.
         """
         self._done = 0
-        return self.scan(lease) if isinstance(lease, ScanLease) else self.project(lease)
+        match lease:
+            case ScanLease():
+                return self.scan(lease)
+            case ProjectionLease():
+                return self.project(lease)
+            case OcclusionLease() | UnitOcclusionLease():
+                return self.occlude(lease)
 
     # Scan -------------------------------------------------------------------------------------
 
@@ -483,6 +511,18 @@ class Actor:
         """The recorded activations: of a rectifier with a ceiling the score is its input."""
         seed = score if layer.ceiling is None else np.minimum(score, layer.ceiling)
         return torch.from_numpy(seed.astype(np.float32)).to(self._device)
+
+    # Occlusion --------------------------------------------------------------------------------
+
+    def occlude(self, lease: OcclusionLease | UnitOcclusionLease) -> OcclusionResult:
+        try:
+            if isinstance(lease, OcclusionLease):
+                return self._occluder.image(lease, self._pictures(lease.image), self._run)
+            return self._occluder.units(lease, self._pictures, self._run)
+        except OSError as error:  # another attempt would find the disk as it is
+            if isinstance(error, DeconvoyError):
+                raise
+            raise self._run.refused(error) from error
 
     def _read_id(self, image_id: int) -> Picture:
         part, row = divmod(image_id, self._job.shard_size)

@@ -42,6 +42,9 @@ class Listing:
     """Of the model's outputs, where the data has them."""
     sizes: tuple[int, ...] = ()
     """Images of each place, where there are several."""
+    numbers: Sequence[int] = ()
+    """Of each image of the first place, its number among all that lie there; empty where all of
+    them are taken, so that numbers count the listing."""
 
     def __len__(self) -> int:
         return len(self.uris)
@@ -85,6 +88,7 @@ def list_images(data: DataSpec, classes: Sequence[str], outputs: int) -> Listing
                 digest.hexdigest(),
                 labels.told,
                 labels.names,
+                numbers=chosen if len(chosen) < len(found.uris) else (),
             )
         )
     return listings[0] if len(listings) == 1 else _joined(listings)
@@ -107,6 +111,7 @@ def _joined(listings: Sequence[Listing]) -> Listing:
         "; ".join(told),
         next((listing.names for listing in listings if listing.names), ()),
         tuple(len(listing) for listing in listings),
+        listings[0].numbers,
     )
 
 

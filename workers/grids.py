@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from deconvoy.errors import RequestError
+from deconvoy.occlusion import square_starts
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def grid_over_image(height: int, width: int, patch: int, stride: int) -> Grid:
             f"patch is {patch}, but images are {height}×{width} pixels, and every square must lie "
             f"within the image: give a patch of at most {min(height, width)}."
         )
-    y, x = (_starts(0, length, patch, stride) for length in (height, width))
+    y, x = (square_starts(0, length, patch, stride) for length in (height, width))
     return Grid(y, x, (patch, patch), stride)
 
 
@@ -82,7 +83,7 @@ def grid_over_box(box: tuple[int, int, int, int], patch: int, stride: int) -> Gr
             "can change it. Take another position."
         )
     sides = min(patch, y1 - y0), min(patch, x1 - x0)
-    y, x = _starts(y0, y1, sides[0], stride), _starts(x0, x1, sides[1], stride)
+    y, x = square_starts(y0, y1, sides[0], stride), square_starts(x0, x1, sides[1], stride)
     return Grid(y, x, sides, stride)
 
 
@@ -90,9 +91,3 @@ def _require_positive(patch: int, stride: int) -> None:
     for name, value in (("patch", patch), ("stride", stride)):
         if value < 1:
             raise RequestError(f"{name} is {value}, but must be at least 1 pixel.")
-
-
-def _starts(begin: int, end: int, side: int, stride: int) -> Int[np.ndarray, " start"]:
-    last = end - side
-    starts = np.arange(begin, last + 1, stride, dtype=np.int64)
-    return starts if starts[-1] == last else np.append(starts, last)

@@ -4,12 +4,10 @@ What is settled here is written into the run, and ``resume`` settles it again an
 goes on only with the weights, the images and the batch size it began with.
 """
 
-import difflib
-import fnmatch
+import bisect
 import os
 import platform
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -20,13 +18,15 @@ from jaxtyping import Int64
 from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
-from deconvoy.spec import Ids, JobSpec, ProjectionSpec
+from deconvoy.spec import Ids, JobSpec
 from workers.boxes import Boxes, boxes_of
+from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
 from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
+from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
 from workers.topk import Fold, UnitIndex, empty_fold, outliers_of, without_outliers
 from workers.weights import first_line
@@ -64,6 +64,7 @@ class Job:
     """Chosen ones, in execution order."""
     outputs: int
     batch_size: int
+    occluding: Occluding | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
 
@@ -126,6 +127,11 @@ class Job:
         """Where an image is in the listing."""
         part, row = divmod(image_id, self.spec.compute.shard_size)
         return self.shard(part)[0] + row
+
+    def id_of(self, place: int) -> int:
+        """Of the image at a place in the listing."""
+        part = bisect.bisect_right(self._spans, place, key=lambda span: span[0]) - 1
+        return part * self.spec.compute.shard_size + place - self.shard(part)[0]
 
     @property
     def labels_from(self) -> str:
@@ -289,8 +295,9 @@ def settle(
     asked = spec.compute.batch_size
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
+    occluding = occluding_of(spec, packed.transform, network, layers, listing)
     boxes = boxes_of(spec.data, listing)
-    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, boxes)
+    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, boxes)
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(
             f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "
@@ -356,38 +363,6 @@ def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
             f"{packed.name} does not run on images of {channels} × {side} × {side}: "
             f"{first_line(error)}. Set data.transform to the size it was made for."
         ) from error
-
-
-def choose(layers: Sequence[Layer], patterns: Sequence[str], field: str) -> tuple[Layer, ...]:
-    """Layers that match any of the names or globs, in execution order.
-
-    Raises:
-        RequestError: a pattern that matches none; names the nearest.
-    """
-    names = [layer.name for layer in layers]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = [n for n in names if n == pattern or fnmatch.fnmatchcase(n, pattern)]
-        if not found:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise RequestError(
-                f"{field}: no layer matches {pattern!r}; nearest: {', '.join(near)}. "
-                "`deconvoy layers MODEL` lists them all."
-            )
-        chosen.update(found)
-    return tuple(layer for layer in layers if layer.name in chosen)
-
-
-def chosen_units(layer: Layer, asked: ProjectionSpec, seed: int) -> Int64[np.ndarray, " unit"]:
-    """Units of a layer the projection takes, sorted."""
-    if asked.units == "all":
-        return np.arange(layer.units, dtype=np.int64)
-    if isinstance(asked.units, Ids):
-        ids = sorted({i for i in asked.units.ids if i < layer.units})
-        return np.array(ids, dtype=np.int64)
-    count = max(1, round(asked.units.sample * layer.units))
-    drawn = random.Random(f"{seed}/{layer.name}").sample(range(layer.units), count)
-    return np.array(sorted(drawn), dtype=np.int64)
 
 
 def versions() -> Mapping[str, str]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 
 from deconvoy.spec import StorageSpec, Transform
 from workers.datasets import ImageRef
 from workers.examples import Floor, Ranking
+from workers.grids import Grid
 from workers.models import PackedModel
 from workers.sources import Source
 from workers.topk import Partial
@@ -95,3 +96,52 @@ class ProjectionResult:
     projections: int
     images: int
     """Distinct images decoded and forwarded."""
+
+
+@dataclass(frozen=True)
+class OcclusionLease:
+    """Slide a grey square over one image, and write its row of the arrays."""
+
+    item: str
+    row: int
+    image: int
+    label: int | None
+    """Its class; None where unknown: then the most probable one is watched."""
+    grid: Grid
+    fill: tuple[float, ...]
+    """0–255, a number a channel."""
+    top5: bool = False
+    boxes: Float64[np.ndarray, "box x0y0x1y1"] | None = None
+    """Of its objects, in the file's pixels; None where the run keeps none."""
+    most_boxes: int = 0
+    """Rows there are for them."""
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "OcclusionLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class UnitOcclusionLease:
+    """Slide a square over the receptive fields of these units' hits, and write their shard."""
+
+    item: str
+    layer: str
+    start: int
+    image: Int64[np.ndarray, "unit rank"]
+    position: Int32[np.ndarray, "unit rank yx"]
+    patch: int
+    stride: int
+    shape: tuple[int, int]
+    """Of a hit's grid, at most."""
+    fill: tuple[float, ...]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "UnitOcclusionLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class OcclusionResult:
+    positions: int
+    """Of the square."""

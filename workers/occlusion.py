@@ -7,7 +7,7 @@ number equals that of a full forward pass of the image with its square; how they
 is told in ``workers.incremental``.  Pure: no I/O, no state.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ from workers.grids import Grid, Squares, grid_over_box
 from workers.incremental import BUDGET, Incremental, Piece
 from workers.steps import Step
 from workers.windows import Span
+
+Advance = Callable[[int], None]
+"""Told how many more positions are done; may raise to give up."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,18 @@ def sweep(
     grid: Grid,
     fill: Float[Tensor, " channel"],
     budget: int = BUDGET,
+    advance: Advance = lambda count: None,
 ) -> Sweep:
     """Slide the square over one preprocessed image.
 
     Args:
         fill: the colour of the square, normalised as the image is.
         budget: bytes that one batch of positions may take, beside the clean activations.
+        advance: told of every batch.
     """
     squares = grid.squares()
     incremental = Incremental(network, _steps_to_all_layers(network), image, squares, fill)
-    watch = _Watch(network, incremental, len(squares))
+    watch = _Watch(network, incremental, len(squares), advance)
     incremental.run(watch.see, budget)
     return Sweep(
         grid=grid,
@@ -103,6 +108,7 @@ def unit_sweeps(
     stride: int,
     fill: Float[Tensor, " channel"],
     budget: int = BUDGET,
+    advance: Advance = lambda count: None,
 ) -> list[UnitSweep]:
     """For hits of one layer in one image: slide the square over each one's receptive field, and
     watch that one activation.
@@ -124,6 +130,7 @@ def unit_sweeps(
     def see(step: Step, piece: Piece, which: Which) -> None:
         if step.index == layer.step:
             _see_places(layer, piece, (unit[which], y[which], x[which]), which, seen)
+            advance(len(np.unique(which)))
 
     incremental.run(see, budget)
     ends = np.cumsum([len(grid.y) * len(grid.x) for grid in grids])[:-1]
@@ -198,8 +205,11 @@ class _Activity:
 class _Watch:
     """What is seen of all layers in one sweep."""
 
-    def __init__(self, network: Network, incremental: Incremental, squares: int) -> None:
+    def __init__(
+        self, network: Network, incremental: Incremental, squares: int, advance: Advance
+    ) -> None:
         self._output, self._incremental = network.output.index, incremental
+        self._advance = advance
         outputs = int(np.prod(network.output.shape))
         clean = incremental.clean(network.output)
         self.logits = np.zeros((squares, outputs), clean.cpu().numpy().dtype)
@@ -218,3 +228,4 @@ class _Watch:
         if step.index == self._output:
             outputs: Tensor = self._incremental.whole(step.index, piece)
             self.logits[which] = outputs.flatten(1).cpu().numpy()
+            self._advance(len(np.unique(which)))

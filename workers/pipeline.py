@@ -24,7 +24,7 @@ from deconvoy.errors import (
     RunUnreadable,
 )
 from deconvoy.files import refuse_in_the_way
-from deconvoy.schema import FORMAT, layer_path
+from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
 from workers.datasets import Listing
@@ -46,6 +46,9 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
+from workers.occlusion_items import require_readable
+from workers.occlusion_stage import image_work, unit_work
+from workers.parts import marker_path
 from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
 from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
@@ -54,7 +57,7 @@ from workers.writer import create_layer, create_pictures, write_examples, write_
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["scan", "projection"]
+Stage = Literal["scan", "projection", "occlusion", "unit-occlusion"]
 
 WAIT_SECONDS = 0.5
 """Longest wait for news from the workers; also how often progress is told."""
@@ -70,7 +73,7 @@ _Results = dict[tuple[str, int], Any]
 
 @dataclass(frozen=True)
 class Advance:
-    """How far a stage is: images scanned, or projections done."""
+    """How far a stage is: images scanned, projections done, or positions of a square."""
 
     stage: Stage
     done: int
@@ -117,6 +120,7 @@ def create(
         )
     job = settle(spec, packed, batch_size, listing)
     job.projection_items()  # refuses what cannot be projected before anything is written
+    require_readable(job.occluding, job.listing, job.packed.transform)
     if check is not None:
         check(job, run)
     if occupied:
@@ -195,6 +199,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             fold = job.without_outliers(shards.fold)
             summary = driver.merge(shards, fold)
             driver.project(fold)
+            driver.occlude(fold)
         finally:
             executor.shutdown()
         run.sweep()  # what a worker that was killed had half written
@@ -319,7 +324,7 @@ class _Driver:
             if layer.name not in started:
                 create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
         self._take_over(list(items.values()), fold)
-        left = [name for name in items if not self.run.exists(_marker(name))]
+        left = [name for name in items if not self.run.exists(marker_path(name))]
 
         def count(name: str) -> int:
             return self._hits_in(items[name], fold)
@@ -348,7 +353,7 @@ class _Driver:
 
     def _mark(self, item: ProjectionItem, projections: int) -> None:
         fields = {"units": item.units.tolist(), "projections": projections}
-        self.run.write(_marker(item.name), json.dumps(fields).encode())
+        self.run.write(marker_path(item.name), json.dumps(fields).encode())
 
     def _take_over(self, items: Sequence[ProjectionItem], fold: Fold) -> None:
         """Commit what the run that is extended has projected already."""
@@ -364,7 +369,7 @@ class _Driver:
             return
         left = [
             item for item in items
-            if not self.run.exists(_marker(item.name)) and old.exists(_marker(item.name))
+            if not self.run.exists(marker_path(item.name)) and old.exists(marker_path(item.name))
         ]  # fmt: skip
         for item in unchanged(self.job, left, fold, old, self.run):
             take_over(item, old, self.run)
@@ -373,9 +378,20 @@ class _Driver:
 
     def _has_pictures(self, layer: str) -> bool:
         """Whether any item of the layer is committed: its arrays must not be made anew."""
-        return bool(self.run.names(_marker(f"projection/{layer}/x").rpartition("/")[0]))
+        return bool(self.run.names(marker_path(f"projection/{layer}/x").rpartition("/")[0]))
 
-    # Both -------------------------------------------------------------------------------------
+    # Occlusion --------------------------------------------------------------------------------
+
+    def occlude(self, fold: Fold) -> None:
+        """Slide squares over the images and the hits the spec chooses."""
+        for work_of in (image_work, unit_work):
+            work = work_of(self.job, self.run, fold)
+            if work is not None:
+                self._stage(
+                    work.stage, work.left, work.lease_of, work.commit, work.done, work.total
+                )
+
+    # All -------------------------------------------------------------------------------------
 
     def _stage(
         self,
@@ -483,10 +499,3 @@ def _failure(item: str | None, reason: str) -> str:
     if item is None:
         return f"No worker starts: {reason}"
     return f"The work item {item} failed: {reason}"
-
-
-def _marker(item: str) -> str:
-    """Path of an item's marker; the layer's name is escaped as in its group's path."""
-    stage, _, rest = item.partition("/")
-    layer, _, name = rest.rpartition("/")
-    return f"ledger/{stage}/{layer_path(layer).removeprefix('layers/')}/{name}.json"

@@ -58,7 +58,7 @@ def create_layer(run: RunStore, layer: Layer, k: int) -> None:
             continue
         shape = tuple(sizes[dim] for dim in field.dims)
         attributes = {"edges": _finite(histogram_edges())} if field.name == "histogram" else {}
-        _create(group, field, shape, shape, None, attributes)
+        create_array(group, field, shape, shape, None, attributes)
 
 
 def create_pictures(run: RunStore, layer: Layer, k: int, storage: StorageSpec) -> None:
@@ -72,13 +72,13 @@ def create_pictures(run: RunStore, layer: Layer, k: int, storage: StorageSpec) -
             chunk = (1, k, height, width, 3)
             shape, shard = (layer.units, *chunk[1:]), (item, *chunk[1:])
             dtype = projection_dtype(storage) if field.name == "projection" else None
-            _create(group, field, shape, chunk, shard, {}, dtype)
+            create_array(group, field, shape, chunk, shard, {}, dtype)
     by_name = {field.name: field for field in LAYER_ARRAYS}
-    _create(group, by_name["scale"], (layer.units, k), (item, k), None, {})
-    _create(group, by_name["projected"], (layer.units,), (item,), None, {})
+    create_array(group, by_name["scale"], (layer.units, k), (item, k), None, {})
+    create_array(group, by_name["projected"], (layer.units,), (item,), None, {})
 
 
-def _create(
+def create_array(
     group: zarr.Group,
     field: ArrayField,
     shape: tuple[int, ...],
@@ -87,6 +87,7 @@ def _create(
     attributes: Mapping[str, Any],
     dtype: np.dtype[Any] | None = None,
 ) -> None:
+    """Make an array of the schema, over an older one if there is one."""
     group.create_array(
         field.name,
         shape=shape,
@@ -177,7 +178,7 @@ def _write_new(run: RunStore, layer: Layer, fields: Sequence[ArrayField], arrays
     assert isinstance(group, zarr.Group)
     for field in fields:
         values = arrays[field.name]
-        _create(group, field, values.shape, values.shape, None, {})
+        create_array(group, field, values.shape, values.shape, None, {})
         _array(run.zarr("r+"), layer.name, field.name)[...] = values
 
 
@@ -191,7 +192,12 @@ def write_pictures(
 
 
 def _array(group: zarr.Group, layer: str, name: str) -> zarr.Array[Any]:
-    array = group[f"{layer_path(layer)}/{name}"]
+    return kept_whole(group, f"{layer_path(layer)}/{name}")
+
+
+def kept_whole(group: zarr.Group, path: str) -> zarr.Array[Any]:
+    """An array to write to."""
+    array = group[path]
     assert isinstance(array, zarr.Array)
     # Zarr leaves out chunks that are all fill; then "nothing" and "lost" would look the same.
     return array.with_config({"write_empty_chunks": True})

@@ -7,9 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from workers.leases import Assignment, ProjectionLease, ScanLease
+from workers.leases import (
+    Assignment,
+    OcclusionLease,
+    ProjectionLease,
+    ScanLease,
+    UnitOcclusionLease,
+)
 
-Lease = ScanLease | ProjectionLease
+Lease = ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,41 @@
+"""Read arrays of a run, and say in a sentence what is wrong with one that cannot be read."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import LocalStore
+
+from deconvoy.errors import RunUnreadable
+
+
+def array_of(group: zarr.Group, name: str) -> Any:
+    """An array of a group, unread.
+
+    Raises:
+        RunUnreadable: there is none of that name.
+    """
+    try:
+        return group[name]
+    except KeyError:
+        url = str(group.store.root) if isinstance(group.store, LocalStore) else "URL"
+        raise RunUnreadable(
+            f"The run {url!r} has no array {f'{group.path}/{name}'!r}: `deconvoy verify {url}` "
+            "tells what else is missing; copy it again from where it is whole, or make it anew."
+        ) from None
+
+
+def read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
+    """A part of an array.
+
+    Raises:
+        RunUnreadable: no such array, or its bytes do not have the checksum they were written with.
+    """
+    array = array_of(group, name)
+    try:
+        return np.asarray(array[selection])
+    except (RuntimeError, ValueError, OSError) as error:  # each codec raises its own
+        raise RunUnreadable(
+            f"The array {array.path!r} is broken ({error}): copy it again from where it is whole, "
+            "or make the run anew."
+        ) from error
