@@ -201,7 +201,7 @@ def _draw_row(image: Image.Image, draw: Draw, row: _Row, top: int, tiled: bool) 
     )
     panels: tuple[Callable[[], UInt8[np.ndarray, "row col rgb"]], ...] = (
         lambda: _picture(row),
-        lambda: _map(row, heat.shaded(_share(one.activity[row.layer], _activity_range(row)))),
+        lambda: _map(row, heat.shaded(_shares(one.activity[row.layer], _activity_range(row)))),
         lambda: _projection(row),
         lambda: _map(row, heat.shaded(one.probability)),
         lambda: _map(row, heat.coloured(one.label, heat.legend(one.label, one.target))),
@@ -289,7 +289,7 @@ def _draw_bar(
     height, (low, high) = row.shape[0], bounds
     share = np.linspace(1, 0, height)[:, None].repeat(BAR, 1)
     image.paste(Image.fromarray(heat.shaded(share)), (x, y))
-    at = y + round((1 - float(_share(np.float64(clean), bounds))) * (height - 1))
+    at = y + round((1 - float(_shares(np.array([clean], np.float32), bounds)[0])) * (height - 1))
     for value, place in ((high, y), (low, y + height - 1)):
         if abs(place - at) > SMALL + 2:
             text = _number(value)
@@ -359,11 +359,13 @@ def _activity_range(row: _Row) -> tuple[float, float]:
     return min(0.0, low, clean), max(0.0, high, clean)
 
 
-def _share(
-    values: Float32[np.ndarray, "*place"] | np.float64, bounds: tuple[float, float]
-) -> Float32[np.ndarray, "*place"] | np.float64:
+def _shares(
+    values: Float32[np.ndarray, "*place"], bounds: tuple[float, float]
+) -> Float32[np.ndarray, "*place"]:
     low, high = bounds
-    return (values - low) / (high - low) if high > low else values * 0
+    width = high - low if high > low else 1.0
+    shares: Float32[np.ndarray, "*place"] = ((values - low) / width).astype(np.float32)
+    return shares
 
 
 def _number(value: float) -> str:

@@ -52,7 +52,8 @@ def shaded(share: Float[ndarray, "*place"]) -> UInt8[ndarray, "*place rgb"]:
     at = np.clip(share, 0, 1) * (len(_VIRIDIS) - 1)
     steps = np.arange(len(_VIRIDIS))
     channels = [np.interp(at, steps, _VIRIDIS[:, channel]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    colours: UInt8[ndarray, "*place rgb"] = np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+    return colours
 
 
 def cells(
@@ -85,7 +86,7 @@ def placed(
     empty: Colour,
 ) -> UInt8[ndarray, "row col rgb"]:
     """A picture of the grid; ``rows`` and ``cols`` from ``cells``."""
-    picture = colours[rows[:, None], cols[None, :]]
+    picture: UInt8[ndarray, "row col rgb"] = colours[rows[:, None], cols[None, :]]
     picture[(rows < 0)[:, None] | (cols < 0)[None, :]] = empty
     return picture
 

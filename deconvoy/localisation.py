@@ -8,8 +8,10 @@ Two numbers stand beside it: how often the centre of the image would hit, and ch
 the square's positions whose centre lies in a box.
 """
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +58,17 @@ class Localisation:
     def hits(self) -> int:
         return int(self.rows.column("hit").to_numpy(zero_copy_only=False).sum())
 
+    def summary(self) -> dict[str, Any]:
+        """The shares and what they are of, as plain fields."""
+        shares = {name: self.share(name) for name in ("hit", "centre", "chance")}
+        counts = {"with_boxes": len(self.rows), "hits": self.hits}
+        return {**counts, **shares, "without_boxes": self.without_boxes, "labels": self.labels}
+
+    def table(self) -> pa.Table:
+        """The rows, with the summary in their metadata: ``told`` a sentence, ``summary`` JSON."""
+        told = {"told": self.told(), "summary": json.dumps(self.summary())}
+        return self.rows.replace_schema_metadata(told)
+
     def told(self) -> str:
         """In a sentence."""
         images = len(self.rows)
@@ -67,8 +80,8 @@ class Localisation:
         hit, centre, chance = (self.share(name) for name in ("hit", "centre", "chance"))
         left = f"; {self.without_boxes:,} more have no box" if self.without_boxes else ""
         return (
-            f"localisation: in {self.hits:,} of {images:,} occluded images ({hit:.0%}) the class is "
-            f"least probable where the object is covered; the image's centre would be right in "
+            f"localisation: in {self.hits:,} of {images:,} occluded images ({hit:.0%}) the class "
+            f"is least probable where the object is covered; the image's centre would be right in "
             f"{centre:.0%}, chance in {chance:.0%} ({self.labels}{left})"
         )
 
@@ -116,4 +129,5 @@ def _share_inside(
 ) -> float:
     """Share of points that lie in any of the boxes."""
     inside = (points[:, None] >= boxes[None, :, :2]) & (points[:, None] < boxes[None, :, 2:])
-    return float(inside.all(2).any(1).mean())
+    in_any = np.logical_or.reduce(np.logical_and.reduce(inside, axis=2), axis=1)
+    return float(in_any.mean())

@@ -154,7 +154,26 @@ def occlusion_of(run: "Run", image: int | str) -> Occlusion:
         projection={name: stored[n] * scale[n] for n, name in enumerate(layers) if scale[n] > 0},
         boxes=_boxes(own("box") if "box" in group else np.zeros((0, 4), np.int32)),
         classes=run.classes,
+        maps=maps_among({name: _size_of(run, name) for name in layers}, run.outputs),
     )
+
+
+def maps_among(sizes: Mapping[str, tuple[int, int, int]], outputs: int) -> tuple[str, ...]:
+    """Layers of feature maps, without those that have one for every class.
+
+    Args:
+        sizes: units, height and width of each layer.
+    """
+    return tuple(
+        name
+        for name, (units, height, width) in sizes.items()
+        if height * width > 1 and units != outputs
+    )
+
+
+def _size_of(run: "Run", layer: str) -> tuple[int, int, int]:
+    told: dict[str, Any] = dict(run.layer_group(layer).attrs.asdict())
+    return told["units"], told["height"], told["width"]
 
 
 def occluded(run: "Run") -> pa.Table:

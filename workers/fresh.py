@@ -6,25 +6,42 @@ The same sweep and the same panels as the analysis of a run makes; nothing is wr
 import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Int32
+from pydantic import ValidationError
 from torch import nn
 
 from deconvoy.errors import ImageUnreadable, RequestError, RunNotFound
-from deconvoy.occlusion import Occlusion
+from deconvoy.occlusion import Occlusion, maps_among
+from deconvoy.refusals import sentences
 from deconvoy.run import Run
-from deconvoy.spec import Transform
+from deconvoy.spec import OcclusionSpec, StorageSpec, Transform
 from workers import pipeline
+from workers.actor import TorchSettings
 from workers.boxes import in_input
+from workers.choice import choose
+from workers.cones import Cone
+from workers.deconvnet import Deconvnet
 from workers.graph import Layer, Network
+from workers.grids import Grid
 from workers.images import Picture, from_pixels
-from workers.job import Job, choose, trace
+from workers.independence import require_independent
+from workers.job import Job, trace
+from workers.machine import cores
 from workers.models import PackedModel, pack, pack_module
 from workers.notebook import rgb_of, transform_of
-from workers.panels import Projector, Square, Subject, no_boxes, occluded
+from workers.occluding import Arrays, Occluder
+from workers.occlusion_items import fill_of, grid_of
 from workers.sources import FileSource
+
+WHOLE = StorageSpec(max_side=1024, projection="float16")
+"""Nothing is written, so pictures need not be small."""
 
 Layers = str | Sequence[str] | None
 Fill = str | float | Sequence[float]
@@ -38,6 +55,19 @@ class _Opened:
     transform: Transform
     classes: tuple[str, ...]
     layers: Sequence[Layer]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A picture, with what is known of it."""
+
+    picture: Picture
+    image: int = -1
+    """Its id in a run; −1 where it has none."""
+    uri: str = ""
+    label: int | None = None
+    boxes: Int32[np.ndarray, "box y0x0y1x1"] | None = None
+    """In preprocessed pixels."""
 
 
 def occlude(
@@ -90,17 +120,69 @@ def occlude(
         )
     else:
         opened, subject = _of_run(os.fspath(model), image, layers)
-    subject = _labelled(subject, label, opened)
-    square = Square.of(opened.transform, patch, stride, fill)
-    return occluded(
-        opened.network,
-        Projector(opened.network),
-        opened.transform,
-        subject,
-        square,
-        layers=opened.layers,
+    asked = _asked({"patch": patch, "stride": stride, "fill": fill, "top5": top5})
+    return _looked(opened, _labelled(subject, label, opened), asked)
+
+
+def _asked(fields: Mapping[str, Any]) -> OcclusionSpec:
+    given = {name: value for name, value in fields.items() if value is not None}
+    try:
+        return OcclusionSpec.model_validate({"kind": "occlusion", **given})
+    except ValidationError as error:
+        raise RequestError(" ".join(sentences(error, OcclusionSpec))) from None
+
+
+def _looked(opened: _Opened, subject: _Subject, asked: OcclusionSpec) -> Occlusion:
+    network, transform = opened.network, opened.transform
+    require_independent(network)
+    grid, fill = grid_of(asked, transform.crop), fill_of(asked, transform)
+    deconvnet, settings = Deconvnet(network), TorchSettings.now()
+    torch.set_num_threads(1)  # as in a run: the bits depend on it, and lanes are faster
+    try:
+        with ThreadPoolExecutor(cores()) as pool:
+            occluder = Occluder(
+                network, deconvnet, lambda layer: Cone(network, layer), opened.layers,
+                transform, WHOLE, pool.map, lambda count: None,
+            )  # fmt: skip
+            arrays = occluder.panels(subject.picture, grid, fill, subject.label, asked.top5)
+    finally:
+        settings.restore()
+    return _gathered(opened, subject, arrays, grid, fill)
+
+
+def _gathered(
+    opened: _Opened, subject: _Subject, arrays: Arrays, grid: Grid, fill: tuple[float, ...]
+) -> Occlusion:
+    """The arrays of a run's row as what a run's reader makes of them."""
+    names = [layer.name for layer in opened.layers]
+    scale, stored = arrays["scale"], arrays["projection"].astype(np.float32)
+    top5 = arrays.get("top5"), arrays.get("top5_probability")
+    sizes = {layer.name: (layer.units, layer.height, layer.width) for layer in opened.layers}
+    boxes = np.zeros((0, 4), np.int32) if subject.boxes is None else subject.boxes
+    return Occlusion(
+        image=subject.image,
+        uri=subject.uri,
+        size=(opened.transform.crop, opened.transform.crop),
+        y=grid.y.astype(np.int32),
+        x=grid.x.astype(np.int32),
+        patch=grid.patch[0],
+        stride=grid.stride,
+        fill=fill,
+        target=int(arrays["target"]),
+        probability=arrays["probability"].astype(np.float32),
+        clean_probability=float(arrays["clean_probability"]),
+        label=arrays["label"].astype(np.int64),
+        clean_label=int(arrays["clean_label"]),
+        top5=None if top5[0] is None else top5[0].astype(np.int64),
+        top5_probability=None if top5[1] is None else top5[1].astype(np.float32),
+        unit=dict(zip(names, arrays["unit"].tolist(), strict=True)),
+        activity=dict(zip(names, arrays["activity"].astype(np.float32), strict=True)),
+        clean_activity=dict(zip(names, arrays["clean_activity"].tolist(), strict=True)),
+        picture=np.ascontiguousarray(arrays["picture"]),
+        projection={name: stored[n] * scale[n] for n, name in enumerate(names) if scale[n] > 0},
+        boxes=boxes,
         classes=opened.classes,
-        top5=top5,
+        maps=maps_among(sizes, opened.network.layers[-1].units),
     )
 
 
@@ -117,7 +199,7 @@ def _of_model(
     return _opened(replace(packed, module=model), tuple(classes), layers)
 
 
-def _of_run(url: str, image: Any, layers: Layers) -> tuple[_Opened, Subject]:
+def _of_run(url: str, image: Any, layers: Layers) -> tuple[_Opened, _Subject]:
     """The model of a run, and the picture as it sees it."""
     run = Run(url)
     if run.spec.model.name.startswith("object/"):
@@ -152,24 +234,24 @@ def _opened(packed: PackedModel, classes: tuple[str, ...], layers: Layers) -> _O
     return _Opened(network, packed.transform, classes, chosen)
 
 
-def _of_image(run: Run, job: Job, image: int) -> Subject:
+def _of_image(run: Run, job: Job, image: int) -> _Subject:
     if image not in run.images()["id"].to_pylist():
         raise RunNotFound(f"The run {run.url!r} has no image {image}: `run.images()` lists them.")
     place = job.place_of(image)
     uri, transform = job.listing.uris[place], job.packed.transform
     picture = _readable(lambda: job.listing.source.read(uri, transform), uri)
-    found = no_boxes()
+    found = None
     if job.boxes is not None:
         found = in_input(job.boxes.of(uri), (picture.height, picture.width), transform)
-    return Subject(picture.pixels, image, uri, job.listing.labels[place], found)
+    return _Subject(picture, image, uri, job.listing.labels[place], found)
 
 
-def _subject(image: Any, transform: Transform) -> Subject:
+def _subject(image: Any, transform: Transform) -> _Subject:
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         source = FileSource(os.getcwd())
-        return Subject(_readable(lambda: source.read(path, transform), path).pixels, uri=path)
-    return Subject(_readable(lambda: from_pixels(rgb_of(image), transform), "image").pixels)
+        return _Subject(_readable(lambda: source.read(path, transform), path), uri=path)
+    return _Subject(_readable(lambda: from_pixels(rgb_of(image), transform), "image"))
 
 
 def _readable(read: Callable[[], Picture], what: str) -> Picture:
@@ -179,7 +261,7 @@ def _readable(read: Callable[[], Picture], what: str) -> Picture:
         raise ImageUnreadable(f"{what!r}: {error}.") from error
 
 
-def _labelled(subject: Subject, label: int | str | None, opened: _Opened) -> Subject:
+def _labelled(subject: _Subject, label: int | str | None, opened: _Opened) -> _Subject:
     if label is None:
         return subject
     outputs = opened.network.layers[-1].units
