@@ -426,7 +426,8 @@ _OCCLUSION_PAGE = """## A grey square over images, `occlusion/`
 Only with an analysis of kind occlusion. One image a chunk (`y` and `x` are whole), written by one
 owner; `image` is written last. The group's attributes have `patch`, `stride` and `fill` (0–255, a
 number a channel) of the square, `size` (height and width of the preprocessed image, in whose pixels
-all places are), `layers` and `labels` (as of the root group). A layer's `occlusion` is stored one
+all places are), `layers` and `labels` (as of the root group), and `boxes` (the most an image has, 0
+where the data has none). A layer's `occlusion` is stored one
 unit a chunk, some a Zarr shard.
 """
 

@@ -113,9 +113,10 @@ def verify(
         unfinished = (
             "" if status == "done" else f" The run is {status}; what it has so far is whole."
         )
+        squares = f" and {found['squares']:,} squares" if found["squares"] else ""
         out.print(
             f"All is well: {found['chunks']:,} chunks and {found['files']:,} other files read, "
-            f"{found['hits']:,} hits recomputed.{unfinished}"
+            f"{found['hits']:,} hits{squares} recomputed.{unfinished}"
         )
 
 

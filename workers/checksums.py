@@ -74,14 +74,20 @@ class Chunks:
 
     def array(self, layer: str, name: str) -> np.ndarray | None:
         """An array whole; None where it cannot be read, which was told."""
-        path = f"{layer_path(layer)}/{name}"
+        return self.array_at(f"{layer_path(layer)}/{name}")
+
+    def array_at(self, path: str) -> np.ndarray | None:
+        """The same of an array anywhere below the run."""
         if path in self.broken or not self.run.exists(f"{path}/zarr.json"):
             return None
         array: Any = self.run.zarr()[path]
         return np.asarray(array[...])
 
     def absent(self, layer: str, name: str, place: tuple[int, ...]) -> Fault:
-        path = f"{layer_path(layer)}/{name}"
+        return self.absent_at(f"{layer_path(layer)}/{name}", place)
+
+    def absent_at(self, path: str, place: tuple[int, ...]) -> Fault:
+        """The same of an array anywhere below the run."""
         array: Any = self.run.zarr()[path]
         return Fault(f"{path}/{_chunk_key(array, place)}", "is missing, but the ledger promises it")
 

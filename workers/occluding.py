@@ -7,7 +7,7 @@ the engine's budget of bytes, whatever the number of positions.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +34,8 @@ for each of them."""
 Arrays = dict[str, np.ndarray]
 
 
-class Lanes(Protocol):
-    """Do some work on several things at once; results in order."""
-
-    def __call__(self, work: Callable[[Any], Any], things: Iterable[Any], /) -> Iterator[Any]: ...
+Lanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""Does some work on several things at once; results in order."""
 
 
 class Occluder:

@@ -86,6 +86,7 @@ def create_group(
             "size": [side, side],
             "layers": list(layers),
             "labels": labels,
+            "boxes": lengths["box"],
         }
     )
 

@@ -6,24 +6,21 @@ on the image; the stored place must reach the largest of its map within the same
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.run import Run
 from workers import pipeline
 from workers.checksums import Fault
-from workers.graph import Layer
 from workers.images import normalise
-from workers.job import Job, trace
-
-TOLERANCE = 1e-4
-"""float32 sums in another order: of images alone and of BatchNorms that are not folded."""
+from workers.job import Job
+from workers.plain import TOLERANCE, PlainForward
+from workers.replay_occlusion import faults_of_squares, squares_of
 
 Row = dict[str, Any]
 
@@ -31,6 +28,8 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class Replayed:
     hits: int
+    squares: int
+    """Positions of squares on images and on hits."""
     faults: list[Fault]
 
 
@@ -54,7 +53,9 @@ def replay(url: str, sample: int, seed: int = 0) -> Replayed:
     faults: list[Fault] = []
     for image_id in sorted(by_image):
         faults += _faults_of(job, plain, by_image[image_id])
-    return Replayed(sum(map(len, by_image.values())), faults)
+    squares = squares_of(run, sample, seed)
+    faults += faults_of_squares(squares, job, plain)
+    return Replayed(sum(map(len, by_image.values())), len(squares), faults)
 
 
 def drawn(run: Run, sample: int, seed: int) -> Iterator[Row]:
@@ -104,49 +105,3 @@ def _difference(row: Row, own: Float[Tensor, "row col"], tolerance: float) -> st
         y, x = divmod(int(own.argmax()), own.shape[1])
         return f"its place is {row['y']}, {row['x']}, but a plain forward pass finds it at {y}, {x}"
     return None
-
-
-class PlainForward:
-    """The model of a job, unfolded, that shows each layer of one image."""
-
-    def __init__(self, job: Job) -> None:
-        model = job.packed.build()
-        network = trace(job.packed, model)  # for the names; the model itself is untouched
-        layers = [network.layer(layer.name) for layer in job.layers]
-        self._watch: dict[str, list[Layer]] = {}
-        for layer in layers:
-            node = network.steps[layer.step].node
-            self._watch.setdefault(node.name, []).append(layer)
-        self._module = fx.GraphModule(model, network.steps[0].node.graph)
-
-    @torch.inference_mode()
-    def __call__(
-        self,
-        image: Float[Tensor, "1 channel row col"],
-        see: Callable[[str, Float[Tensor, "unit row col"]], None],
-    ) -> None:
-        _Watched(self._module, self._watch, see).run(image, enable_io_processing=False)
-
-
-class _Watched(fx.Interpreter):
-    def __init__(
-        self, module: nn.Module, watch: dict[str, list[Layer]], see: Callable[[str, Tensor], None]
-    ) -> None:
-        super().__init__(module)
-        self._watch, self._see = watch, see
-
-    def run_node(self, n: fx.Node) -> Any:
-        layers = self._watch.get(n.name, [])
-        for layer in layers:
-            if layer.ceiling is not None:  # its score is the rectifier's input, from zero
-                self._show(layer, self.env[n.all_input_nodes[0]].clamp(min=0))
-        value = super().run_node(n)
-        for layer in layers:
-            if layer.ceiling is None:
-                self._show(layer, value)
-        return value
-
-    def _show(self, layer: Layer, value: Tensor) -> None:
-        # A layer may have its channels last; one of neurons has no rows.
-        maps = layer.as_maps(value)[0]
-        self._see(layer.name, maps.reshape(layer.units, layer.height, layer.width))

@@ -46,6 +46,7 @@ from workers.tables import (
     sums_of,
 )
 from workers.topk import Partial, UnitIndex, empty_fold, outliers_of, without_outliers
+from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
 
 PICTURES = ("patch", "projection", "scale", "projected")
 """Arrays that the projection's work items fill."""
@@ -65,10 +66,12 @@ class Report:
     """Markers, parts of the images table, metadata."""
     hits: int = 0
     """Recomputed with a plain forward pass."""
+    squares: int = 0
+    """Positions of an occlusion analysis, recomputed likewise."""
     faults: list[Fault] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        counts = {"chunks": self.chunks, "files": self.files, "hits": self.hits}
+        counts = {name: getattr(self, name) for name in ("chunks", "files", "hits", "squares")}
         return {**counts, "faults": [vars(fault) for fault in self.faults]}
 
 
@@ -90,13 +93,17 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
+    for occlusion in (ImageOcclusion, UnitOcclusions):
+        covering = occlusion(chunks, opened.attributes)
+        report.faults += list(covering.faults())[:SHOWN]
+        report.files += covering.files
     report.chunks, report.files = chunks.read, report.files + chunks.files
     # Of a broken run the hits cannot be read; before its scan is done a run has none.
     if sample and not report.faults and "results" in opened.attributes:
         from workers.replay import replay
 
         replayed = replay(url, sample, seed)
-        report.hits = replayed.hits
+        report.hits, report.squares = replayed.hits, replayed.squares
         report.faults += replayed.faults[:SHOWN]
     return report
 
