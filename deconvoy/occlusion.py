@@ -272,5 +272,5 @@ def _row_of(run: "Run", ids: Int64[ndarray, " image"], image: int | str) -> int:
     return int(rows[0])
 
 
-def _boxes(stored: Int32[ndarray, "box y0x0y1x1"]) -> Int32[ndarray, "box y0x0y1x1"]:
+def _boxes(stored: Int32[ndarray, "stored y0x0y1x1"]) -> Int32[ndarray, "box y0x0y1x1"]:
     return stored[stored[:, 0] >= 0]

@@ -50,10 +50,10 @@ class Boxes(Protocol):
 class FileBoxes:
     """Those a file lists."""
 
-    known: Mapping[str, Sequence[tuple[float, float, float, float]]]
+    known: Mapping[str, Float64[np.ndarray, "_ x0y0x1y1"]]
 
     def of(self, uri: str) -> Float64[np.ndarray, "box x0y0x1y1"]:
-        return np.array(self.known.get(uri, ()), np.float64).reshape(-1, 4)
+        return self.known.get(uri, np.zeros((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def boxes_of(data: DataSpec, listing: Listing) -> Boxes | None:
         return _own(listing.source)
     if _own(listing.source) is not None:
         raise RequestError("data.boxes is for files: shapes knows its own boxes; leave it out.")
-    found = FileBoxes(_read(data.boxes))
+    read = _read(data.boxes)
+    found = FileBoxes({path: np.array(boxes, np.float64) for path, boxes in read.items()})
     named = [uri for uri in listing.uris if uri in found.known]
     if not named:
         first = next(iter(found.known), "none")
