@@ -44,7 +44,7 @@ WHOLE = StorageSpec(max_side=1024, projection="float16")
 """Nothing is written, so pictures need not be small."""
 
 Layers = str | Sequence[str] | None
-Fill = str | float | Sequence[float]
+Fill = str | int | float | Sequence[int | float]
 
 
 @dataclass(frozen=True)
