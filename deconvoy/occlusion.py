@@ -76,6 +76,21 @@ class Occlusion:
     """Where the object is, half-open; none where the data carries no boxes."""
     classes: tuple[str, ...]
     """Names of the model's outputs; empty where unknown."""
+    maps: tuple[str, ...] = ()
+    """Layers of feature maps among ``unit``, without those that have one map for every class; the
+    last one is that of the paper's figure.  Empty where nobody looked."""
+
+    @property
+    def weakest(self) -> tuple[float, float]:
+        """Centre (y, x) of the square under which the target is least probable, in input pixels; of
+        equals the first in reading order."""
+        row, col = divmod(int(self.probability.argmin()), len(self.x))
+        return float(self.y[row]) + self.patch / 2, float(self.x[col]) + self.patch / 2
+
+    def default_layer(self) -> str:
+        """The layer whose strongest map a figure shows unless told: the last of feature maps."""
+        projected = [name for name in self.projection if name != "logits"]
+        return (self.maps or projected or tuple(self.unit))[-1]
 
     def name_of(self, label: int) -> str:
         """A class for people."""
@@ -139,7 +154,26 @@ def occlusion_of(run: "Run", image: int | str) -> Occlusion:
         projection={name: stored[n] * scale[n] for n, name in enumerate(layers) if scale[n] > 0},
         boxes=_boxes(own("box") if "box" in group else np.zeros((0, 4), np.int32)),
         classes=run.classes,
+        maps=maps_among({name: _size_of(run, name) for name in layers}, run.outputs),
     )
+
+
+def maps_among(sizes: Mapping[str, tuple[int, int, int]], outputs: int) -> tuple[str, ...]:
+    """Layers of feature maps, without those that have one for every class.
+
+    Args:
+        sizes: units, height and width of each layer.
+    """
+    return tuple(
+        name
+        for name, (units, height, width) in sizes.items()
+        if height * width > 1 and units != outputs
+    )
+
+
+def _size_of(run: "Run", layer: str) -> tuple[int, int, int]:
+    told: dict[str, Any] = dict(run.layer_group(layer).attrs.asdict())
+    return told["units"], told["height"], told["width"]
 
 
 def occluded(run: "Run") -> pa.Table:

@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from deconvoy.asking import QUERIES, Query, ask, find, register, usage
 from deconvoy.comparison import diff, overall
 from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.localisation import Localisation, localisation_of
 from deconvoy.run import Run
 from deconvoy.schema import MISSING_LABEL
 
@@ -28,6 +29,9 @@ __all__ = [
     "selective",
     "nearest",
     "image",
+    "image_id_of",
+    "localisation",
+    "pointing_game",
     "diff",
     "overall",
     "QUERIES",
@@ -179,13 +183,43 @@ def image(
 
     A number is an id, as all tables print it; anything else is a path (uri).
     """
-    image_id = _image_id(run, image)
+    image_id = image_id_of(run, image)
     tables = []
     for name in _layers(run, layer):
         table = run.table(name)
         table = table.filter(pc.equal(table["image_id"], image_id))
         tables.append(table.sort_by([("rank", "ascending"), ("unit", "ascending")]))
     return pa.concat_tables(tables).drop_columns(["image_id", "uri", "label"])
+
+
+@register
+def localisation(run: Run) -> pa.Table:
+    """Whether the class is least probable where the object is covered: the pointing game.
+
+    One row an occluded image with boxes: the centre of that square (y, x), whether it lies in a box
+    (hit), whether the image's centre does, and the share of the square's positions that do
+    (chance).  Images without boxes have no row.  The shares are in the metadata of the table.
+    """
+    return pointing_game(run).table()
+
+
+def pointing_game(run: Run) -> Localisation:
+    """The localisation of a run with its shares.
+
+    Raises:
+        RunNotFound: the run has slid no square over its images.
+    """
+    ids = run.occluded()["image_id"].to_pylist()
+    known = [
+        label is not None for label in run.images_of(np.array(ids, np.int64))["label"].to_pylist()
+    ]
+    if all(known):
+        whose = "true classes"
+    elif any(known):
+        whose = f"true classes, of {known.count(False):,} images without one the predicted class"
+    else:
+        whose = "predicted classes, since the data carries none"
+    return localisation_of(map(run.occlusion, ids), whose)
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -257,7 +291,12 @@ def _class_index(run: Run, name: str) -> int:
     raise RequestError(f"The run {run.url!r} has no class {name!r}; nearest: {', '.join(near)}.")
 
 
-def _image_id(run: Run, image: int | str) -> int:
+def image_id_of(run: Run, image: int | str) -> int:
+    """Id of an image by its id (a number, also as text) or its path.
+
+    Raises:
+        RunNotFound: no such image; names the nearest.
+    """
     images = run.images()
     number = isinstance(image, int) or image.isdecimal()
     wanted = pc.equal(images["id"], int(image)) if number else pc.equal(images["uri"], image)

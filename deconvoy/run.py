@@ -166,6 +166,11 @@ class Run:
         return tuple(self.attributes["classes"])
 
     @property
+    def outputs(self) -> int:
+        """How many the model has."""
+        return int(self.attributes["provenance"]["outputs"])
+
+    @property
     def labels(self) -> str:
         """What the labels of hits are: ``true`` classes, or where the data carries none the
         ``predicted`` ones."""

@@ -115,6 +115,11 @@ class DataSpec(Section):
     """A CSV or Parquet file with the columns path, label and, if you like, name, which then names
     the output of a model that has no names of its own.  For a list of places a list of files, or
     null."""
+    boxes: str | None = None
+    """A CSV or Parquet file with the columns path, x0, y0, x1 and y1: where the objects are, a row
+    each, in pixels of the image's file (turned as EXIF says), x1 and y1 outside; images are named
+    as in ``where.ids``.  Occlusion figures show them and ``deconvoy query URL localisation`` counts
+    by them."""
     where: WhereSpec | None = None
     """Leave the other images out."""
     distinct: bool = False

@@ -17,8 +17,8 @@ from rich.markup import escape
 
 import deconvoy
 from deconvoy import figures
-from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
-from service import collisions, launcher, progress, reading, tables
+from deconvoy.errors import DeconvoyError
+from service import collisions, drawing, launcher, progress, reading, tables
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
 
@@ -90,9 +90,9 @@ def demo(
         found = launcher.demo(folder, observe=observe, say=say)
     run = deconvoy.open(found["folder"].run)
     out.print(f"\n{tables.summary(found)}")
-    for layer in _projected(run):
+    for layer in drawing.projected(run):
         path = found["folder"].figures / f"{layer}.png"
-        figures.save(_draw(run, layer, None), path)
+        figures.save(drawing.draw_layer(run, layer, None), path)
         out.print(f"  {escape(str(path))}", soft_wrap=True)
     here = found["folder"]
     out.print(
@@ -212,94 +212,6 @@ def show(
         _show_unit(opened, layer, unit, as_json)
 
 
-@app.command()
-def figure(
-    url: Url,
-    layer: Annotated[
-        str | None, typer.Argument(help="Name of a layer; default: a few units of every layer.")
-    ] = None,
-    path: Annotated[
-        Path | None, typer.Option("-o", "--out", help="PNG or JPEG file.", show_default=False)
-    ] = None,
-    units: Annotated[
-        str | None, typer.Option(help="Which, as in 0-15 or 3,7,12; default: the first sixteen.")
-    ] = None,
-    zoom: Annotated[
-        bool | None,
-        typer.Option("--zoom/--no-zoom", help="Zoom to what carries signal; default: deep layers."),
-    ] = None,
-    smooth: Annotated[
-        float | None,
-        typer.Option(min=0, max=20, help="Blur by so many pixels; default: 1 in deep layers."),
-    ] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="Signed grey instead of colours.")] = False,
-    tile: Annotated[int, typer.Option(min=16, max=512, help="Side of a tile in pixels.")] = 64,
-) -> None:
-    """Fig. 2 of the paper: each map's nine projections beside its nine patches."""
-    opened = deconvoy.open(url)
-    if path is None:
-        path = Path(f"{layer or 'overview'}.png")
-    if layer is None:
-        if units is not None:
-            raise RequestError("--units needs a LAYER: name the layer they are units of.")
-        picture = _overview(opened, grey=grey, tile=tile)
-    else:
-        picture = _draw(
-            opened, layer, _numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile
-        )
-    figures.save(picture, path)
-    out.print(escape(str(path)), soft_wrap=True)
-
-
-def _draw(
-    run_: deconvoy.Run,
-    layer: str,
-    units: list[int] | None,
-    zoom: bool | None = None,
-    sigma: float | None = None,
-    **look: Any,
-) -> Any:
-    """Fig. 2; deep layers are zoomed and smoothed unless told."""
-    told = {"zoom": zoom, "sigma": sigma}
-    chosen = {key: value for key, value in told.items() if value is not None}
-    return run_.figure(layer, units, **{**run_.look(layer), **chosen}, **look)
-
-
-def _overview(run_: deconvoy.Run, **look: Any) -> Any:
-    """Four units of every projected layer, those with the strongest ninth hit."""
-    chosen = []
-    projected = _projected(run_)
-    if not projected:
-        raise RunNotFound(
-            f"No layer of {run_.url!r} has projections to draw: {run_.projected_told()}"
-        )
-    for layer in projected:
-        last: Any = run_.layer_group(layer)["score"]
-        ninth = last[:, -1]  # −inf where there are fewer
-        best = sorted(run_.projected_units(layer), key=lambda unit: -ninth[unit])[:4]
-        best.sort()
-        chosen += [run_.unit(layer, u).pictures for u in best]
-    return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
-
-
-def _projected(run_: deconvoy.Run) -> list[str]:
-    return [name for name in run_.layer_names if run_.projected_units(name)]
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """``0-3,7`` → [0, 1, 2, 3, 7]."""
-    if text is None:
-        return None
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        numbered = first.isdecimal() and (last.isdecimal() or not dash)
-        if not numbered or int(last or first) < int(first):
-            raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
-        numbers += range(int(first), int(last or first) + 1)
-    return list(dict.fromkeys(numbers))
-
-
 def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
     results: dict[str, Any] = run_.attributes.get("results", {})
     if as_json:
@@ -351,7 +263,14 @@ def _finish(url: str, found: dict[str, Any]) -> None:
     out.print(f"{tables.summary(found)}\n{where}", soft_wrap=True)
 
 
-for _verb in (reading.query, reading.export, reading.diff, reading.verify, reading.doctor):
+for _verb in (
+    drawing.figure,
+    reading.query,
+    reading.export,
+    reading.diff,
+    reading.verify,
+    reading.doctor,
+):
     app.command()(_verb)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.occlusion import Occlusion
 from deconvoy.run import Run
 from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
 from service import collisions, tables
@@ -226,6 +227,27 @@ def verify(url: str, sample: int) -> dict[str, Any]:
 
         found: dict[str, Any] = verify_run(url, sample).to_json()
     return found
+
+
+def occlude(
+    url: str,
+    image: int | str,
+    *,
+    patch: int | None = None,
+    stride: int | None = None,
+    layer: str | None = None,
+) -> Occlusion:
+    """Slide a square over one image, now, with a run's model.
+
+    Args:
+        image: id of an image of the run, or a file that nobody scanned.
+        layer: the only one to watch; default: all of the run.
+    """
+    with _extra("workers", "Occluding an image"):
+        from workers.fresh import occlude as look
+
+    layers = None if layer is None else [layer]
+    return look(url, image, patch=patch, stride=stride, layers=layers)
 
 
 def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The commands that read and check: query, export, diff, verify and doctor.  ``cli`` lists them."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +29,8 @@ def query(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a run: purity, examples, outliers, dead, images-most-hit, selective, nearest, image."""
+    """Ask a run: purity, examples, outliers, dead, images-most-hit, selective, nearest, image,
+    localisation."""
     if name is None:
         if as_json:
             print_json({q.name: q.doc for q in queries.QUERIES.values()})
@@ -37,12 +39,14 @@ def query(
         return
     given, named = _split(queries.find(name), arguments or [])
     found = queries.ask(deconvoy.open(url), name, given, named)
+    told = {key.decode(): value.decode() for key, value in (found.schema.metadata or {}).items()}
     if as_json:
-        print_json(found.to_pylist())
-    elif not found.num_rows:
-        out.print("Nothing found.")
-    else:
-        out.print(tables.of_rows(found))
+        rows = found.to_pylist()
+        print_json({**json.loads(told["summary"]), "rows": rows} if told else rows)
+        return
+    out.print(tables.of_rows(found) if found.num_rows else "Nothing found.")
+    if told:
+        out.print(escape(told["told"]), soft_wrap=True)
 
 
 def export(

@@ -104,11 +104,11 @@ def test_pixels_equal_the_classic_transforms(name: str, transform: str, tmp_path
     assert torch.equal(picture.pixels, expected)
 
 
-def test_a_turned_file_is_upright_and_keeps_the_files_size(tmp_path: Path) -> None:
+def test_a_turned_file_is_upright_and_so_is_its_size(tmp_path: Path) -> None:
     files = [saved(f"turned_{i}", tmp_path) for i in (1, 6)]
     upright, lying = (decode(file.read_bytes(), TRANSFORM) for file in files)
     assert not torch.equal(upright.pixels, lying.pixels)
-    assert (lying.width, lying.height) == (60, 45)
+    assert (lying.width, lying.height) == (45, 60)
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])

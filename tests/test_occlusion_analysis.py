@@ -36,7 +36,7 @@ from tests.runs import (
     write_photographs,
 )
 from workers import extend, pipeline
-from workers.boxes import Boxes, in_input
+from workers.boxes import FileBoxes, in_input
 from workers.executors.inline import InlineExecutor
 from workers.job import settle
 from workers.occluding import Occluder, parts_of
@@ -547,7 +547,7 @@ def test_runs_without_squares_say_so(calm: Path, tmp_path: Path) -> None:
 def test_boxes_of_the_objects_are_kept_where_the_data_has_them(tmp_path: Path) -> None:
     job, run = pipeline.create(spec_of(ONE_SQUARE, layers=["logits"]), str(tmp_path / "run"))
     known = {"3": np.array([[8.0, 4.0, 40.0, 32.0], [0.0, 0.0, 9.0, 9.0]])}
-    job = replace(job, boxes=Boxes(known))
+    job = replace(job, boxes=FileBoxes(known))
     pipeline.execute(job, run, InlineExecutor(), ignore)
     opened = deconvoy.open(tmp_path / "run")
     transform = job.packed.transform

@@ -71,7 +71,8 @@ def with_images(prepare: Callable[[Path], None], **data: Any) -> Case:
     def case(folder: Path) -> list[str | Path]:
         (folder / "images").mkdir()
         prepare(folder)
-        fields = {k: str(v).format(folder=folder) if k == "labels" else v for k, v in data.items()}
+        files = ("labels", "boxes")
+        fields = {k: str(v).format(folder=folder) if k in files else v for k, v in data.items()}
         return run(folder, data={"uri": str(folder / "images"), **fields})
 
     return case
@@ -95,6 +96,15 @@ def labels_of_others(folder: Path) -> None:
 def label_too_high(folder: Path) -> None:
     write_photographs(folder / "images", 4)
     (folder / "labels.csv").write_text("path,label\na/000.png,10\n", encoding="utf-8")
+
+
+def with_boxes(*lines: str, header: str = "path,x0,y0,x1,y1") -> Case:
+    def prepare(folder: Path) -> None:
+        write_photographs(folder / "images", 4)
+        text = "".join(f"{line}\n" for line in (header, *lines))
+        (folder / "boxes.csv").write_text(text, encoding="utf-8")
+
+    return with_images(prepare, boxes="{folder}/boxes.csv")
 
 
 def an_unfinished_run(folder: Path) -> list[str | Path]:
@@ -136,6 +146,29 @@ REFUSED: dict[str, tuple[Case, int, str]] = {
         "'10' of 'a/000.png' is neither an output index below 10"),
     "a labels file that is not there": (
         with_images(labels_of_others, labels="{folder}/gone.csv"), 2, "gone.csv' cannot be read"),
+    "a boxes file that is not there": (
+        with_images(labels_of_others, boxes="{folder}/gone.csv"), 2, "gone.csv' cannot be read"),
+    "boxes of other images": (
+        with_boxes("elsewhere/1.png,1,1,5,5"), 2,
+        "names none of the images; its paths are named as the images are, as in 'a/000.png'"),
+    "boxes without a column": (
+        with_boxes("a/000.png,1,1,5", header="path,x,y,w"), 2,
+        "has path, x, y, w, but its columns are path, x0, y0, x1, y1"),
+    "an empty boxes file": (with_boxes(), 2, "has no rows, but its columns are path, x0"),
+    "a box that is no numbers": (
+        with_boxes("a/000.png,1,1,left,5"), 2, "row 1 ('a/000.png'): x0 '1', y0 '1', x1 'left'"),
+    "a box whose corners are reversed": (
+        with_boxes("a/000.png,30,1,5,5"), 2, "the box 30, 1, 5, 5 ends before it begins"),
+    "a box left of its file": (
+        with_boxes("a/000.png,-9,1,5,5"), 2, "the box begins at -9, 1, outside the file"),
+    "a box beyond its file": (
+        with_boxes("b/001.png,1,1,90,5"), 2,
+        "'b/001.png': The box 1, 1, 90, 5 reaches beyond its file of 80×81 pixels"),
+    "boxes that are shares": (
+        with_boxes("a/000.png,0.1,0.1,0.5,1"), 2, "no coordinate is above 1, so they are shares"),
+    "boxes of shapes": (
+        lambda folder: run(folder, data={"uri": "shapes?size=8", "boxes": "boxes.csv"}), 2,
+        "shapes knows its own boxes; leave it out"),
     "no place to write": (
         lambda folder: [*run(folder)[:3], "/proc/nowhere/run", "--executor", "inline"], 1, "/proc"),
     "a file where the output's folder should be": (

@@ -33,7 +33,7 @@ S = TypeVar("S")
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded image as the model sees it, and the size of its file."""
+    """One decoded image as the model sees it, and the size of its file, turned as EXIF says."""
 
     pixels: UInt8[Tensor, "channel row col"]
     width: int
@@ -60,7 +60,7 @@ def decode(content: bytes, transform: Transform) -> Picture:
                 raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
             # By way of RGB: of palettes and transparent images, grey is made from it.
             rgb = upright_rgb(image)
-        return Picture(_fit(rgb, transform), width, height)
+        return Picture(_fit(rgb, transform), *rgb.size)
     except ImageUnreadable:
         raise
     except UnidentifiedImageError as error:  # its own sentence holds an address in memory
@@ -103,19 +103,24 @@ _RESAMPLING = {
 def _fit(image: Image.Image, transform: Transform) -> UInt8[Tensor, "channel row col"]:
     image = image if transform.channels == 3 else image.convert("L")
     width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if short != transform.resize:
-        # the longer side is cut, not rounded, as in torchvision
-        longer = int(transform.resize * long / short)
-        if longer * transform.resize > MAX_PIXELS:
+    tall, wide = fitted_size((height, width), transform)
+    if (wide, tall) != image.size:
+        if wide * tall > MAX_PIXELS:
             raise ImageUnreadable(
-                f"{width}×{height} pixels would be {longer}×{transform.resize} after resizing, "
-                f"more than {MAX_PIXELS:,}"
+                f"{width}×{height} pixels would be {max(wide, tall)}×{transform.resize} after "
+                f"resizing, more than {MAX_PIXELS:,}"
             )
-        size = (transform.resize, longer) if width <= height else (longer, transform.resize)
-        image = image.resize(size, _RESAMPLING[transform.interpolation])
+        image = image.resize((wide, tall), _RESAMPLING[transform.interpolation])
     pixels = _cropped(np.atleast_3d(np.asarray(image)), transform.crop)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def fitted_size(size: tuple[int, int], transform: Transform) -> tuple[int, int]:
+    """Height and width after resizing the shorter side, before the crop."""
+    height, width = size
+    # The longer side is cut, not rounded, as in torchvision.
+    longer = int(transform.resize * max(size) / min(size))
+    return (longer, transform.resize) if width <= height else (transform.resize, longer)
 
 
 def _cropped(

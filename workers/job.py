@@ -19,7 +19,7 @@ from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec
-from workers.boxes import Boxes
+from workers.boxes import Boxes, boxes_of
 from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
 from workers.examples import Ranking, rankings_of
@@ -321,7 +321,8 @@ def settle(
     automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
     chosen = batch_size or (automatic if asked == "auto" else asked)
     occluding = occluding_of(spec, packed.transform, network, layers, listing)
-    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding)
+    boxes = boxes_of(spec.data, listing)
+    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, boxes)
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(
             f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "
@@ -362,7 +363,11 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    places = {"uri": each(spec.data.uri), "labels": each(spec.data.labels)}
+    places = {
+        "uri": each(spec.data.uri),
+        "labels": each(spec.data.labels),
+        "boxes": absolute(spec.data.boxes),
+    }
     data = spec.data.model_copy(update=places)
     return spec.model_copy(update={"model": model, "data": data})
 

@@ -100,7 +100,7 @@ def analyse(
             **sections,
         }
     )
-    chosen, chosen_from = _transform(model, transform)
+    chosen, chosen_from = transform_of(model, transform)
     model = copy.deepcopy(model).float().eval()
     packed = pack_module(model, kind, {}, None, classes, chosen, chosen_from)
     packed = replace(packed, module=model)
@@ -115,9 +115,10 @@ def analyse(
     return Run(out)
 
 
-def _transform(
+def transform_of(
     model: nn.Module, asked: Transform | Mapping[str, Any] | None
 ) -> tuple[Transform, str]:
+    """The transform of a model at hand, and where it comes from, for people."""
     if isinstance(asked, Transform):
         return asked, "the call"
     if asked is not None:
@@ -129,7 +130,7 @@ def _transform(
 
 
 def _in_memory(images: Iterable[Any], labels: Sequence[int | None] | None) -> Listing:
-    pixels = [_rgb(image, number) for number, image in enumerate(images)]
+    pixels = [rgb_of(image, f"images[{number}]") for number, image in enumerate(images)]
     if not pixels:
         raise RequestError("images is empty: give at least one.")
     if labels is not None and len(labels) != len(pixels):
@@ -146,18 +147,23 @@ def _in_memory(images: Iterable[Any], labels: Sequence[int | None] | None) -> Li
     )
 
 
-def _rgb(image: Any, number: int) -> UInt8[np.ndarray, "row col rgb"]:
+def rgb_of(image: Any, what: str = "image") -> UInt8[np.ndarray, "row col rgb"]:
+    """The pixels of a PIL picture or an array.
+
+    Args:
+        what: it is called in errors.
+    """
     if isinstance(image, Image.Image):
         try:
             return np.array(upright_rgb(image))
         except Exception as error:  # one that Pillow has opened is only decoded now
             raise RequestError(
-                f"images[{number}] cannot be read: {error}; mend it or leave it out."
+                f"{what} cannot be read: {error}; mend it or leave it out."
             ) from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,):
         return image
     shape = getattr(image, "shape", "")
     raise RequestError(
-        f"images[{number}] is {type(image).__name__} {shape}: give PIL pictures or uint8 arrays "
+        f"{what} is {type(image).__name__} {shape}: give PIL pictures or uint8 arrays "
         "of (row, col, 3), before normalisation."
     )

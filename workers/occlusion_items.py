@@ -127,29 +127,33 @@ def occluding_of(
         _require_units(asked, layers)
     return Occluding(
         asked,
-        grid_of(asked, transform.crop),
-        _fill(asked, transform),
+        _grid(asked, transform.crop),
+        fill_of(asked, transform),
         named,
         _chosen(asked, layers),
     )
 
 
-def grid_of(asked: OcclusionSpec, side: int) -> Grid:
-    """The squares over an image of ``side`` × ``side`` pixels.
-
-    Raises:
-        RequestError: no square fits.
-    """
-    automatic = min(side, max(2, round(side / PATCHES_A_SIDE)))
-    patch = automatic if asked.patch == "auto" else asked.patch
-    stride = math.ceil(patch / 2) if asked.stride == "auto" else asked.stride
+def _grid(asked: OcclusionSpec, side: int) -> Grid:
     try:
-        return grid_over_image(side, side, patch, stride)
+        return grid_of(asked, side)
     except RequestError as error:
         raise RequestError(f"analyses.occlusion: {error}") from None
 
 
-def _fill(asked: OcclusionSpec, transform: Transform) -> tuple[float, ...]:
+def grid_of(asked: OcclusionSpec, side: int) -> Grid:
+    """The grid over an image of ``side`` pixels.
+
+    Raises:
+        RequestError: the square does not fit.
+    """
+    automatic = min(side, max(2, round(side / PATCHES_A_SIDE)))
+    patch = automatic if asked.patch == "auto" else asked.patch
+    stride = math.ceil(patch / 2) if asked.stride == "auto" else asked.stride
+    return grid_over_image(side, side, patch, stride)
+
+
+def fill_of(asked: OcclusionSpec, transform: Transform) -> tuple[float, ...]:
     """A number a channel."""
     if asked.fill == "mean":
         return tuple(255 * mean for mean in transform.mean)

@@ -1,0 +1,372 @@
+"""Draw what a grey square hides from a model: Fig. 7, a row of five panels an image.
+
+(a) the image with one square and the true boxes; (b) the activity of a layer's strongest map for
+each position of the square; (c) what that map sees in the image; (d) the probability of the class;
+(e) the most probable class.  Arrays in, a picture out; no state, no knowledge of runs or models.
+
+Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), section 4.2 and Fig. 7.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image, ImageDraw
+
+from deconvoy import heat
+from deconvoy.errors import RequestError
+from deconvoy.figures import BACKGROUND, BRIGHT, EMPTY, MUTED, signed_colours, smoothed
+from deconvoy.lettering import (
+    clipped,
+    draw_lines,
+    font,
+    printable,
+    text_height,
+    text_width,
+    wrapped,
+)
+from deconvoy.occlusion import Occlusion
+
+BOX = (255, 214, 92)
+SQUARE = (255, 255, 255)
+
+MARGIN, GAP = 24, 20
+TITLE, TEXT, SMALL = 20, 13, 11
+HEADING = 36
+"""Pixels of the two lines above a panel."""
+LEFT_TICKS, BOTTOM_TICKS = 28, 18
+BAR, BAR_LABELS = 10, 44
+LEGEND = 168
+OTHER_TILES = 4
+
+Projections = Sequence[Float32[np.ndarray, "h w 3"]]
+Draw = ImageDraw.ImageDraw
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One image's panels and how they are drawn."""
+
+    occlusion: Occlusion
+    layer: str
+    others: Projections
+    """The same map's projections in other images."""
+    side: int
+    sigma: float
+
+    @property
+    def other_side(self) -> int:
+        return (self.side - 3 * (OTHER_TILES - 1)) // OTHER_TILES
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a panel; the longer one is ``side``."""
+        height, width = self.occlusion.size
+        longer = max(height, width)
+        return round(self.side * height / longer), round(self.side * width / longer)
+
+    @property
+    def height(self) -> int:
+        return TITLE + 12 + HEADING + self.side + BOTTOM_TICKS
+
+
+def figure7(
+    occlusion: Occlusion,
+    layer: str | None = None,
+    *,
+    others: Projections = (),
+    side: int = 176,
+    sigma: float = 1.0,
+) -> Image.Image:
+    """The paper's Fig. 7 of one image.
+
+    Args:
+        layer: whose strongest map panels (b) and (c) show; default: the last one of feature maps.
+        others: projections of that map in other images, beside (c); at most four are drawn.
+        side: longer side of a panel in pixels.
+        sigma: Gaussian over the projections, in pixels of those given.
+
+    Raises:
+        RequestError: no such layer.
+    """
+    return figure7_page([occlusion], layer, others=[others], side=side, sigma=sigma)
+
+
+def figure7_page(
+    occlusions: Sequence[Occlusion],
+    layer: str | None = None,
+    *,
+    others: Sequence[Projections] = (),
+    side: int = 176,
+    sigma: float = 1.0,
+) -> Image.Image:
+    """Several images, a row each; ``others`` one entry an image, or none at all.
+
+    Raises:
+        RequestError: no image, no such layer, or a size that cannot be drawn.
+    """
+    rows = _rows(occlusions, layer, others or [()] * len(occlusions), side, sigma)
+    tiled = any(row.others for row in rows)
+    width = _x_of(5, side, tiled) + LEGEND + MARGIN
+    foot = wrapped(_explained(rows), SMALL + 1, MUTED, width - 2 * MARGIN)
+    height = MARGIN + sum(row.height + GAP for row in rows) + text_height(foot) + MARGIN
+    image = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(image)
+    top = MARGIN
+    for row in rows:
+        _draw_row(image, draw, row, top, tiled)
+        top += row.height + GAP
+    draw_lines(draw, foot, MARGIN, top)
+    return image
+
+
+def _rows(
+    occlusions: Sequence[Occlusion],
+    layer: str | None,
+    others: Sequence[Projections],
+    side: int,
+    sigma: float,
+) -> list[_Row]:
+    if not occlusions:
+        raise RequestError("No images to draw; name at least one.")
+    if len(others) != len(occlusions):
+        raise RequestError(f"others has {len(others)} entries for {len(occlusions)} images.")
+    if not 64 <= side <= 1024:
+        raise RequestError(f"side is {side}; a panel's side must be 64 to 1024 pixels.")
+    if not 0 <= sigma <= 100:
+        raise RequestError(f"sigma is {sigma}; it must be 0 (no smoothing) to 100 pixels.")
+    return [
+        _Row(one, _known(one, layer), tuple(own)[:OTHER_TILES], side, sigma)
+        for one, own in zip(occlusions, others, strict=True)
+    ]
+
+
+def _known(occlusion: Occlusion, layer: str | None) -> str:
+    if layer is None:
+        return occlusion.default_layer()
+    if layer not in occlusion.unit:
+        names = list(occlusion.unit)
+        near = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
+        raise RequestError(
+            f"The occlusion of {occlusion.uri!r} has no layer {layer!r}; nearest: "
+            f"{', '.join(near)}."
+        )
+    return layer
+
+
+def _explained(rows: Sequence[_Row]) -> str:
+    one = rows[0].occlusion
+    colour = ", ".join(f"{value:.0f}" for value in one.fill)
+    alike = {(row.occlusion.patch, row.occlusion.stride, row.occlusion.fill) for row in rows}
+    told = f"{one.patch} px ({colour}), every {one.stride} px" if len(alike) == 1 else "of colour"
+    boxes = " Yellow: the true box." if any(len(row.occlusion.boxes) for row in rows) else ""
+    smooth = f", smoothed by {rows[0].sigma:g} px" if rows[0].sigma else ""
+    return (
+        f"A square {told}, slides over each image; axes are pixels of the model's input. (a) It "
+        f"stands where the class is least probable.{boxes} (b) Sum over the map that is strongest "
+        "in the clean image. (c) That map's largest activation projected to pixels, signed, "
+        f"mid-grey is zero{smooth}. (d) Softmax probability. (e) Class with the largest one. In "
+        "(b), (d) and (e) each cell is one position, drawn at the square's centre; the white mark "
+        "on a scale is the clean image."
+    )
+
+
+# -- a row ---------------------------------------------------------------------------------------
+
+
+def _x_of(panel: int, side: int, tiled: bool) -> int:
+    """Left edge of a panel's picture; of the legend behind the last one."""
+    bar = 8 + BAR + BAR_LABELS
+    tiles = (side - 3 * (OTHER_TILES - 1)) // OTHER_TILES + 6 if tiled else 0
+    after = (0, bar, tiles, bar, 12)
+    x = MARGIN + LEFT_TICKS
+    for before in range(panel):
+        x += side + after[before] + (GAP + LEFT_TICKS if before < 4 else 0)
+    return x
+
+
+def _draw_row(image: Image.Image, draw: Draw, row: _Row, top: int, tiled: bool) -> None:
+    one = row.occlusion
+    _draw_title(draw, one, top, image.width)
+    y = top + TITLE + 12 + HEADING
+    name = printable(one.name_of(one.target))
+    headings = (
+        ("(a) image", f"square {one.patch} px"),
+        (f"(b) activity of map {one.unit[row.layer]}", row.layer),
+        ("(c) what it sees here", "and in other images" if row.others else ""),
+        ("(d) probability", name),
+        ("(e) most probable class", ""),
+    )
+    panels: tuple[Callable[[], UInt8[np.ndarray, "row col rgb"]], ...] = (
+        lambda: _picture(row),
+        lambda: _map(row, heat.shaded(_shares(one.activity[row.layer], _activity_range(row)))),
+        lambda: _projection(row),
+        lambda: _map(row, heat.shaded(one.probability)),
+        lambda: _map(row, heat.coloured(one.label, heat.legend(one.label, one.target))),
+    )
+    for number, (heading, panel) in enumerate(zip(headings, panels, strict=True)):
+        x = _x_of(number, row.side, tiled)
+        _draw_heading(draw, heading, x, y, row.side)
+        image.paste(Image.fromarray(panel()), (x, y))
+        _draw_ticks(draw, row, x, y)
+    _draw_marks(draw, row, _x_of(0, row.side, tiled), y)
+    of_bar = row.shape[1] + 8
+    bounds, clean = _activity_range(row), one.clean_activity[row.layer]
+    _draw_bar(image, draw, row, _x_of(1, row.side, tiled) + of_bar, y, bounds, clean)
+    of_class = (0.0, 1.0), one.clean_probability
+    _draw_bar(image, draw, row, _x_of(3, row.side, tiled) + of_bar, y, *of_class)
+    for number, other in enumerate(row.others):
+        tile = Image.fromarray(_signed(other, row.sigma, (row.other_side, row.other_side)))
+        x = _x_of(2, row.side, tiled) + row.side + 6
+        image.paste(tile, (x, y + number * (row.other_side + 3)))
+    _draw_legend(draw, one, _x_of(5, row.side, tiled), y)
+
+
+def _draw_title(draw: Draw, one: Occlusion, top: int, width: int) -> None:
+    name = printable(one.name_of(one.target))
+    draw.text((MARGIN, top + TITLE), name, BRIGHT, font(TITLE), anchor="ls")
+    x = MARGIN + text_width(name, TITLE) + 12
+    told = [f"p = {one.clean_probability:.3f}, lowest {float(one.probability.min()):.3f}"]
+    if one.clean_label != one.target:
+        told.append(f"predicted: {printable(one.name_of(one.clean_label))}")
+    draw.text((x, top + TITLE), "   ".join(told), MUTED, font(TEXT), anchor="ls")
+    x += text_width("   ".join(told), TEXT) + 16
+    uri = clipped(printable(one.uri), TEXT, width - x - MARGIN, keep_end=True)
+    draw.text((x, top + TITLE), uri, MUTED, font(TEXT), anchor="ls")
+
+
+def _draw_heading(draw: Draw, heading: tuple[str, str], x: int, y: int, width: int) -> None:
+    for line, (text, colour) in enumerate(zip(heading, (BRIGHT, MUTED), strict=True)):
+        text = clipped(printable(text), TEXT, width + BAR_LABELS, keep_end=line == 1)
+        draw.text((x, y - HEADING + 14 + 16 * line), text, colour, font(TEXT), anchor="ls")
+
+
+def _draw_ticks(draw: Draw, row: _Row, x: int, y: int) -> None:
+    for axis, (length, drawn) in enumerate(zip(row.occlusion.size, row.shape, strict=True)):
+        for value in (0, length // 2, length):
+            at = round(value * drawn / length)
+            if axis == 0:
+                draw.line((x - 4, y + at, x - 2, y + at), MUTED)
+                draw.text((x - 6, y + at), str(value), MUTED, font(SMALL), anchor="rm")
+            else:
+                below = y + row.shape[0]
+                draw.line((x + at, below + 1, x + at, below + 3), MUTED)
+                draw.text((x + at, below + 5), str(value), MUTED, font(SMALL), anchor="ma")
+
+
+def _draw_marks(draw: Draw, row: _Row, x: int, y: int) -> None:
+    """The square where it hides most, and the true boxes, over the image."""
+    one = row.occlusion
+    scale = row.shape[0] / one.size[0]
+
+    def outline(
+        box: Sequence[int | float], fill: tuple[int, ...] | None, colour: heat.Colour
+    ) -> None:
+        y0, x0, y1, x1 = (round(scale * side) for side in box)
+        draw.rectangle((x + x0, y + y0, x + x1 - 1, y + y1 - 1), fill, colour)
+
+    middle_y, middle_x = one.weakest
+    top, left = middle_y - one.patch / 2, middle_x - one.patch / 2
+    fill = tuple(round(value) for value in one.fill)
+    square = (top, left, top + one.patch, left + one.patch)
+    outline(square, fill * 3 if len(fill) == 1 else fill, SQUARE)
+    for box in one.boxes.tolist():
+        outline(box, None, BOX)
+
+
+def _draw_bar(
+    image: Image.Image,
+    draw: Draw,
+    row: _Row,
+    x: int,
+    y: int,
+    bounds: tuple[float, float],
+    clean: float,
+) -> None:
+    """A scale from its upper to its lower bound, with a mark at the clean value."""
+    height, (low, high) = row.shape[0], bounds
+    share = np.linspace(1, 0, height)[:, None].repeat(BAR, 1)
+    image.paste(Image.fromarray(heat.shaded(share)), (x, y))
+    at = y + round((1 - float(_shares(np.array([clean], np.float32), bounds)[0])) * (height - 1))
+    for value, place in ((high, y), (low, y + height - 1)):
+        if abs(place - at) > SMALL + 2:
+            text = _number(value)
+            draw.text((x + BAR + 7, place), text, MUTED, font(SMALL), anchor="lm")
+    draw.rectangle((x - 2, at - 1, x + BAR + 1, at), BRIGHT)
+    draw.text((x + BAR + 7, at), _number(clean), BRIGHT, font(SMALL), anchor="lm")
+
+
+def _draw_legend(draw: Draw, one: Occlusion, x: int, y: int) -> None:
+    for number, key in enumerate(heat.legend(one.label, one.target)):
+        middle = y + 8 + 19 * number
+        draw.rectangle((x, middle - 5, x + 10, middle + 5), key.colour)
+        share = f"{key.share:.0%}" if 0.01 <= key.share <= 0.99 or key.share == 1 else "<1%"
+        share = ">99%" if 0.99 < key.share < 1 else share
+        draw.text((x + 50, middle), share, MUTED, font(SMALL), anchor="rm")
+        name = f"{key.classes} others" if key.label is None else one.name_of(key.label)
+        name = clipped(printable(name), TEXT, LEGEND - 56)
+        watched = key.label == one.target
+        draw.text((x + 56, middle), name, BRIGHT if watched else MUTED, font(TEXT), anchor="lm")
+
+
+# -- pictures of panels --------------------------------------------------------------------------
+
+
+def _picture(row: _Row) -> UInt8[np.ndarray, "row col rgb"]:
+    shown = Image.fromarray(row.occlusion.picture)
+    return np.asarray(shown.resize(row.shape[::-1], Image.Resampling.BICUBIC))
+
+
+def _map(row: _Row, colours: UInt8[np.ndarray, "gy gx rgb"]) -> UInt8[np.ndarray, "row col rgb"]:
+    one = row.occlusion
+    rows, cols = (
+        heat.cells(starts, one.patch, length, pixels)
+        for starts, length, pixels in zip((one.y, one.x), one.size, row.shape, strict=True)
+    )
+    return heat.placed(colours, rows, cols, EMPTY)
+
+
+def _projection(row: _Row) -> UInt8[np.ndarray, "row col rgb"]:
+    projection = row.occlusion.projection.get(row.layer)
+    if projection is not None:
+        return _signed(projection, row.sigma, row.shape)
+    empty = Image.new("RGB", row.shape[::-1], EMPTY)
+    middle = row.shape[1] // 2, row.shape[0] // 2
+    text = "cannot be projected"
+    ImageDraw.Draw(empty).text(middle, text, MUTED, font(SMALL), anchor="mm")
+    return np.asarray(empty)
+
+
+def _signed(
+    projection: Float32[np.ndarray, "h w 3"], sigma: float, shape: tuple[int, int]
+) -> UInt8[np.ndarray, "row col rgb"]:
+    # Resized before it is coloured: shrinking averages opposite signs, and it would pale.
+    smooth = smoothed(projection, sigma)
+    channels = [Image.fromarray(np.ascontiguousarray(smooth[..., c])) for c in range(3)]
+    size = shape[::-1]
+    resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
+    return signed_colours(np.stack(resized, axis=2))
+
+
+def _activity_range(row: _Row) -> tuple[float, float]:
+    """From zero, or below where the layer goes below, to the largest: a scale that began at the
+    smallest would make any drop look deep."""
+    activity = row.occlusion.activity[row.layer]
+    clean = row.occlusion.clean_activity[row.layer]
+    low, high = float(activity.min()), float(activity.max())
+    return min(0.0, low, clean), max(0.0, high, clean)
+
+
+def _shares(
+    values: Float32[np.ndarray, "*place"], bounds: tuple[float, float]
+) -> Float32[np.ndarray, "*place"]:
+    low, high = bounds
+    width = high - low if high > low else 1.0
+    shares: Float32[np.ndarray, "*place"] = ((values - low) / width).astype(np.float32)
+    return shares
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 or value in (0, 1) else f"{value:.3g}"

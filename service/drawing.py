@@ -1,0 +1,229 @@
+"""The command ``figure``: Fig. 2 of layers, Fig. 7 of images."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from PIL import Image
+from rich.markup import escape
+
+import deconvoy
+from deconvoy import figure7, figures, queries
+from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.occlusion import Occlusion
+from service import launcher
+from service.console import Url, out, say
+
+Analysis = Literal["projection", "occlusion"]
+
+SHOWN_IMAGES = 3
+"""Rows of a Fig. 7 whose images nobody named."""
+
+TILE, PANEL = 64, 176
+"""Sides of a tile and of a panel, unless told."""
+
+
+def figure(
+    url: Url,
+    layer: Annotated[
+        str | None,
+        typer.Argument(help="Name of a layer; default: a few units of every layer, or the last."),
+    ] = None,
+    path: Annotated[
+        Path | None, typer.Option("-o", "--out", help="PNG or JPEG file.", show_default=False)
+    ] = None,
+    units: Annotated[
+        str | None, typer.Option(help="Which, as in 0-15 or 3,7,12; default: the first sixteen.")
+    ] = None,
+    zoom: Annotated[
+        bool | None,
+        typer.Option("--zoom/--no-zoom", help="Zoom to what carries signal; default: deep layers."),
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(min=0, max=20, help="Blur by so many pixels; default: 1 in deep layers."),
+    ] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="Signed grey instead of colours.")] = False,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=16, max=512, help="Side of a tile (64), or of a panel (176), in pixels."),
+    ] = None,
+    analysis: Annotated[
+        Analysis | None, typer.Option(help="Fig. 2 (projection) or Fig. 7 (occlusion).")
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ID|PATH",
+            help="Occlude this image: of the run, or a file that nobody scanned. May be repeated.",
+        ),
+    ] = None,
+    patch: Annotated[
+        int | None, typer.Option(min=1, help="Side of the square in pixels, computed now.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Pixels from one position to the next.")
+    ] = None,
+) -> None:
+    """Fig. 2 of the paper: each map's projections beside its patches. Fig. 7: --image."""
+    occlusion = analysis == "occlusion" or (analysis is None and bool(image))
+    _require_fitting(
+        occlusion,
+        of_maps={"--units": units, "--zoom": zoom, "--grey": grey or None},
+        of_images={"--image": image or None, "--patch": patch, "--stride": stride},
+    )
+    opened = deconvoy.open(url)
+    if path is None:
+        path = Path(f"{layer or ('occlusion' if occlusion else 'overview')}.png")
+    if occlusion:
+        look = {"side": tile or PANEL, "sigma": 1.0 if smooth is None else smooth}
+        picture = draw_images(opened, image, layer, patch, stride, **look)
+    elif layer is None:
+        if units is not None:
+            raise RequestError("--units needs a LAYER: name the layer they are units of.")
+        picture = _overview(opened, grey=grey, tile=tile or TILE)
+    else:
+        picture = draw_layer(
+            opened, layer, _numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile or TILE
+        )
+    figures.save(picture, path)
+    out.print(escape(str(path)), soft_wrap=True)
+
+
+def _require_fitting(occlusion: bool, of_maps: dict[str, Any], of_images: dict[str, Any]) -> None:
+    wrong = of_maps if occlusion else of_images
+    given = [name for name, value in wrong.items() if value is not None]
+    if not given:
+        return
+    if occlusion:
+        raise RequestError(
+            f"{given[0]} is for figures of feature maps, not for those of --image or --analysis "
+            "occlusion: leave it out."
+        )
+    raise RequestError(
+        f"{given[0]} is for figures of an occluded image: add --analysis occlusion or --image, and "
+        "leave --analysis projection out."
+        if given[0] != "--image"
+        else "--image is for --analysis occlusion: --analysis projection draws feature maps; leave "
+        "one of the two out."
+    )
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def draw_images(
+    run: deconvoy.Run,
+    images: list[str] | None,
+    layer: str | None = None,
+    patch: int | None = None,
+    stride: int | None = None,
+    **look: Any,
+) -> Image.Image:
+    """Fig. 7, a row an image.
+
+    Args:
+        images: ids, paths in the data set, or files; none: the first ones that the run occluded.
+        patch: with it, or with ``stride``, what the run has of another square is computed anew.
+    """
+    if not images:
+        images = [str(one) for one in run.occluded()["image_id"][:SHOWN_IMAGES].to_pylist()]
+    found = [_occlusion(run, image, layer, patch, stride) for image in images]
+    others = [_others(run, one, layer) for one in found]
+    return figure7.figure7_page(found, layer, others=others, **look)
+
+
+def _occlusion(
+    run: deconvoy.Run, image: str, layer: str | None, patch: int | None, stride: int | None
+) -> Occlusion:
+    """From the run where it has it, else computed now."""
+    known: int | str
+    try:
+        known = queries.image_id_of(run, image)
+    except RunNotFound as error:
+        if image.isdecimal():
+            raise
+        if "://" not in image and not Path(image).is_file():
+            raise RunNotFound(f"{error} Nor is it a file here.") from None
+        known = image
+    if isinstance(known, int):
+        stored = _stored(run, known)
+        asked = (patch, stride)
+        if stored and all(a in (None, b) for a, b in zip(asked, _square(stored), strict=True)):
+            return stored
+    say(f"sliding a square over {image} …")
+    return launcher.occlude(run.url, known, patch=patch, stride=stride, layer=layer)
+
+
+def _square(stored: Occlusion) -> tuple[int, int]:
+    return stored.patch, stored.stride
+
+
+def _stored(run: deconvoy.Run, image: int) -> Occlusion | None:
+    try:
+        return run.occlusion(image)
+    except RunNotFound:
+        return None
+
+
+def _others(run: deconvoy.Run, one: Occlusion, layer: str | None) -> figure7.Projections:
+    """The same map's projections in other images, where the run has them."""
+    name = layer or one.default_layer()
+    if name not in run.layer_names or one.unit.get(name) not in run.projected_units(name):
+        return ()
+    unit = run.unit(name, one.unit[name])
+    ranks = [rank for rank, image in enumerate(unit.image.tolist()) if image not in (-1, one.image)]
+    return [unit.projections[rank] for rank in ranks[: figure7.OTHER_TILES]]
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+def draw_layer(
+    run: deconvoy.Run,
+    layer: str,
+    units: list[int] | None,
+    zoom: bool | None = None,
+    sigma: float | None = None,
+    **look: Any,
+) -> Any:
+    """Fig. 2; deep layers are zoomed and smoothed unless told."""
+    told = {"zoom": zoom, "sigma": sigma}
+    chosen = {key: value for key, value in told.items() if value is not None}
+    return run.figure(layer, units, **{**run.look(layer), **chosen}, **look)
+
+
+def _overview(run: deconvoy.Run, **look: Any) -> Any:
+    """Four units of every projected layer, those with the strongest ninth hit."""
+    chosen = []
+    layers = projected(run)
+    if not layers:
+        raise RunNotFound(
+            f"No layer of {run.url!r} has projections to draw: {run.projected_told()}"
+        )
+    for layer in layers:
+        last: Any = run.layer_group(layer)["score"]
+        ninth = last[:, -1]  # −inf where there are fewer
+        best = sorted(run.projected_units(layer), key=lambda unit: -ninth[unit])[:4]
+        best.sort()
+        chosen += [run.unit(layer, u).pictures for u in best]
+    return figures.figure2(chosen, title="Overview", zoom=True, sigma=0.0, **look)
+
+
+def projected(run: deconvoy.Run) -> list[str]:
+    """Layers that have projections."""
+    return [name for name in run.layer_names if run.projected_units(name)]
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """``0-3,7`` → [0, 1, 2, 3, 7]."""
+    if text is None:
+        return None
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        numbered = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numbered or int(last or first) < int(first):
+            raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
+        numbers += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(numbers))
