@@ -27,6 +27,7 @@ def _installed(name: str) -> str:
         return "absent"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run; torch is loaded only when a test asks for a GPU.
 

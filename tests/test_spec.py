@@ -61,6 +61,7 @@ EVERYTHING: dict[str, Any] = {
         "batch_size": 8,
         "shard_size": 10,
         "precision": "float32",
+        "layout": "contiguous",
     },
 }
 
@@ -240,7 +241,7 @@ def test_a_file_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> Non
         ("data.limit", 0, ["'data.limit' is 0", "1 or more"]),
         ("storage.max_side", 4, ["'storage.max_side' is 4"]),
         ("storage.projection", "png", ["'storage.projection' is 'png'", "int8", "float16"]),
-        ("compute.precision", "bfloat16", ["'compute.precision' is 'bfloat16'", "float32"]),
+        ("compute.precision", "float16", ["'compute.precision' is 'float16'", "float32"]),
         ("model.name", None, ["'model.name' is None", "it takes a name"]),
     ],
 )
