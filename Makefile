@@ -48,7 +48,7 @@ demo: $(READY)  ## train, analyse and draw on built-in data: no GPU, no network
 	@$(BIN)/deconvoy demo $(ARGS)
 
 test: $(READY)  ## run the tests, in JOBS processes (2)
-	@$(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 lint: $(READY)  ## check style, types and which package may import which
 	@$(BIN)/ruff check .

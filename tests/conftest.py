@@ -27,18 +27,8 @@ def _installed(name: str) -> str:
         return "absent"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what this machine cannot run; torch is loaded only when a test asks for a GPU.
-
-    Of the processes that share the tests, one takes all that need the cluster, so that there is one
-    of it; the others go file by file, whose fixtures are made once.
-    """
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        clustered = item.get_closest_marker("ray") or "ray_cluster" in fixtures
-        group = "ray" if clustered else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Skip what this machine cannot run; torch is loaded only when a test asks for a GPU."""
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if wanting and not _has_gpu():
         for item in wanting:
