@@ -608,6 +608,14 @@ def test_other_missing_files_are_found_and_named(run: Path, path: str) -> None:
     assert path in {fault.place for fault in verify(str(run), 0).faults}
 
 
+@pytest.mark.parametrize(
+    "path", ["ledger/occlusion/item-000001.json", "ledger/unit-occlusion/relu1/item-000001.json"]
+)
+def test_markers_that_cannot_be_read_are_named(run: Path, path: str) -> None:
+    (run / path).write_bytes((run / path).read_bytes()[:5])
+    assert path in {fault.place for fault in verify(str(run), 0).faults}
+
+
 def changed(run: Path, path: str, place: Any, by: float) -> None:
     array: Any = RunStore(run).zarr("r+")[path]
     array[place] = np.asarray(array[place]) + by
