@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from deconvoy import queries, spec_page
-from deconvoy.schema import LAYER_ARRAYS, OCCLUSION_ARRAYS, UNIT_OCCLUSION, as_markdown
+from deconvoy.format_page import as_markdown
+from deconvoy.schema import LAYER_ARRAYS, OCCLUSION_ARRAYS, UNIT_OCCLUSION
 from deconvoy.spec import JobSpec
 from service.cli import app
 
