@@ -174,7 +174,7 @@ def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -
     y = top + TITLE + 12 + HEADING
     name = printable(one.name_of(one.target))
     headings = (
-        ("(a) image", f"square {one.patch} px"),
+        ("(a) image", f"square {one.patch} px{'; changes nothing' if one.unmoved else ''}"),
         (f"(b) activity of map {one.unit[row.layer]}", row.layer),
         ("(c) what it sees here", "and in other images" if row.others else ""),
         ("(d) probability", name),
