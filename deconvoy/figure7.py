@@ -8,16 +8,15 @@ Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), section 4.2 and Fig. 7.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from deconvoy import heat
 from deconvoy.errors import RequestError
-from deconvoy.figures import BACKGROUND, BRIGHT, EMPTY, MUTED, signed_colours, smoothed
+from deconvoy.figures import BACKGROUND, BRIGHT, MUTED
 from deconvoy.lettering import (
     clipped,
     draw_lines,
@@ -28,48 +27,30 @@ from deconvoy.lettering import (
     wrapped,
 )
 from deconvoy.occlusion import Occlusion
+from deconvoy.panels import (
+    HEADING,
+    OTHER_TILES,
+    SMALL,
+    TITLE,
+    Projections,
+    Row,
+    activity_range,
+    map_of,
+    picture_of,
+    projection_of,
+    shares,
+    signed,
+)
 
 BOX = (255, 214, 92)
 SQUARE = (255, 255, 255)
 
 MARGIN, GAP = 24, 20
-TITLE, TEXT, SMALL = 20, 13, 11
-HEADING = 36
-"""Pixels of the two lines above a panel."""
-LEFT_TICKS, BOTTOM_TICKS = 28, 18
+TEXT = 13
+LEFT_TICKS = 28
 BAR, BAR_LABELS = 10, 44
 LEGEND = 168
-OTHER_TILES = 4
-
-Projections = Sequence[Float32[np.ndarray, "h w 3"]]
 Draw = ImageDraw.ImageDraw
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One image's panels and how they are drawn."""
-
-    occlusion: Occlusion
-    layer: str
-    others: Projections
-    """The same map's projections in other images."""
-    side: int
-    sigma: float
-
-    @property
-    def other_side(self) -> int:
-        return (self.side - 3 * (OTHER_TILES - 1)) // OTHER_TILES
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of a panel; the longer one is ``side``."""
-        height, width = self.occlusion.size
-        longer = max(height, width)
-        return round(self.side * height / longer), round(self.side * width / longer)
-
-    @property
-    def height(self) -> int:
-        return TITLE + 12 + HEADING + self.side + BOTTOM_TICKS
 
 
 def figure7(
@@ -128,7 +109,7 @@ def _rows(
     others: Sequence[Projections],
     side: int,
     sigma: float,
-) -> list[_Row]:
+) -> list[Row]:
     if not occlusions:
         raise RequestError("No images to draw; name at least one.")
     if len(others) != len(occlusions):
@@ -138,7 +119,7 @@ def _rows(
     if not 0 <= sigma <= 100:
         raise RequestError(f"sigma is {sigma}; it must be 0 (no smoothing) to 100 pixels.")
     return [
-        _Row(one, _known(one, layer), tuple(own)[:OTHER_TILES], side, sigma)
+        Row(one, _known(one, layer), tuple(own)[:OTHER_TILES], side, sigma)
         for one, own in zip(occlusions, others, strict=True)
     ]
 
@@ -156,15 +137,15 @@ def _known(occlusion: Occlusion, layer: str | None) -> str:
     return layer
 
 
-def _explained(rows: Sequence[_Row]) -> str:
+def _explained(rows: Sequence[Row]) -> str:
     one = rows[0].occlusion
     colour = ", ".join(f"{value:.0f}" for value in one.fill)
     alike = {(row.occlusion.patch, row.occlusion.stride, row.occlusion.fill) for row in rows}
-    told = f"{one.patch} px ({colour}), every {one.stride} px" if len(alike) == 1 else "of colour"
+    told = f" {one.patch} px ({colour}), every {one.stride} px," if len(alike) == 1 else ""
     boxes = " Yellow: the true box." if any(len(row.occlusion.boxes) for row in rows) else ""
     smooth = f", smoothed by {rows[0].sigma:g} px" if rows[0].sigma else ""
     return (
-        f"A square {told}, slides over each image; axes are pixels of the model's input. (a) It "
+        f"A square{told} slides over each image; axes are pixels of the model's input. (a) It "
         f"stands where the class is least probable.{boxes} (b) Sum over the map that is strongest "
         "in the clean image. (c) That map's largest activation projected to pixels, signed, "
         f"mid-grey is zero{smooth}. (d) Softmax probability. (e) Class with the largest one. In "
@@ -187,24 +168,24 @@ def _x_of(panel: int, side: int, tiled: bool) -> int:
     return x
 
 
-def _draw_row(image: Image.Image, draw: Draw, row: _Row, top: int, tiled: bool) -> None:
+def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -> None:
     one = row.occlusion
     _draw_title(draw, one, top, image.width)
     y = top + TITLE + 12 + HEADING
     name = printable(one.name_of(one.target))
     headings = (
-        ("(a) image", f"square {one.patch} px"),
+        ("(a) image", f"square {one.patch} px{'; changes nothing' if one.unmoved else ''}"),
         (f"(b) activity of map {one.unit[row.layer]}", row.layer),
         ("(c) what it sees here", "and in other images" if row.others else ""),
         ("(d) probability", name),
         ("(e) most probable class", ""),
     )
     panels: tuple[Callable[[], UInt8[np.ndarray, "row col rgb"]], ...] = (
-        lambda: _picture(row),
-        lambda: _map(row, heat.shaded(_shares(one.activity[row.layer], _activity_range(row)))),
-        lambda: _projection(row),
-        lambda: _map(row, heat.shaded(one.probability)),
-        lambda: _map(row, heat.coloured(one.label, heat.legend(one.label, one.target))),
+        lambda: picture_of(row),
+        lambda: map_of(row, heat.shaded(shares(one.activity[row.layer], activity_range(row)))),
+        lambda: projection_of(row),
+        lambda: map_of(row, heat.shaded(one.probability)),
+        lambda: map_of(row, heat.coloured(one.label, heat.legend(one.label, one.target))),
     )
     for number, (heading, panel) in enumerate(zip(headings, panels, strict=True)):
         x = _x_of(number, row.side, tiled)
@@ -213,12 +194,12 @@ def _draw_row(image: Image.Image, draw: Draw, row: _Row, top: int, tiled: bool) 
         _draw_ticks(draw, row, x, y)
     _draw_marks(draw, row, _x_of(0, row.side, tiled), y)
     of_bar = row.shape[1] + 8
-    bounds, clean = _activity_range(row), one.clean_activity[row.layer]
+    bounds, clean = activity_range(row), one.clean_activity[row.layer]
     _draw_bar(image, draw, row, _x_of(1, row.side, tiled) + of_bar, y, bounds, clean)
     of_class = (0.0, 1.0), one.clean_probability
     _draw_bar(image, draw, row, _x_of(3, row.side, tiled) + of_bar, y, *of_class)
     for number, other in enumerate(row.others):
-        tile = Image.fromarray(_signed(other, row.sigma, (row.other_side, row.other_side)))
+        tile = Image.fromarray(signed(other, row.sigma, (row.other_side, row.other_side)))
         x = _x_of(2, row.side, tiled) + row.side + 6
         image.paste(tile, (x, y + number * (row.other_side + 3)))
     _draw_legend(draw, one, _x_of(5, row.side, tiled), y)
@@ -243,7 +224,7 @@ def _draw_heading(draw: Draw, heading: tuple[str, str], x: int, y: int, width: i
         draw.text((x, y - HEADING + 14 + 16 * line), text, colour, font(TEXT), anchor="ls")
 
 
-def _draw_ticks(draw: Draw, row: _Row, x: int, y: int) -> None:
+def _draw_ticks(draw: Draw, row: Row, x: int, y: int) -> None:
     for axis, (length, drawn) in enumerate(zip(row.occlusion.size, row.shape, strict=True)):
         for value in (0, length // 2, length):
             at = round(value * drawn / length)
@@ -256,7 +237,7 @@ def _draw_ticks(draw: Draw, row: _Row, x: int, y: int) -> None:
                 draw.text((x + at, below + 5), str(value), MUTED, font(SMALL), anchor="ma")
 
 
-def _draw_marks(draw: Draw, row: _Row, x: int, y: int) -> None:
+def _draw_marks(draw: Draw, row: Row, x: int, y: int) -> None:
     """The square where it hides most, and the true boxes, over the image."""
     one = row.occlusion
     scale = row.shape[0] / one.size[0]
@@ -279,7 +260,7 @@ def _draw_marks(draw: Draw, row: _Row, x: int, y: int) -> None:
 def _draw_bar(
     image: Image.Image,
     draw: Draw,
-    row: _Row,
+    row: Row,
     x: int,
     y: int,
     bounds: tuple[float, float],
@@ -289,7 +270,7 @@ def _draw_bar(
     height, (low, high) = row.shape[0], bounds
     share = np.linspace(1, 0, height)[:, None].repeat(BAR, 1)
     image.paste(Image.fromarray(heat.shaded(share)), (x, y))
-    at = y + round((1 - float(_shares(np.array([clean], np.float32), bounds)[0])) * (height - 1))
+    at = y + round((1 - float(shares(np.array([clean], np.float32), bounds)[0])) * (height - 1))
     for value, place in ((high, y), (low, y + height - 1)):
         if abs(place - at) > SMALL + 2:
             text = _number(value)
@@ -309,63 +290,6 @@ def _draw_legend(draw: Draw, one: Occlusion, x: int, y: int) -> None:
         name = clipped(printable(name), TEXT, LEGEND - 56)
         watched = key.label == one.target
         draw.text((x + 56, middle), name, BRIGHT if watched else MUTED, font(TEXT), anchor="lm")
-
-
-# -- pictures of panels --------------------------------------------------------------------------
-
-
-def _picture(row: _Row) -> UInt8[np.ndarray, "row col rgb"]:
-    shown = Image.fromarray(row.occlusion.picture)
-    return np.asarray(shown.resize(row.shape[::-1], Image.Resampling.BICUBIC))
-
-
-def _map(row: _Row, colours: UInt8[np.ndarray, "gy gx rgb"]) -> UInt8[np.ndarray, "row col rgb"]:
-    one = row.occlusion
-    rows, cols = (
-        heat.cells(starts, one.patch, length, pixels)
-        for starts, length, pixels in zip((one.y, one.x), one.size, row.shape, strict=True)
-    )
-    return heat.placed(colours, rows, cols, EMPTY)
-
-
-def _projection(row: _Row) -> UInt8[np.ndarray, "row col rgb"]:
-    projection = row.occlusion.projection.get(row.layer)
-    if projection is not None:
-        return _signed(projection, row.sigma, row.shape)
-    empty = Image.new("RGB", row.shape[::-1], EMPTY)
-    middle = row.shape[1] // 2, row.shape[0] // 2
-    text = "cannot be projected"
-    ImageDraw.Draw(empty).text(middle, text, MUTED, font(SMALL), anchor="mm")
-    return np.asarray(empty)
-
-
-def _signed(
-    projection: Float32[np.ndarray, "h w 3"], sigma: float, shape: tuple[int, int]
-) -> UInt8[np.ndarray, "row col rgb"]:
-    # Resized before it is coloured: shrinking averages opposite signs, and it would pale.
-    smooth = smoothed(projection, sigma)
-    channels = [Image.fromarray(np.ascontiguousarray(smooth[..., c])) for c in range(3)]
-    size = shape[::-1]
-    resized = [np.asarray(c.resize(size, Image.Resampling.BICUBIC)) for c in channels]
-    return signed_colours(np.stack(resized, axis=2))
-
-
-def _activity_range(row: _Row) -> tuple[float, float]:
-    """From zero, or below where the layer goes below, to the largest: a scale that began at the
-    smallest would make any drop look deep."""
-    activity = row.occlusion.activity[row.layer]
-    clean = row.occlusion.clean_activity[row.layer]
-    low, high = float(activity.min()), float(activity.max())
-    return min(0.0, low, clean), max(0.0, high, clean)
-
-
-def _shares(
-    values: Float32[np.ndarray, "*place"], bounds: tuple[float, float]
-) -> Float32[np.ndarray, "*place"]:
-    low, high = bounds
-    width = high - low if high > low else 1.0
-    shares: Float32[np.ndarray, "*place"] = ((values - low) / width).astype(np.float32)
-    return shares
 
 
 def _number(value: float) -> str:

@@ -1,7 +1,9 @@
 """Does a model look where the object is: the pointing game, played with a grey square.
 
 For each occluded image whose object has a box, the point is the centre of the square under which
-the target is least probable; it hits if it lies in a box (Zhang et al. 2016, "Top-down Neural
+the target is least probable; it hits if it lies in a box.  Where several positions are equally low
+(a square that hides next to nothing leaves a sure model at 1 everywhere) each counts its share, so
+that no order of positions is an advantage (Zhang et al. 2016, "Top-down Neural
 Attention by Excitation Backprop", arXiv:1608.00507).  There a point may miss by 15 pixels and the
 shares of classes are averaged; here no margin is given, and every image counts the same.
 Two numbers stand beside it: how often the centre of the image would hit, and chance, the share of
@@ -30,7 +32,9 @@ SCHEMA = pa.schema(
         "y": pa.float64(),
         "x": pa.float64(),
         "boxes": pa.int64(),
-        "hit": pa.bool_(),
+        "positions": pa.int64(),
+        "places": pa.int64(),
+        "hit": pa.float64(),
         "centre": pa.bool_(),
         "chance": pa.float64(),
     }
@@ -42,8 +46,9 @@ class Localisation:
     """The pointing game over the occluded images of a run."""
 
     rows: pa.Table
-    """One an image with boxes: where the point is (y, x, in input pixels), whether it hits, whether
-    the image's centre does, and the share of positions that do."""
+    """One an image with boxes: where the point is (y, x, in input pixels; the first in reading
+    order), how many places are as low, the share of them that hits, whether the image's centre
+    does, and the share of all positions that do."""
     without_boxes: int
     """Occluded images that have none, and take no part."""
     labels: str
@@ -55,13 +60,14 @@ class Localisation:
         return float(values.mean()) if len(values) else None
 
     @property
-    def hits(self) -> int:
-        return int(self.rows.column("hit").to_numpy(zero_copy_only=False).sum())
+    def unmoved(self) -> int:
+        """Images in which the probability is the same wherever the square stands."""
+        return sum(row["places"] == row["positions"] for row in self.rows.to_pylist())
 
     def summary(self) -> dict[str, Any]:
         """The shares and what they are of, as plain fields."""
         shares = {name: self.share(name) for name in ("hit", "centre", "chance")}
-        counts = {"with_boxes": len(self.rows), "hits": self.hits}
+        counts = {"with_boxes": len(self.rows), "unmoved": self.unmoved}
         return {**counts, **shares, "without_boxes": self.without_boxes, "labels": self.labels}
 
     def table(self) -> pa.Table:
@@ -79,18 +85,18 @@ class Localisation:
             )
         hit, centre, chance = (self.share(name) for name in ("hit", "centre", "chance"))
         left = f"; {self.without_boxes:,} more have no box" if self.without_boxes else ""
+        same = f"; in {self.unmoved:,} the square changes nothing" if self.unmoved else ""
         return (
-            f"localisation: in {self.hits:,} of {images:,} occluded images ({hit:.0%}) the class "
-            f"is least probable where the object is covered; the image's centre would be right in "
-            f"{centre:.0%}, chance in {chance:.0%} ({self.labels}{left})"
+            f"localisation: in {hit:.0%} of {images:,} occluded images the class is least probable "
+            f"where the object is covered; the image's centre would be right in {centre:.0%}, "
+            f"chance in {chance:.0%} ({self.labels}{same}{left})"
         )
 
 
 def localisation_of(occlusions: Iterable[Occlusion], labels: str) -> Localisation:
     """Play the game.
 
-    Of positions where the target is equally improbable the first in reading order counts.  A point
-    on the edge of a box is in it where that pixel is: from y0 to below y1.
+    A point on the edge of a box is in it where that pixel is: from y0 to below y1.
 
     Args:
         labels: what the classes watched are, for people: ``true classes``, say.
@@ -109,6 +115,7 @@ def _row(one: Occlusion) -> dict[str, object]:
     half = one.patch / 2
     rows, cols = np.meshgrid(one.y + half, one.x + half, indexing="ij")
     points = np.stack([rows.ravel(), cols.ravel()], axis=1)
+    lowest = (one.probability == one.probability.min()).ravel()
     return {
         "image_id": one.image,
         "uri": one.uri,
@@ -118,7 +125,9 @@ def _row(one: Occlusion) -> dict[str, object]:
         "y": y,
         "x": x,
         "boxes": len(one.boxes),
-        "hit": _share_inside(np.array([[y, x]]), one.boxes) == 1,
+        "positions": len(points),
+        "places": int(lowest.sum()),
+        "hit": _share_inside(points[lowest], one.boxes),
         "centre": _share_inside(np.array([[height / 2, width / 2]]), one.boxes) == 1,
         "chance": _share_inside(points, one.boxes),
     }

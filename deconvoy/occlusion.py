@@ -87,6 +87,11 @@ class Occlusion:
         row, col = divmod(int(self.probability.argmin()), len(self.x))
         return float(self.y[row]) + self.patch / 2, float(self.x[col]) + self.patch / 2
 
+    @property
+    def unmoved(self) -> bool:
+        """Whether the probability is the same wherever the square stands."""
+        return bool((self.probability == self.probability[0, 0]).all())
+
     def default_layer(self) -> str:
         """The layer whose strongest map a figure shows unless told: the last of feature maps."""
         projected = [name for name in self.projection if name != "logits"]

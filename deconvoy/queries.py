@@ -197,8 +197,9 @@ def localisation(run: Run) -> pa.Table:
     """Whether the class is least probable where the object is covered: the pointing game.
 
     One row an occluded image with boxes: the centre of that square (y, x), whether it lies in a box
-    (hit), whether the image's centre does, and the share of the square's positions that do
-    (chance).  Images without boxes have no row.  The shares are in the metadata of the table.
+    (hit; where several places are equally low the share of them), whether the image's centre does,
+    and the share of all positions that do (chance).  Images without boxes have no row.  The means
+    are in the metadata of the table.
     """
     return pointing_game(run).table()
 

@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figures
+from deconvoy import figures, queries
 from deconvoy.errors import DeconvoyError
 from service import collisions, drawing, launcher, progress, reading, tables
 from service.console import AsJson, Url, out, print_json, say
@@ -94,12 +94,18 @@ def demo(
         path = found["folder"].figures / f"{layer}.png"
         figures.save(drawing.draw_layer(run, layer, None), path)
         out.print(f"  {escape(str(path))}", soft_wrap=True)
+    path = found["folder"].figures / "occlusion.png"
+    figures.save(drawing.draw_images(run, None), path)
+    out.print(f"  {escape(str(path))}", soft_wrap=True)
+    out.print(f"\n{escape(queries.pointing_game(run).told())}", soft_wrap=True)
     here = found["folder"]
     out.print(
-        f"\nThe figures above are Fig. 2 of the paper, a page a layer. What to type next:\n"
+        f"\nThe figures above are Fig. 2 of the paper, a page a layer, and Fig. 7, a row an image. "
+        f"What to type next:\n"
         f"  deconvoy show {here.run}\n"
         f"  deconvoy show {here.run} relu5 3\n"
         f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"
+        f"  deconvoy figure {here.run} --image 7 -o seven.png     (a square slides over it, now)\n"
         f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)",
         soft_wrap=True,
     )

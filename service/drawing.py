@@ -8,7 +8,7 @@ from PIL import Image
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figure7, figures, queries
+from deconvoy import figure7, figures, panels, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.occlusion import Occlusion
 from service import launcher
@@ -166,14 +166,14 @@ def _stored(run: deconvoy.Run, image: int) -> Occlusion | None:
         return None
 
 
-def _others(run: deconvoy.Run, one: Occlusion, layer: str | None) -> figure7.Projections:
+def _others(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:
     """The same map's projections in other images, where the run has them."""
     name = layer or one.default_layer()
     if name not in run.layer_names or one.unit.get(name) not in run.projected_units(name):
         return ()
     unit = run.unit(name, one.unit[name])
     ranks = [rank for rank, image in enumerate(unit.image.tolist()) if image not in (-1, one.image)]
-    return [unit.projections[rank] for rank in ranks[: figure7.OTHER_TILES]]
+    return [unit.projections[rank] for rank in ranks[: panels.OTHER_TILES]]
 
 
 # -- layers ----------------------------------------------------------------------------------------

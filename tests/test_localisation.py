@@ -28,10 +28,10 @@ def boxed(*boxes: list[int], probability: object = ((0.9, 0.2), (0.8, 0.7))) -> 
 
 def test_a_hit_is_an_image_whose_weakest_place_is_in_a_box() -> None:
     found = localisation_of([boxed(UPPER_RIGHT), boxed(MIDDLE)], "true classes")
-    assert found.rows["hit"].to_pylist() == [True, False]
+    assert found.rows["hit"].to_pylist() == [1.0, 0.0]
     assert found.rows["centre"].to_pylist() == [False, True]
     assert found.rows["chance"].to_pylist() == [0.25, 0.0]
-    assert (found.hits, found.share("hit"), found.share("chance")) == (1, 0.5, 0.125)
+    assert (found.share("hit"), found.share("chance"), found.unmoved) == (0.5, 0.125, 0)
     first = found.rows.to_pylist()[0]
     assert (first["y"], first["x"], first["boxes"], first["class"]) == (5.0, 35.0, 1, "cat")
     assert first["lowest"] == pytest.approx(0.2) and first["clean_probability"] == 0.85
@@ -39,27 +39,35 @@ def test_a_hit_is_an_image_whose_weakest_place_is_in_a_box() -> None:
 
 def test_any_of_several_boxes_counts_and_overlapping_ones_count_once() -> None:
     (row,) = localisation_of([boxed(MIDDLE, UPPER_RIGHT, UPPER_RIGHT)], "").rows.to_pylist()
-    assert row["hit"] and row["centre"] and row["chance"] == 0.25 and row["boxes"] == 3
+    assert row["hit"] == 1 and row["centre"] and row["chance"] == 0.25 and row["boxes"] == 3
 
 
-def test_of_equally_improbable_places_the_first_in_reading_order_is_the_point() -> None:
+def test_of_equally_improbable_places_each_counts_its_share() -> None:
     tied = ((0.9, 0.2), (0.2, 0.2))
-    assert localisation_of([boxed(UPPER_RIGHT, probability=tied)], "").hits == 1
-    assert localisation_of([boxed([30, 30, 40, 40], probability=tied)], "").hits == 0
+    found = localisation_of([boxed(UPPER_RIGHT, probability=tied)], "")
+    assert found.share("hit") == pytest.approx(1 / 3) and found.unmoved == 0
+    assert found.rows["places"].to_pylist() == [3]
+
+
+def test_a_square_that_changes_nothing_is_right_as_often_as_chance_and_told() -> None:
+    same = ((1.0, 1.0), (1.0, 1.0))
+    found = localisation_of([boxed(box, probability=same) for box in (UPPER_RIGHT, MIDDLE)], "true")
+    assert found.rows["hit"].to_pylist() == found.rows["chance"].to_pylist() == [0.25, 0.0]
+    assert found.unmoved == 2 and "(true; in 2 the square changes nothing)" in found.told()
 
 
 def test_a_box_ends_before_its_far_corner() -> None:
-    assert localisation_of([boxed([0, 20, 5, 40])], "").hits == 0, "the point is in row 5"
-    assert localisation_of([boxed([5, 35, 6, 36])], "").hits == 1
+    assert localisation_of([boxed([0, 20, 5, 40])], "").share("hit") == 0, "the point is in row 5"
+    assert localisation_of([boxed([5, 35, 6, 36])], "").share("hit") == 1
 
 
 def test_images_without_boxes_take_no_part_and_are_counted() -> None:
     found = localisation_of([boxed(UPPER_RIGHT), handmade(), handmade()], "true classes")
     assert (len(found.rows), found.without_boxes, found.share("hit")) == (1, 2, 1.0)
     assert found.told() == (
-        "localisation: in 1 of 1 occluded images (100%) the class is least probable where the "
-        "object is covered; the image's centre would be right in 0%, chance in 25% (true classes; "
-        "2 more have no box)"
+        "localisation: in 100% of 1 occluded images the class is least probable where the object "
+        "is covered; the image's centre would be right in 0%, chance in 25% (true classes; 2 more "
+        "have no box)"
     )
     nothing = localisation_of([handmade()], "true classes")
     assert nothing.share("hit") is None and "none of the 1 occluded images has a box" in (
@@ -110,14 +118,14 @@ def test_the_query_asks_of_every_occluded_image_of_a_run(type_: Type, occluded: 
     assert [row["image_id"] for row in rows] == ids and len(ids) == 5
     for row in rows:
         y0, x0, y1, x1 = render(1, int(row["uri"])).box
-        assert row["hit"] == (y0 <= row["y"] < y1 and x0 <= row["x"] < x1)
+        assert row["places"] > 1 or row["hit"] == (y0 <= row["y"] < y1 and x0 <= row["x"] < x1)
         assert row["centre"] == (y0 <= 32 < y1 and x0 <= 32 < x1)
     code, out, _ = type_("query", occluded, "localisation")
-    hits = sum(row["hit"] for row in rows)
-    assert code == 0 and f"in {hits} of 5 occluded images" in out and "(true classes)" in out
+    share = sum(row["hit"] for row in rows) / 5
+    assert code == 0 and f"in {share:.0%} of 5 occluded images" in out and "(true classes)" in out
     answer = json.loads(type_("query", occluded, "localisation", "--json")[1])
-    assert (answer["hits"], answer["with_boxes"], answer["rows"]) == (hits, 5, rows)
-    assert answer["hit"] == hits / 5 and answer["labels"] == "true classes"
+    assert (answer["with_boxes"], answer["rows"]) == (5, rows)
+    assert answer["hit"] == pytest.approx(share) and answer["labels"] == "true classes"
 
 
 def test_a_run_without_occlusion_says_what_is_missing(type_: Type, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ import torch
 import yaml
 
 from deconvoy.errors import RunExists
-from deconvoy.spec import DataSpec, JobSpec, ModelSpec, ProjectionSpec, TopSpec
+from deconvoy.spec import (
+    DataSpec,
+    DrawnImages,
+    JobSpec,
+    ModelSpec,
+    OcclusionSpec,
+    ProjectionSpec,
+    TopSpec,
+)
 from workers.machine import cores
 from workers.training import DEMO_EPOCHS, DEMO_IMAGES, EpochReport, draw_shapes, train
 from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet_small
@@ -22,6 +30,12 @@ TRAINING_SEED = 1
 IMAGES_SEED = 2
 IMAGES = 2000
 """Analysed; of another seed than those trained on."""
+
+OCCLUDED = 16
+"""Images of these under a grey square."""
+
+PATCH, STRIDE = 16, 4
+"""Of 64 pixels: what is smaller hides too little of these large things to shake the model."""
 
 SPEC_NAME = "demo.yaml"
 MARK = ".deconvoy-demo"
@@ -112,7 +126,13 @@ def write_spec(folder: Folder, checkpoint: Path) -> JobSpec:
         name="demo",
         model=ModelSpec(name="deconvoy/zfnet_small", weights=str(checkpoint)),
         data=DataSpec(uri=f"shapes?size={IMAGES}&seed={IMAGES_SEED}"),
-        analyses=(TopSpec(kind="top"), ProjectionSpec(kind="projection", layers=("*",))),
+        analyses=(
+            TopSpec(kind="top"),
+            ProjectionSpec(kind="projection", layers=("*",)),
+            OcclusionSpec(
+                kind="occlusion", images=DrawnImages(sample=OCCLUDED), patch=PATCH, stride=STRIDE
+            ),
+        ),
     )
     fields = spec.model_dump(mode="json", exclude_unset=True)
     folder.spec.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
