@@ -26,18 +26,21 @@ Rows = Iterator[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--only", default="", help="names, comma between: scan, memory, projection, occlusion, storage"
+        "--only",
+        default="",
+        help="names, comma between: scan, memory, projection, occlusion, storage",
     )
     parser.add_argument("--storage", action="store_true", help="also storage: many minutes")
     parser.add_argument("--images", help="storage, projection: a folder of photographs")
     parser.add_argument("--limit", type=int, default=60, help="storage: images of it")
     parser.add_argument("--sample", type=float, default=0.05, help="storage: share of the units")
     parser.add_argument("--count", type=int, default=100, help="projection: images of it")
+    parser.add_argument("--models", default="", help="projection: only these, comma between")
     arguments = parser.parse_args()
     benchmarks: Mapping[str, Callable[[], Rows]] = {
         "scan": scan.measure,
         "memory": memory.measure,
-        "projection": lambda: _projection(arguments.images, arguments.count),
+        "projection": lambda: _projection(arguments.images, arguments.count, arguments.models),
         "occlusion": occlusion.measure,
         "storage": lambda: storage.measure(arguments.images, arguments.limit, arguments.sample),
     }
@@ -50,15 +53,15 @@ def main() -> None:
         _run(name, benchmarks[name])
 
 
-def _projection(folder: str | None, count: int) -> Rows:
+def _projection(folder: str | None, count: int, models: str) -> Rows:
     from benchmarks import projection  # needs Captum, which the others do not
 
-    return projection.measure(folder, count)
+    return projection.measure(folder, count, models.split(",") if models else ())
 
 
 def _run(name: str, measure: Callable[[], Rows]) -> None:
     before = os.getloadavg()[0]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for row in measure():
         shown = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
         if not rows:

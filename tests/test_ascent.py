@@ -25,8 +25,8 @@ CASES = {
         shape=(3, 25, 28),
     ),
     "pools after a mean": chain(
-        conv(3, 4, 5, stride=3, padding=2), RELU, networks.mean_pool(3, 1, 1), pool(3, 1, padding=1),
-        conv(4, 4, 3), RELU, shape=(3, 31, 30),
+        conv(3, 4, 5, stride=3, padding=2), RELU, networks.mean_pool(3, 1, 1),
+        pool(3, 1, padding=1), conv(4, 4, 3), RELU, shape=(3, 31, 30),
     ),
 }  # fmt: skip
 

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -37,7 +36,8 @@ class Ascent:
     def __init__(self, network: Network, cone: Cone) -> None:
         self._network, self._cone = network, cone
         pools = [step.index for step in cone.path if _is_pool(step)]
-        self._pools = frozenset(pools)
+        self.pools = tuple(pools)
+        """Steps, of all max pools on the way."""
         self.path = [step for step in cone.path if pools and step.index <= pools[-1]]
 
     @cached_property

@@ -85,6 +85,8 @@ class ProjectionLease:
     image: Int64[np.ndarray, "unit rank"]
     position: Int32[np.ndarray, "unit rank yx"]
     attempt: int = 0
+    reuse: float = 1.0
+    """How many leases of the layer an image is in, on average; from the hits alone."""
 
     def granted(self, attempt: int) -> "ProjectionLease":
         return replace(self, attempt=attempt)
@@ -95,3 +97,14 @@ class ProjectionResult:
     projections: int
     images: int
     """Distinct images decoded and forwarded."""
+
+
+def reuse_of(images: Sequence[Int64[np.ndarray, "unit rank"]]) -> float:
+    """How many of a layer's leases an image is in, on average.
+
+    Args:
+        images: those of the hits of each lease; -1 where there is none.
+    """
+    own = [np.unique(part[part >= 0]) for part in images]
+    distinct = len(np.unique(np.concatenate(own))) if own else 0
+    return sum(map(len, own)) / distinct if distinct else 1.0

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from deconvoy.store import RunStore
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, anchored, settle
-from workers.leases import ProjectionLease, ProjectionResult, ScanLease
+from workers.leases import ProjectionLease, ProjectionResult, ScanLease, reuse_of
 from workers.ledger import (
     Abort,
     Commit,
@@ -324,12 +324,15 @@ class _Driver:
         def count(name: str) -> int:
             return self._hits_in(items[name], fold)
 
+        reuse = self._reuse(items.values(), fold)
+
         def lease_of(name: str) -> Lease:
             item, unit = items[name], self._rows_of(items[name])
             tables = fold.score[unit], fold.image[unit], fold.position[unit]
             return ProjectionLease(
-                name, item.layer.name, item.start, item.stop, item.units, *tables
-            )
+                name, item.layer.name, item.start, item.stop, item.units, *tables,
+                reuse=reuse[item.layer.name],
+            )  # fmt: skip
 
         def commit(name: str, result: ProjectionResult) -> int:
             self._mark(items[name], result.projections)
@@ -338,6 +341,13 @@ class _Driver:
         total = sum(count(name) for name in items)
         done = total - sum(count(name) for name in left)
         self._stage("projection", left, lease_of, commit, done, total)
+
+    def _reuse(self, items: Iterable[ProjectionItem], fold: Fold) -> dict[str, float]:
+        """By layer, how many of its items an image is in, on average."""
+        images: dict[str, list[Any]] = {}
+        for item in items:
+            images.setdefault(item.layer.name, []).append(fold.image[self._rows_of(item)])
+        return {layer: reuse_of(parts) for layer, parts in images.items()}
 
     def _rows_of(self, item: ProjectionItem) -> Any:
         """Its units, counted through all layers."""

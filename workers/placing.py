@@ -52,9 +52,7 @@ class Placing:
         rows, cols = rows - origins[:, :1], cols - origins[:, 1:]
         return pasted(values, rows, cols, (target[0].size, target[1].size))
 
-    def filled(
-        self, values: Tensor, spans: Spans, fill: float = 0.0, mask: bool = False
-    ) -> Tensor:
+    def filled(self, values: Tensor, spans: Spans, fill: float = 0.0, mask: bool = False) -> Tensor:
         """With ``fill`` where the window is not in the map; overwrites ``values``.
 
         Args:
@@ -98,7 +96,7 @@ def fitted(values: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor
 
 def pasted(
     values: Tensor, rows: Rows, cols: Cols, size: Sequence[int]
-) -> Float[Tensor, "hit *channel row col"]:
+) -> Float[Tensor, "hit *channel height width"]:
     """Each hit's window at its own place of a map of zeros; what lies outside is dropped."""
     top, left = max(0, -int(rows.min())), max(0, -int(cols.min()))
     bottom, right = (max(size[a], int(p.max()) + 1) for a, p in enumerate((rows, cols)))

@@ -64,7 +64,7 @@ def pooled(
         ceil_mode=pool.ceil_mode and not padded,
         return_indices=True,
     )
-    codes = coded(indices, rows, cols, padding, maps.shape[3])
+    codes = coded(indices, rows, cols, padding, maps.shape[2:])
     return outputs.contiguous(), codes
 
 
@@ -73,24 +73,21 @@ def coded(
     rows: Window,
     cols: Window,
     padding: tuple[int, int],
-    width: int,
+    size: Sequence[int],
 ) -> Integer[Tensor, "image row col channel"]:
-    """From places in the flattened input map, ``width`` wide, to places in the kernel."""
+    """From places in the flattened input map, of height and width ``size``, to the kernel's."""
+    width, below = size[1], size[0] * size[1]
     first_row, first_col = (
         torch.arange(count, device=indices.device) * window.stride - pad
         for count, window, pad in zip(indices.shape[2:], (rows, cols), padding, strict=True)
     )
+    # Whole numbers in floating point: torch divides those many at a time, and integers one by one.
+    places = indices.permute(0, 2, 3, 1).to(torch.float32 if below < 2**22 else torch.float64)
+    row = (places + 0.5).div_(width).floor_()
+    col = places.sub_(row, alpha=width).sub_(first_col[:, None])
+    row.sub_(first_row[:, None, None])
+    if (rows.dilation, cols.dilation) != (1, 1):
+        row.div_(rows.dilation)
+        col.div_(cols.dilation)
     kind = torch.uint8 if rows.kernel * cols.kernel <= 256 else torch.int32
-    turned = indices.permute(0, 2, 3, 1)
-    if cols.dilation * (cols.kernel - 1) >= width:  # the table below would be ambiguous
-        row = (turned // width - first_row[:, None, None]) // rows.dilation
-        col = (turned % width - first_col[:, None]) // cols.dilation
-        return (row * cols.kernel + col).to(kind).contiguous()
-    # Dividing integers is slow; what is left of the first place of the window tells as much.
-    down, right = rows.dilation * width, cols.dilation
-    table = torch.zeros(down * (rows.kernel - 1) + right * (cols.kernel - 1) + 1, dtype=kind)
-    for place in range(rows.kernel * cols.kernel):
-        y, x = divmod(place, cols.kernel)
-        table[y * down + x * right] = place
-    first = (first_row * width)[:, None] + first_col
-    return table.to(indices.device)[turned - first[:, :, None]]
+    return row.mul_(cols.kernel).add_(col).to(kind).contiguous()
