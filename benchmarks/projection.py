@@ -1,172 +1,260 @@
 """How fast hits are projected beside Captum's NeuronDeconvolution on the same hits.
 
 The hits are real: the nine strongest images of every unit among photographs (or noise, where there
-are none), of a model with random weights.  Ours projects all hits of a layer, as a work item does;
-Captum, one unit at a time, the nine images of it in one call, for a few units of each layer.  They
-take turns in one process.  What is compared is the time of a hit, weighted by the hits of a layer.
+are none), of a model with random weights or those given.  Ours projects whole work items of a layer
+as a worker does, in lanes of one thread each, with what it keeps from the items before; Captum, one
+unit at a time, the nine images of it in one call, on all cores.  They take turns in one process.
+What is compared is the time of a hit, each layer's weighted by its units.
+
+``apart`` is the same with every hit on an image of its own, as in a data set of millions.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import NeuronDeconvolution
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from deconvoy.spec import ModelSpec
-from workers.actor import FORWARD_IMAGES
-from workers.cones import Cone
-from workers.deconvnet import Deconvnet
+from deconvoy.spec import ModelSpec, StorageSpec, Transform
 from workers.graph import Layer, Network
-from workers.images import decode, normalise
+from workers.images import Picture, decode, normalise, read_ahead
 from workers.job import trace
+from workers.leases import reuse_of
+from workers.machine import cores
 from workers.models import pack
-from workers.switches import Switches
+from workers.projector import Batch, Hits, Projector
+from workers.writer import units_per_item
 
 K = 9
-UNITS = 3
-"""Of each layer that Captum projects in a turn."""
+PEER_UNITS = 48
+"""Of a model, that Captum projects: at least one of each layer."""
 
 TURNS = 3
+SCANNED = 8
+"""Images in a batch of the scan for the hits."""
 
-SUBJECTS = {"alexnet": 25.0, "vgg16": 12.0, "squeezenet1_1": 8.0, "resnet18": 5.0}
-"""The models, and how many times as fast ours is to be."""
+SUBJECTS = {
+    "alexnet": (25.0, 6.0),
+    "vgg16": (12.0, 2.5),
+    "squeezenet1_1": (8.0, None),
+    "resnet18": (5.0, None),
+}
+"""The models, and how many times as fast ours is to be: on the real images, and apart."""
+
+Times = tuple[float, float]
+"""Wall time, and processor time of all threads, which other processes disturb least."""
 
 
 @dataclass(frozen=True)
 class LayerHits:
-    """All hits of one layer."""
+    """The strongest images of each unit of a layer; -1 where there is none."""
 
-    unit: Int64[Tensor, " hit"]
-    image: Int64[Tensor, " hit"]
-    position: Int64[Tensor, "hit yx"]
-    score: Float[Tensor, " hit"]
+    image: Int64[np.ndarray, "unit rank"]
+    position: Int64[np.ndarray, "unit rank yx"]
+    score: Float[np.ndarray, "unit rank"]
 
 
-def measure(folder: str | None, count: int) -> Iterator[dict[str, Any]]:
-    """One row a model.
+def measure(folder: str | None, count: int, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Two rows a model.
 
     Args:
         folder: of photographs; None for noise.
         count: images.
     """
-    for name, target in SUBJECTS.items():
-        yield _measure(name, target, folder, count)
+    for name, targets in SUBJECTS.items():
+        if not only or name in only:
+            yield from _Subject(name, folder, count).rows(targets)
 
 
-def _measure(name: str, target: float, folder: str | None, count: int) -> dict[str, Any]:
-    packed = pack(ModelSpec(name=f"torchvision/{name}"), seed=0)
-    network, model = trace(packed), packed.build().eval()
-    for module in model.modules():  # Captum's hooks need what a rectifier overwrites
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    images = _images(folder, count)
-    hits = _top(network, images)
-    modules = dict(model.named_modules())
-    compared = [
-        layer
-        for layer in network.layers
-        if layer.is_map and isinstance(modules.get(layer.name), nn.Module)
-    ]
-    seconds: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in compared}
-    for turn in range(TURNS + 1):
-        for layer in compared:
-            ours = _ours(network, layer, images, hits[layer.name])
-            theirs = _captums(model, modules[layer.name], layer, images, hits[layer.name], turn)
-            if turn:  # the first warms up
-                seconds[layer.name].append((ours, theirs))
-    weights = {layer.name: len(hits[layer.name].unit) for layer in compared}
-    ours, theirs = (
-        sum(weights[n] * median(pair[who] for pair in pairs) for n, pairs in seconds.items())
-        / sum(weights.values())
-        for who in (0, 1)
-    )
-    return {
-        "model": name,
-        "images": len(images),
-        "hits": sum(weights.values()),
-        "ours_ms": 1e3 * ours,
-        "captum_ms": 1e3 * theirs,
-        "ratio": theirs / ours,
-        "target": target,
-        "layers": {
-            n: [1e3 * median(pair[who] for pair in pairs) for who in (0, 1)]
-            for n, pairs in seconds.items()
-        },
-    }
+class _Subject:
+    def __init__(self, name: str, folder: str | None, count: int) -> None:
+        self.name = name
+        packed = pack(ModelSpec(name=f"torchvision/{name}"), seed=0)
+        self.transform = packed.transform
+        self.network, self.model = trace(packed), packed.build().eval()
+        modules: Iterator[Any] = iter(self.model.modules())
+        for module in modules:  # Captum's hooks need what a rectifier overwrites
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        self.modules = dict(self.model.named_modules())
+        self.pictures = _pictures(folder, count, self.transform)
+        self.hits = _top(self.network, self.pictures, self.transform)
+        self.layers = [
+            layer
+            for layer in self.network.layers
+            if layer.name in self.hits and isinstance(self.modules.get(layer.name), nn.Module)
+        ]
+        torch.set_num_threads(1)
+        self.lanes = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+
+    def rows(self, targets: tuple[float, float | None]) -> Iterator[dict[str, Any]]:
+        for apart, target in zip((False, True), targets, strict=True):
+            if target is not None:
+                yield self._row(apart, target)
+
+    def _row(self, apart: bool, target: float) -> dict[str, Any]:
+        projector = Projector(self.network, self.transform, torch.device("cpu"))
+        if not apart:
+            self._fill(projector)
+        found: dict[str, list[tuple[Times, Times]]] = {layer.name: [] for layer in self.layers}
+        worst = 0.0
+        units = max(1, PEER_UNITS // len(self.layers))
+        for turn in range(TURNS):
+            for layer in self.layers:
+                chosen = np.random.default_rng(turn % units).integers(layer.units)
+                theirs, picture = self._captums(layer, int(chosen))
+                ours, signal = self._ours(projector, layer, int(chosen), apart)
+                if theirs is None or ours is None:
+                    continue
+                found[layer.name].append((ours, theirs))
+                if signal is not None and picture is not None:
+                    worst = max(worst, _difference(signal, picture))
+        weights = {layer.name: layer.units for layer in self.layers if found[layer.name]}
+        ratios = [
+            sum(w * found[n][turn][1][clock] for n, w in weights.items() if len(found[n]) > turn)
+            / sum(w * found[n][turn][0][clock] for n, w in weights.items() if len(found[n]) > turn)
+            for clock in (0, 1)
+            for turn in range(TURNS)
+        ]
+        ours_s, theirs_s = (
+            sum(w * median(pair[who][0] for pair in found[n]) for n, w in weights.items())
+            / sum(weights.values())
+            for who in (0, 1)
+        )
+        return {
+            "model": self.name,
+            "images": "apart" if apart else len(self.pictures),
+            "ours_ms": 1e3 * ours_s,
+            "captum_ms": 1e3 * theirs_s,
+            "ratio": median(ratios[:TURNS]),
+            "ratio_of_work": median(ratios[TURNS:]),
+            "target": target,
+            "difference": worst,
+            "layers": {
+                n: [[1e3 * seconds for times in pair for seconds in times] for pair in pairs]
+                for n, pairs in found.items()
+            },
+        }
+
+    def _fill(self, projector: Projector) -> None:
+        """One item of every layer, as a worker that is under way has done."""
+        for layer in self.layers:
+            self._ours(projector, layer, 0, False)
+
+    def _ours(
+        self, projector: Projector, layer: Layer, unit: int, apart: bool
+    ) -> tuple[Times | None, Tensor | None]:
+        """Seconds a hit of the work item that the unit is in; the unit's first projection."""
+        size = units_per_item(layer, K, StorageSpec())
+        start = unit // size * size
+        item = _item(self.hits[layer.name], start, start + size)
+        if not len(item.unit):
+            return None, None
+        images = [self.hits[layer.name].image[i : i + size] for i in range(0, layer.units, size)]
+        reuse, pictures = reuse_of(images), self.pictures
+        if apart:
+            reuse, pictures = 1.0, [self.pictures[i] for i in item.image]
+            item = replace(item, image=np.arange(len(item.image)))
+        first = np.flatnonzero(item.unit == unit)[:1]
+        wanted: list[Tensor] = []
+
+        def project(batch: Batch) -> None:
+            projection = projector.project(layer, item, batch)
+            for at in np.flatnonzero(np.isin(batch.hits, first)):
+                side = self.transform.crop
+                wanted.append(projection.whole(side, side)[at] / item.seed[first[0]])
+
+        def in_lanes(work: Any, things: Any) -> Iterator[Any]:
+            for future in read_ahead(self.lanes, work, things, ahead=cores()):
+                yield future.result()
+
+        torch.set_num_threads(1)
+        wall, processor = time.perf_counter(), time.process_time()
+        given = projector.batches(
+            layer, item, reuse, lambda ids: iter([pictures[i] for i in ids]), in_lanes
+        )
+        for _ in in_lanes(project, given):
+            pass
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        return (spent[0] / len(item.unit), spent[1] / len(item.unit)), wanted[0] if wanted else None
+
+    def _captums(self, layer: Layer, unit: int) -> tuple[Times | None, Tensor | None]:
+        """Seconds a hit; the first projection."""
+        hits = self.hits[layer.name]
+        there = hits.image[unit] >= 0
+        if not there.any():
+            return None, None
+        peer = NeuronDeconvolution(self.model, self.modules[layer.name])
+        pixels = torch.stack([self.pictures[i].pixels for i in hits.image[unit][there]])
+        images = normalise(pixels, self.transform).requires_grad_()
+        y, x = hits.position[unit][there][0].tolist()
+        torch.set_num_threads(cores())
+        wall, processor = time.perf_counter(), time.process_time()
+        signal = peer.attribute(images, (unit, y, x))
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        torch.set_num_threads(1)
+        count = int(there.sum())
+        return (spent[0] / count, spent[1] / count), signal[0].detach()
 
 
-def _images(folder: str | None, count: int) -> Float[Tensor, "image channel row col"]:
-    transform = pack(ModelSpec(name="torchvision/alexnet"), seed=0).transform
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Of the largest value."""
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+
+
+def _item(hits: LayerHits, start: int, stop: int) -> Hits:
+    """All hits of some units."""
+    row, rank = np.nonzero(hits.image[start:stop] >= 0)
+    at = row + start, rank
+    return Hits(hits.image[at], at[0], hits.position[at], torch.from_numpy(hits.score[at]))
+
+
+def _pictures(folder: str | None, count: int, transform: Transform) -> list[Picture]:
     if folder is None:
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(count, 3, transform.crop, transform.crop, generator=generator)
+        shape = count, 3, transform.crop, transform.crop
+        noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        return [Picture(pixels, transform.crop, transform.crop) for pixels in noise]
     places = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     chosen = places[:: max(1, len(places) // count)][:count]
-    pixels = torch.stack([decode(place.read_bytes(), transform).pixels for place in chosen])
-    return normalise(pixels, transform)
+    return [decode(place.read_bytes(), transform) for place in chosen]
 
 
 @torch.inference_mode()
-def _top(network: Network, images: Tensor) -> dict[str, LayerHits]:
+def _top(
+    network: Network, pictures: Sequence[Picture], transform: Transform
+) -> dict[str, LayerHits]:
     """The strongest images of every unit of every layer of maps."""
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    best: dict[str, tuple[Tensor, ...]] = {}
+    start = 0
 
     def visit(layer: Layer, maps: Tensor) -> None:
-        if layer.is_map:
-            score, place = maps.flatten(2).max(2)
-            found.setdefault(layer.name, []).append((score.clone(), place.clone()))
+        if not layer.is_map:
+            return
+        score, place = maps.flatten(2).max(2)
+        image = torch.arange(start, start + len(maps))[:, None].expand_as(place)
+        known = best.get(layer.name, ())
+        parts = [torch.cat(pair) for pair in zip(known, (score, place, image), strict=False)] or [
+            score.clone(), place, image,
+        ]  # fmt: skip
+        _, order = parts[0].topk(min(K, len(parts[0])), 0)
+        best[layer.name] = tuple(part.gather(0, order) for part in parts)
 
-    for batch in images.split(FORWARD_IMAGES):
-        network.forward(batch.clone(), visit)
-    return {name: _hits(network.layer(name), parts) for name, parts in found.items()}
-
-
-def _hits(layer: Layer, parts: list[tuple[Tensor, Tensor]]) -> LayerHits:
-    scores, places = (torch.cat([part[i] for part in parts]).T for i in (0, 1))
-    score, image = scores.topk(min(K, scores.shape[1]))
-    place = places.gather(1, image)
-    unit = torch.arange(layer.units)[:, None].expand_as(image)
-    there = score > 0
-    position = torch.stack([place // layer.width, place % layer.width], -1)
-    return LayerHits(unit[there], image[there], position[there], score[there])
+    for start in range(0, len(pictures), SCANNED):
+        pixels = torch.stack([picture.pixels for picture in pictures[start : start + SCANNED]])
+        network.forward(normalise(pixels, transform), visit)
+    return {name: _hits(network.layer(name), *parts) for name, parts in best.items()}
 
 
-@torch.no_grad()
-def _ours(network: Network, layer: Layer, images: Tensor, hits: LayerHits) -> float:
-    """Seconds a hit, with the forward pass of each image in it once."""
-    begin = time.perf_counter()
-    cone, deconvnet = Cone(network, layer), Deconvnet(network)
-    used = hits.image.unique()
-    switches = Switches.joined(
-        [network.switches(images[part], cone.path) for part in used.split(FORWARD_IMAGES)]
-    )
-    row, position = torch.searchsorted(used, hits.image), hits.position.numpy()
-    for group in cone.batches(position, number_bytes=4):
-        at = torch.from_numpy(group.hits)
-        deconvnet.project(
-            cone, group, switches, row[at], hits.unit[at], position[group.hits], hits.score[at]
-        )
-    return (time.perf_counter() - begin) / len(hits.unit)
-
-
-def _captums(
-    model: nn.Module, module: nn.Module, layer: Layer, images: Tensor, hits: LayerHits, turn: int
-) -> float:
-    """Seconds a hit."""
-    peer = NeuronDeconvolution(model, module)
-    units = hits.unit.unique()
-    generator = torch.Generator().manual_seed(turn)
-    times = []
-    for unit in units[torch.randperm(len(units), generator=generator)[:UNITS]].tolist():
-        own = hits.unit == unit
-        y, x = hits.position[own][0].tolist()
-        begin = time.perf_counter()
-        peer.attribute(images[hits.image[own]].clone().requires_grad_(), (unit, y, x))
-        times.append((time.perf_counter() - begin) / int(own.sum()))
-    return median(times)
+def _hits(layer: Layer, score: Tensor, place: Tensor, image: Tensor) -> LayerHits:
+    position = torch.stack([place // layer.width, place % layer.width], -1).transpose(0, 1)
+    image = torch.where(score > 0, image, -1)
+    return LayerHits(image.T.numpy(), position.numpy(), score.T.numpy())

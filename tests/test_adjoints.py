@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from workers.adjoints import FilterBack, average_back, unpool
 from workers.cones import Span
-from workers.switches import coded
+from workers.sight import padding_of
+from workers.switches import pooled
 
 Spans = tuple[Span, Span]
 
@@ -86,6 +87,7 @@ POOLS = {
     "dilated": nn.MaxPool2d(2, 1, 0, 2),
     "sparse": nn.MaxPool2d(2, 3),
     "ceil": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "as wide as the map": nn.MaxPool2d((2, 10), (1, 1), (0, 1)),
 }
 
 
@@ -93,14 +95,11 @@ POOLS = {
 def test_unpooling_sends_values_to_the_places_of_the_maxima(name: str) -> None:
     pool = POOLS[name]
     below, signal = whole(pool, (2, 3, 10, 9))
-    indices = F.max_pool2d(
-        below, pool.kernel_size, pool.stride, pool.padding, pool.dilation,
-        ceil_mode=pool.ceil_mode, return_indices=True,
-    )[1]  # fmt: skip
-    codes = coded(indices, pool, 9)
+    maxima, codes = pooled(below, pool)
+    assert torch.equal(maxima, pool(below))
     assert codes.dtype == torch.uint8
-    padding = pool.padding if isinstance(pool.padding, int) else pool.padding[0]
-    ours = cropped(unpool(signal, codes, pool), [-padding, -padding], (10, 9))
+    padding = padding_of(pool)
+    ours = cropped(unpool(signal, codes, pool), [-pad for pad in padding], (10, 9))
     assert (ours - gradient(pool, below, signal)).abs().max() < 1e-12
 
 

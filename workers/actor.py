@@ -4,7 +4,7 @@ Scan leases return their result; projection leases write whole Zarr shards and r
 same lease gives the same bits on any worker with any number of threads: torch computes with one
 thread (its kernels differ in the last bit with the number of threads), and a worker's threads are
 lanes, each of which computes whole batches.  Batches have one size, the last one is padded, and
-nothing is kept from lease to lease but decoded pictures.
+nothing is kept from lease to lease but decoded pictures and what each image gives by itself.
 """
 
 import io
@@ -27,9 +27,7 @@ from torch import Tensor
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
 from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
-from workers.cones import Cone, Group
 from workers.datasets import ImageRef
-from workers.deconvnet import Deconvnet
 from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
 from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
@@ -47,19 +45,13 @@ from workers.numerics import LAYOUTS, require_fast
 from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
+from workers.projector import Batch, Hits, Projector
 from workers.scan import Prediction, ShardScan, combined
-from workers.switches import Switches
 from workers.topk import Partial, UnitIndex
 from workers.writer import projection_dtype, write_pictures
 
 CACHE_BYTES = 512 * 2**20
 """Decoded pictures a worker keeps for its next projection items: 3,500 of 224 px."""
-
-FORWARD_IMAGES = 8
-"""Images forwarded together for their switches."""
-
-SWITCH_BYTES = 256 * 2**20
-"""Switches kept at a time: those of 170 images of vgg16, of 3,000 of alexnet."""
 
 BAD_SHOWN = 5
 
@@ -69,7 +61,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Batch:
+class ScanBatch:
     """Images to be scanned together."""
 
     refs: list[ImageRef]
@@ -78,27 +70,6 @@ class Batch:
     """Whether each takes part: it is readable and, where only those do, predicted wrongly."""
     copies: Sequence[bool] = ()
     """Whether one that takes part and has the same pixels came before in the shard."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Images whose switches are held together, and the hits in them."""
-
-    images: list[Picture]
-    switches: Switches
-    hits: Int64[np.ndarray, " hit"]
-    image_of_hit: Int64[np.ndarray, " hit"]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Hits of a chunk that are projected together."""
-
-    images: list[Picture]
-    switches: Switches
-    hits: Int64[np.ndarray, " hit"]
-    image_of_hit: Int64[np.ndarray, " hit"]
-    group: Group
 
 
 @dataclass(frozen=True)
@@ -151,8 +122,7 @@ class Actor:
         side = assignment.transform.crop
         network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
-        self._deconvnet = Deconvnet(self._network)
-        self._cones: dict[str, Cone] = {}
+        self._projector = Projector(self._network, assignment.transform, self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
         self._lanes = ThreadPoolExecutor(self._lane_count, thread_name_prefix="lane")
@@ -168,8 +138,8 @@ class Actor:
         )
         self._occluder = Occluder(
             self._network,
-            self._deconvnet,
-            self._cone,
+            self._projector.deconvnet,
+            self._projector.cone,
             self._layers,
             assignment.transform,
             assignment.storage,
@@ -239,7 +209,7 @@ class Actor:
             lane: _Lane = own.lane
             return lane
 
-        def scan_batch(batch: Batch) -> list[dict[str, Any]]:
+        def scan_batch(batch: ScanBatch) -> list[dict[str, Any]]:
             rows = self._scan_batch(lane_of_thread(), batch)
             self._advance(len(rows))
             return rows
@@ -302,15 +272,15 @@ class Actor:
             norms = NormScan(slices, self._job.spare)
         return _Lane(scan, examples, norms)
 
-    def _batches(self, lease: ScanLease) -> Iterator[Batch]:
+    def _batches(self, lease: ScanLease) -> Iterator[ScanBatch]:
         """Batches in reading order."""
         size = self._job.batch_size
         futures = read_ahead(self._pool, self._try_read, lease.images, ahead=2 * size)
         for refs in chunks(lease.images, size):
             pictures = [next(futures).result() for _ in refs]
-            yield Batch(list(refs), pictures, [isinstance(p, Picture) for p in pictures])
+            yield ScanBatch(list(refs), pictures, [isinstance(p, Picture) for p in pictures])
 
-    def _wrong_ones(self, batch: Batch) -> Batch:
+    def _wrong_ones(self, batch: ScanBatch) -> ScanBatch:
         """With those alone taken that are labelled and predicted to be something else.  A pass of
         its own: layers are scanned as they come, long before the prediction is known."""
         images, _ = self._normalised(batch)
@@ -323,7 +293,9 @@ class Actor:
         ]
         return replace(batch, taken=taken)
 
-    def _with_copies(self, batches: Iterable[Batch], contents: dict[int, int]) -> Iterator[Batch]:
+    def _with_copies(
+        self, batches: Iterable[ScanBatch], contents: dict[int, int]
+    ) -> Iterator[ScanBatch]:
         """With copies marked where equal images count once; in reading order, so that the first of
         the shard stays.  Fills ``contents``, image id → hash of its pixels."""
         seen: set[int] = set()
@@ -350,7 +322,7 @@ class Actor:
         except ImageUnreadable as error:
             return error
 
-    def _normalised(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _normalised(self, batch: ScanBatch) -> tuple[Tensor, Tensor]:
         """The images of a batch, padded to its size, and their ids."""
         size, side = self._job.batch_size, self._job.transform.crop
         pixels = torch.zeros(size, self._job.transform.channels, side, side, dtype=torch.uint8)
@@ -361,7 +333,7 @@ class Actor:
                 pixels[row] = picture.pixels
         return normalise(pixels.to(self._device), self._job.transform), ids
 
-    def _scan_batch(self, lane: "_Lane", batch: Batch) -> list[dict[str, Any]]:
+    def _scan_batch(self, lane: "_Lane", batch: ScanBatch) -> list[dict[str, Any]]:
         images, ids = self._normalised(batch)
         size = len(images)
         taken, copies = (
@@ -389,7 +361,12 @@ class Actor:
         ]
 
     def _maxima(
-        self, batch: Batch, ids: Tensor, taken: Tensor, prediction: Prediction, scores: np.ndarray
+        self,
+        batch: ScanBatch,
+        ids: Tensor,
+        taken: Tensor,
+        prediction: Prediction,
+        scores: np.ndarray,
     ) -> Maxima:
         content = ids.numpy().copy()
         if self._job.distinct:
@@ -425,24 +402,28 @@ class Actor:
         projection = np.zeros(shape, projection_dtype(storage))
         scale = np.zeros(shape[:2], np.float32)
         place = lease.units[rows] - lease.start, ranks
-        cone = self._cone(layer)
+        hits = Hits(
+            lease.image[rows, ranks],
+            lease.units[rows],
+            lease.position[rows, ranks].astype(np.int64),
+            _seeds(layer, lease.score[rows, ranks]),
+        )
 
-        def project_batch(batch: _Batch) -> None:
+        def project_batch(batch: Batch) -> None:
             at = place[0][batch.hits], place[1][batch.hits]
-            spots = lease.position[rows[batch.hits], ranks[batch.hits]].astype(np.int64)
-            pixels = torch.stack([batch.images[i].pixels for i in batch.image_of_hit.tolist()])
-            signal = self._projected(layer, cone, batch, lease, rows, ranks)
-            windows = torch.from_numpy(layer.field.windows(spots))
+            pixels = torch.stack([batch.pictures[i].pixels for i in batch.picture_of_hit.tolist()])
+            side = self._job.transform.crop
+            signal = self._projector.project(layer, hits, batch).whole(side, side).cpu()
+            windows = torch.from_numpy(layer.field.windows(hits.position[batch.hits]))
             patch[at] = cut_patches(pixels, windows, size).numpy()
             values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
             projection[at], scale[at] = values.numpy(), factors.numpy()
-            self._advance(len(spots))
+            self._advance(len(batch.hits))
 
-        ids = lease.image[rows, ranks]
-        for chunk in self._chunks(ids, cone):
-            for _ in self._in_lanes(project_batch, self._grouped(chunk, lease, rows, ranks, cone)):
-                pass
-        images = len(np.unique(ids))
+        batches = self._projector.batches(layer, hits, lease.reuse, self._decoded, self._in_lanes)
+        for _ in self._in_lanes(project_batch, batches):
+            pass
+        images = len(np.unique(hits.image))
         projected = np.zeros(shape[0], bool)
         projected[lease.units - lease.start] = True
         arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
@@ -452,80 +433,9 @@ class Actor:
             raise self._run.refused(error) from error
         return ProjectionResult(len(rows), images)
 
-    def _cone(self, layer: Layer) -> Cone:
-        if layer.name not in self._cones:
-            self._cones[layer.name] = Cone(self._network, layer)
-        return self._cones[layer.name]
-
-    def _chunks(self, ids: Int64[np.ndarray, " hit"], cone: Cone) -> Iterator["_Chunk"]:
-        """Hits sorted by image, cut where the switches of their images fill ``SWITCH_BYTES``; each
-        image is decoded once and forwarded once, whatever the number of hits in it."""
-        distinct, first = np.unique(ids, return_index=True)
-        ends = [*first[1:].tolist(), len(ids)]
-        futures = read_ahead(
-            self._pool, self._pictures, [int(i) for i in distinct], 2 * FORWARD_IMAGES
-        )
-        pool_bytes = self._network.switch_bytes(cone.path)
-        for part in chunks(range(len(distinct)), max(FORWARD_IMAGES, SWITCH_BYTES // pool_bytes)):
-            pictures = [next(futures).result() for _ in part]
-            hits = np.arange(int(first[part[0]]), ends[part[-1]])
-            forward = self._in_lanes(
-                lambda images: self._switches(images, cone), chunks(pictures, FORWARD_IMAGES)
-            )
-            switches = Switches.joined(list(forward))
-            image = np.searchsorted(distinct, ids[hits]) - part[0]
-            yield _Chunk(pictures, switches, hits, image)
-
-    @torch.no_grad()
-    def _switches(self, pictures: Sequence[Picture], cone: Cone) -> Switches:
-        pixels = torch.stack([picture.pixels for picture in pictures])
-        images = normalise(pixels.to(self._device), self._job.transform)
-        return self._network.switches(images, cone.path)
-
-    def _grouped(
-        self,
-        chunk: "_Chunk",
-        lease: ProjectionLease,
-        rows: np.ndarray,
-        ranks: np.ndarray,
-        cone: Cone,
-    ) -> Iterator["_Batch"]:
-        """The hits of a chunk in batches of like windows."""
-        position = lease.position[rows[chunk.hits], ranks[chunk.hits]].astype(np.int64)
-        for group in cone.batches(position, number_bytes=4):
-            hits = group.hits
-            yield _Batch(
-                chunk.images, chunk.switches, chunk.hits[hits], chunk.image_of_hit[hits], group
-            )
-
-    @torch.no_grad()
-    def _projected(
-        self,
-        layer: Layer,
-        cone: Cone,
-        batch: "_Batch",
-        lease: ProjectionLease,
-        rows: np.ndarray,
-        ranks: np.ndarray,
-    ) -> Float[Tensor, "hit channel row col"]:
-        """The projections of a batch of hits, on whole images."""
-        at = rows[batch.hits], ranks[batch.hits]
-        projection = self._deconvnet.project(
-            cone,
-            batch.group,
-            batch.switches,
-            torch.from_numpy(batch.image_of_hit).to(self._device),
-            torch.from_numpy(lease.units[at[0]]).to(self._device),
-            lease.position[at].astype(np.int64),
-            self._seeds(layer, lease.score[at]),
-        )
-        side = self._job.transform.crop
-        return projection.whole(side, side).cpu()
-
-    def _seeds(self, layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
-        """The recorded activations: of a rectifier with a ceiling the score is its input."""
-        seed = score if layer.ceiling is None else np.minimum(score, layer.ceiling)
-        return torch.from_numpy(seed.astype(np.float32)).to(self._device)
+    def _decoded(self, ids: Sequence[int]) -> Iterator[Picture]:
+        futures = read_ahead(self._pool, self._pictures, ids, 2 * self._job.threads + 8)
+        return (future.result() for future in futures)
 
     # Occlusion --------------------------------------------------------------------------------
 
@@ -561,6 +471,12 @@ class Actor:
         table = pq.read_table(io.BytesIO(self._run.read(image_part_path(part))), columns=["uri"])
         uris: list[str] = table.column("uri").to_pylist()
         return uris
+
+
+def _seeds(layer: Layer, score: np.ndarray) -> Float[Tensor, " hit"]:
+    """The recorded activations: of a rectifier with a ceiling the score is its input."""
+    seed = score if layer.ceiling is None else np.minimum(score, layer.ceiling)
+    return torch.from_numpy(seed.astype(np.float32))
 
 
 def _looked_up(contents: Mapping[int, int], ids: np.ndarray) -> Int64[np.ndarray, " hit"]:

@@ -241,6 +241,15 @@ def _bands(reaches: Sequence[Reaches], slack: float) -> Bands:
     return np.unique(bands, return_inverse=True)[1].astype(np.int64)
 
 
+def touched(step: Step, below: Step, spans: tuple[Span, Span]) -> tuple[Span, Span]:
+    """All that a sliding window reads of the map below to give ``spans``; unclipped."""
+    rows, cols = (
+        span.down(sliding_window(step.module, axis), below.shape[-2 + axis])
+        for axis, span in enumerate(spans)
+    )
+    return rows, cols
+
+
 def slides(step: Step, below: Step, sights: Sequence[Sight | None]) -> bool:
     """Whether a step can be done on windows: rows and columns stay what they are, and each output
     sees a sliding window of them at most."""

@@ -15,19 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from workers.adjoints import FilterBack, average_back, transpose, unpool
-from workers.cones import Cone, Group, Span, slides
+from workers.cones import Cone, Group, Span, slides, touched
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
+from workers.placing import Placing, Spans, fitted, pasted
 from workers.sight import sliding_window
 from workers.steps import Step
-from workers.switches import Switches
-
-Spans = tuple[Span, Span]
+from workers.switches import Switches, WindowSwitches
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Projection:
         rows, cols = (
             self.origin[:, axis, None] + np.arange(self.signal.shape[2 + axis]) for axis in (0, 1)
         )
-        return _pasted(self.signal, rows, cols, (height, width))
+        return pasted(self.signal, rows, cols, (height, width))
 
 
 class Deconvnet:
@@ -66,7 +64,7 @@ class Deconvnet:
         self,
         cone: Cone,
         group: Group,
-        switches: Switches,
+        switches: Switches | WindowSwitches,
         image_of_hit: Int[Tensor, " hit"],
         unit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
@@ -75,7 +73,7 @@ class Deconvnet:
         """Project hits of one group of a cone.
 
         Args:
-            switches: of the images.
+            switches: of the images, or of the hits' windows of this group.
             image_of_hit: row of each hit's image among those that gave the switches.
             position: on the layer's map.
             seed: the recorded activation of each hit; all else of the layer is zero.
@@ -93,7 +91,7 @@ class Deconvnet:
 def project(
     network: Network,
     layer: Layer,
-    switches: Switches,
+    switches: Switches | WindowSwitches,
     image_of_hit: Int[Tensor, " hit"],
     unit: Int[Tensor, " hit"],
     position: Int[Tensor, "hit yx"],
@@ -125,14 +123,14 @@ class _Down:
         network: Network,
         cone: Cone,
         group: Group,
-        switches: Switches,
+        switches: Switches | WindowSwitches,
         image_of_hit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
     ) -> None:
         self._deconvnet, self._network = deconvnet, network
         self._cone, self._windows = cone, group.windows
         self._switches, self._image_of_hit = switches, image_of_hit
-        self._position = position
+        self._position, self._placing = position, Placing(position)
 
     def run(self, point: Point) -> Projection:
         signals: dict[int, Tensor | Point] = {self._cone.layer.step: point}
@@ -192,15 +190,15 @@ class _Down:
             case Down.RESHAPE:
                 signal = signal.reshape(len(signal), *below.shape[:-2], *signal.shape[-2:])
             case Down.FILTER:
-                spans = _touched(step, below, spans)
+                spans = touched(step, below, spans)
                 wanted = _same_moves(spans, window)
                 signal, spans = self._deconvnet.filter_of(step).into(signal, spans, wanted)
             case Down.UNPOOL:
-                spans = _touched(step, below, spans)
-                signal = unpool(signal, self._codes(step), step.module)
+                spans = touched(step, below, spans)
+                signal = unpool(signal, self._codes(step, above_window), step.module)
             case Down.TRANSPOSE if isinstance(step.module, nn.AvgPool2d):
-                rows, cols = self._places(above_window)
-                spans = _touched(step, below, spans)
+                rows, cols = self._placing.places(above_window)
+                spans = touched(step, below, spans)
                 signal = average_back(signal, step.module, rows, cols, below.shape[-2:])
             case _:
                 shape = (*below.shape[:-2], *signal.shape[-2:])
@@ -212,7 +210,7 @@ class _Down:
         """Down through one step that has no windows."""
         spans = self._windows[step.index]
         if spans is not None:
-            signal = _pasted(signal, *self._places(spans), step.shape[-2:])
+            signal = pasted(signal, *self._placing.places(spans), step.shape[-2:])
         assert step.rule is not None
         match step.rule.down:
             case Down.PASS | Down.SPLIT:
@@ -228,17 +226,18 @@ class _Down:
                 return signal @ step.module.weight
             case Down.UNPOOL:
                 assert step.module is not None
+                assert isinstance(self._switches, Switches), "a window has no whole maps"
                 codes = self._switches.codes[step.index][self._image_of_hit]
                 under = unpool(signal, codes, step.module)
                 padding = [sliding_window(step.module, axis).padding for axis in (0, 1)]
-                return _fitted(under, [-pad for pad in padding], below.shape[-2:])
+                return fitted(under, [-pad for pad in padding], below.shape[-2:])
             case Down.FILTER:
                 assert step.module is not None
                 rows, cols = (Span(0, 0, n, n) for n in signal.shape[-2:])
                 under, natural = self._deconvnet.filter_of(step).into(
-                    signal, _touched(step, below, (rows, cols)), None
+                    signal, touched(step, below, (rows, cols)), None
                 )
-                return _fitted(under, [span.start for span in natural], below.shape[-2:])
+                return fitted(under, [span.start for span in natural], below.shape[-2:])
             case _:
                 return transpose(step, signal, below.shape)
 
@@ -265,7 +264,7 @@ class _Down:
                     return None
                 kernels = kernels.contiguous(memory_format=torch.channels_last)
                 return self._inside(
-                    below, self._placed(kernels, _touched(step, below, spans), below)
+                    below, self._placed(kernels, touched(step, below, spans), below)
                 )
         return None
 
@@ -283,7 +282,7 @@ class _Down:
             y, x = (torch.from_numpy(self._position[:, axis]).to(hit.device) for axis in (0, 1))
             whole[hit, signal.unit, y, x] = signal.value
             return layer.as_output(whole)
-        rows, cols = self._places(spans)
+        rows, cols = self._placing.places(spans)
         y, x = (
             torch.from_numpy(self._position[:, axis] - at[:, 0]).to(hit.device)
             for axis, at in enumerate((rows, cols))
@@ -293,68 +292,30 @@ class _Down:
         window[hit, signal.unit, y, x] = signal.value
         return window
 
-    def _places(self, spans: Spans) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and columns of the map that each hit's window shows, "hit place"."""
-        rows, cols = (
-            span.origins(self._position[:, axis])[:, None] + np.arange(span.size)
-            for axis, span in enumerate(spans)
-        )
-        return rows, cols
-
     def _placed(self, signal: Tensor, spans: Spans, step: Step) -> Tensor:
         """From a window that ``spans`` gives into the step's own one."""
         window = self._windows[step.index]
         if window is None:
-            return _pasted(signal, *self._places(spans), step.shape[-2:])
-        if all(s.moves == w.moves for s, w in zip(spans, window, strict=True)):
-            starts = [s.start - w.start for s, w in zip(spans, window, strict=True)]
-            return _fitted(signal, starts, (window[0].size, window[1].size))
-        rows, cols = self._places(spans)
-        origins = [span.origins(self._position[:, axis]) for axis, span in enumerate(window)]
-        rows, cols = rows - origins[0][:, None], cols - origins[1][:, None]
-        return _pasted(signal, rows, cols, (window[0].size, window[1].size))
+            return pasted(signal, *self._placing.places(spans), step.shape[-2:])
+        return self._placing.moved(signal, spans, window)
 
     def _inside(self, step: Step, signal: Tensor) -> Tensor:
         """Without what lies outside the map."""
         spans = self._windows[step.index]
-        if spans is None:
-            return signal
-        if not any(s.overhangs(self._position[:, axis]) for axis, s in enumerate(spans)):
-            return signal
-        rows, cols = (
-            (places >= 0) & (places < span.length)
-            for places, span in zip(self._places(spans), spans, strict=True)
-        )
-        inside = torch.from_numpy(rows[:, :, None] & cols[:, None, :]).to(signal)
-        return signal.mul_(inside.view(len(signal), *[1] * (signal.ndim - 3), *inside.shape[1:]))
+        return signal if spans is None else self._placing.filled(signal, spans)
 
-    def _codes(self, step: Step) -> Tensor:
+    def _codes(self, step: Step, spans: Spans) -> Tensor:
         """The switches in the window of a pool's output, (hit, row, col, channel)."""
-        spans = self._windows[step.index]
-        assert spans is not None
-        codes = self._switches.codes[step.index]
-        rows, cols = (
-            torch.from_numpy(places.clip(0, span.length - 1)).to(codes.device)
-            for places, span in zip(self._places(spans), spans, strict=True)
-        )
-        found: Tensor = codes[self._image_of_hit[:, None, None], rows[:, :, None], cols[:, None]]
-        return found
+        if isinstance(self._switches, WindowSwitches):
+            return self._switches.codes[step.index]
+        codes = self._switches.codes[step.index].permute(0, 3, 1, 2)
+        return self._placing.cut(codes, self._image_of_hit, spans).permute(0, 2, 3, 1)
 
     def _arrived(self, step: Step, signal: Tensor) -> Projection:
         spans = self._windows[step.index]
         if spans is None:
             return Projection(signal, np.zeros((len(signal), 2), np.int64))
-        origins = [span.origins(self._position[:, axis]) for axis, span in enumerate(spans)]
-        return Projection(signal, np.stack(origins, 1))
-
-
-def _touched(step: Step, below: Step, spans: Spans) -> Spans:
-    """What a sliding window's transpose fills of the map below, unclipped."""
-    rows, cols = (
-        span.down(sliding_window(step.module, axis), below.shape[-2 + axis])
-        for axis, span in enumerate(spans)
-    )
-    return rows, cols
+        return Projection(signal, self._placing.origins(spans))
 
 
 def _same_moves(natural: Spans, window: Spans | None) -> Spans | None:
@@ -362,31 +323,6 @@ def _same_moves(natural: Spans, window: Spans | None) -> Spans | None:
     if window is None or any(n.moves != w.moves for n, w in zip(natural, window, strict=True)):
         return None
     return window
-
-
-def _fitted(signal: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Cropped and padded: ``signal`` begins at ``starts`` of what is returned."""
-    top, left = starts
-    bottom, right = size[0] - top - signal.shape[-2], size[1] - left - signal.shape[-1]
-    if not (top or left or bottom or right):
-        return signal
-    return F.pad(signal, (left, right, top, bottom))
-
-
-def _pasted(
-    signal: Tensor, rows: np.ndarray, cols: np.ndarray, size: Sequence[int]
-) -> Float[Tensor, "hit *channel row col"]:
-    """Each hit's window at its own place of a map of zeros; what lies outside is dropped."""
-    top, left = max(0, -int(rows.min())), max(0, -int(cols.min()))
-    bottom, right = (max(size[a], int(p.max()) + 1) for a, p in enumerate((rows, cols)))
-    shape = (len(signal), top + bottom, left + right, *signal.shape[1:-2])
-    canvas = signal.new_zeros(shape)
-    hit = torch.arange(len(signal), device=signal.device)[:, None, None]
-    at_row, at_col = (torch.from_numpy(p).to(hit.device) for p in (rows + top, cols + left))
-    last = signal.movedim((-2, -1), (1, 2))
-    canvas[hit, at_row[:, :, None], at_col[:, None, :]] = last
-    found = canvas[:, top : top + size[0], left : left + size[1]]
-    return found.movedim((1, 2), (-2, -1))
 
 
 def _unbroadcast(signal: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -23,7 +23,7 @@ from workers.fields import Field
 from workers.ops import Down, Rule, module_rule
 from workers.sight import Sight, field_of, sights
 from workers.steps import Program, Step, op_name
-from workers.switches import Switches, coded
+from workers.switches import Switches, pooled
 
 
 @dataclass(frozen=True)
@@ -173,23 +173,13 @@ class Network:
             return Switches({})
         codes: dict[int, Tensor] = {}
         values: dict[int, Any] = {}
-        last_use = self._last_uses([step.index for step in path])
+        last_use = self.last_uses(path)
         for step in path:
             if step.index > pools[-1]:
                 break
             if step.index in pools and isinstance(step.module, nn.MaxPool2d):
                 pool = step.module
-                below = values[step.inputs[0]]
-                values[step.index], indices = nn.functional.max_pool2d(
-                    below,
-                    pool.kernel_size,
-                    pool.stride,
-                    pool.padding,
-                    pool.dilation,
-                    ceil_mode=pool.ceil_mode,
-                    return_indices=True,
-                )
-                codes[step.index] = coded(indices, pool, below.shape[3])
+                values[step.index], codes[step.index] = pooled(values[step.inputs[0]], pool)
             else:
                 values[step.index] = self._program.run(step, values, images)
             for done in last_use.get(step.index, ()):
@@ -323,6 +313,10 @@ class Network:
             if step.depends and (step.rule is None or step.rule.down is None):
                 return f"{step.name} ({op_name(step)}) has no rule for the way down"
         return None
+
+    def last_uses(self, path: Sequence[Step]) -> dict[int, list[int]]:
+        """Step → steps whose values no later one of ``path`` reads."""
+        return self._last_uses([step.index for step in path])
 
     def _last_uses(self, indices: Sequence[int]) -> dict[int, list[int]]:
         """Step → values nobody needs after it (the output and parameters stay)."""

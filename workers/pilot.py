@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from deconvoy.schema import image_part_path, layer_path
 from deconvoy.store import RunStore
-from workers.actor import FORWARD_IMAGES, Actor, TorchSettings
+from workers.actor import Actor, TorchSettings
 from workers.datasets import ImageRef
 from workers.examples import Entries
 from workers.graph import Layer
@@ -141,8 +141,8 @@ def rounds(pieces: int, lanes: int) -> int:
 
 
 def images_in_lane(images: int, lanes: int) -> int:
-    """Images the busiest lane forwards of a projection lease: whole groups."""
-    return min(images, rounds(rounds(images, FORWARD_IMAGES), lanes) * FORWARD_IMAGES)
+    """Images the busiest lane forwards of a projection lease, one by one."""
+    return rounds(images, lanes)
 
 
 class _Trial:

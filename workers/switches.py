@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int64, Integer
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
-from workers.sight import sliding_window
+from workers.fields import Window
+from workers.sight import padding_of, sliding_window
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,61 @@ class Switches:
         return sum(codes.nbytes for codes in self.codes.values())
 
 
-def coded(
-    indices: Int64[Tensor, "image channel row col"], pool: nn.MaxPool2d, width: int
-) -> Integer[Tensor, "image row col channel"]:
-    """From places in the flattened input map, ``width`` wide, to places in the kernel."""
+@dataclass(frozen=True)
+class WindowSwitches:
+    """Of the hits of one group, in its windows, for every max pool on a path."""
+
+    codes: Mapping[int, Integer[Tensor, "hit row col channel"]]
+    """By step."""
+
+
+def pooled(
+    maps: Float[Tensor, "image channel below_row below_col"],
+    pool: nn.MaxPool2d,
+    padded: bool = False,
+) -> tuple[Float[Tensor, "image channel row col"], Integer[Tensor, "image row col channel"]]:
+    """A max pool's output and its switches.
+
+    Args:
+        padded: the maps are what the pool looks at, with its padding.
+    """
+    padding = (0, 0) if padded else padding_of(pool)
     rows, cols = (sliding_window(pool, axis) for axis in (0, 1))
-    first_row = torch.arange(indices.shape[2], device=indices.device) * rows.stride - rows.padding
-    first_col = torch.arange(indices.shape[3], device=indices.device) * cols.stride - cols.padding
-    row = (indices // width - first_row[:, None]) // rows.dilation
-    col = (indices % width - first_col) // cols.dilation
+    # Maxima of rows and columns that lie one channel behind the other are found many at a time.
+    turned = maps.contiguous(memory_format=torch.channels_last)
+    outputs, indices = nn.functional.max_pool2d(
+        turned,
+        pool.kernel_size,
+        pool.stride,
+        padding,
+        pool.dilation,
+        ceil_mode=pool.ceil_mode and not padded,
+        return_indices=True,
+    )
+    codes = coded(indices, rows, cols, padding, maps.shape[2:])
+    return outputs.contiguous(), codes
+
+
+def coded(
+    indices: Int64[Tensor, "image channel row col"],
+    rows: Window,
+    cols: Window,
+    padding: tuple[int, int],
+    size: Sequence[int],
+) -> Integer[Tensor, "image row col channel"]:
+    """From places in the flattened input map, of height and width ``size``, to the kernel's."""
+    width, below = size[1], size[0] * size[1]
+    first_row, first_col = (
+        torch.arange(count, device=indices.device) * window.stride - pad
+        for count, window, pad in zip(indices.shape[2:], (rows, cols), padding, strict=True)
+    )
+    # Whole numbers in floating point: torch divides those many at a time, and integers one by one.
+    places = indices.permute(0, 2, 3, 1).to(torch.float32 if below < 2**22 else torch.float64)
+    row = (places + 0.5).div_(width).floor_()
+    col = places.sub_(row, alpha=width).sub_(first_col[:, None])
+    row.sub_(first_row[:, None, None])
+    if (rows.dilation, cols.dilation) != (1, 1):
+        row.div_(rows.dilation)
+        col.div_(cols.dilation)
     kind = torch.uint8 if rows.kernel * cols.kernel <= 256 else torch.int32
-    return (row * cols.kernel + col).permute(0, 2, 3, 1).to(kind).contiguous()
+    return row.mul_(cols.kernel).add_(col).to(kind).contiguous()

@@ -1,0 +1,199 @@
+"""Project the hits of one lease: which images are run whole, what is kept of them, and batches.
+
+An image is run forward as a whole where that is less work than the cones of its hits; else each hit
+is run forward on its own cone (``workers.ascent``).  This is decided from the hits of the layer
+alone, and every image is run by itself, so that the bits do not depend on which worker does it, nor
+on what it did before.  That is why switches of whole images may be kept from lease to lease.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor
+
+from deconvoy.spec import Transform
+from workers.ascent import Ascent
+from workers.cones import Cone, Group
+from workers.deconvnet import Deconvnet, Projection
+from workers.graph import Layer, Network
+from workers.images import Picture, chunks, normalise
+from workers.switches import Switches
+
+SWITCH_BYTES = 256 * 2**20
+"""Switches held for the hits at hand: those of 170 images of vgg16, of 3,000 of alexnet."""
+
+KEPT_BYTES = 256 * 2**20
+"""Switches kept for the next leases."""
+
+HELD_IMAGES = 512
+"""Whose hits are run on their cones, decoded at a time: 77 MB of 224 px."""
+
+InLanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+"""Does work on each of some things, several at a time; results come in their order."""
+
+Pictures = Callable[[Sequence[int]], Iterator[Picture]]
+"""Pictures of images, by id, in that order."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Of one layer."""
+
+    image: Int64[np.ndarray, " hit"]
+    """Ids."""
+    unit: Int64[np.ndarray, " hit"]
+    position: Int64[np.ndarray, "hit yx"]
+    seed: Float[Tensor, " hit"]
+    """The recorded activations."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hits that are projected together."""
+
+    hits: Int64[np.ndarray, " hit"]
+    """Which of the lease's."""
+    group: Group
+    pictures: Sequence[Picture]
+    picture_of_hit: Int64[np.ndarray, " hit"]
+    switches: Switches | None
+    """Of the pictures; None where each hit is run forward on its cone."""
+
+
+class Projector:
+    """Projects the hits of one network's layers."""
+
+    def __init__(self, network: Network, transform: Transform, device: torch.device) -> None:
+        self._network, self._transform, self._device = network, transform, device
+        self.deconvnet = Deconvnet(network)
+        self._cones: dict[str, tuple[Cone, Ascent]] = {}
+        self._kept = _Kept(KEPT_BYTES)
+
+    def batches(
+        self, layer: Layer, hits: Hits, reuse: float, pictures: Pictures, in_lanes: InLanes
+    ) -> Iterator[Batch]:
+        """All hits, with the switches of images that are run whole.
+
+        Args:
+            reuse: how many leases of the layer an image is in, on average.
+        """
+        cone, ascent = self._cone(layer)
+        whole = self._whole(layer, hits, reuse)
+        for which in np.flatnonzero(whole), np.flatnonzero(~whole):
+            which = which[np.argsort(hits.image[which], kind="stable")]
+            distinct, first = np.unique(hits.image[which], return_index=True)
+            ends = [*first[1:].tolist(), len(which)]
+            shared = bool(len(which)) and bool(whole[which[0]])
+            fitting = SWITCH_BYTES // self._network.switch_bytes(cone.path)
+            for part in chunks(range(len(distinct)), max(8, fitting) if shared else HELD_IMAGES):
+                own = which[int(first[part[0]]) : ends[part[-1]]]
+                ids = distinct[part[0] : part[-1] + 1]
+                found = list(pictures(ids.tolist()))
+                switches = self._switches(ids, found, ascent, in_lanes) if shared else None
+                row = np.searchsorted(ids, hits.image[own])
+                for group in cone.batches(hits.position[own], number_bytes=4):
+                    yield Batch(own[group.hits], group, found, row[group.hits], switches)
+
+    @torch.no_grad()
+    def project(self, layer: Layer, hits: Hits, batch: Batch) -> Projection:
+        """One batch."""
+        cone, ascent = self._cone(layer)
+        at, own = batch.hits, hits.position[batch.hits]
+        row = torch.from_numpy(batch.picture_of_hit)
+        switches: Any = batch.switches
+        if switches is None:
+            used, place = np.unique(batch.picture_of_hit, return_inverse=True)
+            images = self._normalised([batch.pictures[i] for i in used.tolist()])
+            row = torch.from_numpy(place).to(self._device)
+            switches = ascent.switches(images, row, batch.group, own)
+        unit = torch.from_numpy(hits.unit[at]).to(self._device)
+        seed = hits.seed[torch.from_numpy(at)].to(self._device)
+        return self.deconvnet.project(
+            cone, batch.group, switches, row.to(self._device), unit, own, seed
+        )
+
+    def cone(self, layer: Layer) -> Cone:
+        return self._cone(layer)[0]
+
+    def _cone(self, layer: Layer) -> tuple[Cone, Ascent]:
+        if layer.name not in self._cones:
+            cone = Cone(self._network, layer)
+            self._cones[layer.name] = cone, Ascent(self._network, cone)
+        return self._cones[layer.name]
+
+    def _whole(self, layer: Layer, hits: Hits, reuse: float) -> Bool[np.ndarray, " hit"]:
+        """Whether each hit's image is run as a whole: its hits' cones together are more work."""
+        cone, ascent = self._cone(layer)
+        if not ascent.path or not ascent.possible:
+            return np.ones(len(hits.unit), bool)
+        work = np.zeros(len(hits.unit))
+        for group in cone.groups(hits.position):
+            work[group.hits] = ascent.of_a_hit(group)
+        _, row = np.unique(hits.image, return_inverse=True)
+        again = 1.0
+        if len(np.unique(hits.image)) * self._network.switch_bytes(cone.path) <= KEPT_BYTES:
+            again = reuse
+        found: Bool[np.ndarray, " hit"] = np.bincount(row, work)[row] * again >= ascent.whole
+        return found
+
+    @torch.no_grad()
+    def _switches(
+        self,
+        ids: Int[np.ndarray, " image"],
+        pictures: Sequence[Picture],
+        ascent: Ascent,
+        in_lanes: InLanes,
+    ) -> Switches:
+        """Of whole images, each by itself."""
+        if not ascent.path:
+            return Switches({})
+
+        def forward(image: int) -> Switches:
+            pools = ascent.pools
+            kept = self._kept.get(int(ids[image]), pools)
+            if kept is None:
+                with torch.no_grad():
+                    kept = self._network.switches(self._normalised([pictures[image]]), ascent.path)
+                self._kept.put(int(ids[image]), kept)
+            return kept
+
+        return Switches.joined(list(in_lanes(forward, range(len(pictures)))))
+
+    def _normalised(self, pictures: Sequence[Picture]) -> Float[Tensor, "image channel row col"]:
+        pixels = torch.stack([picture.pixels for picture in pictures])
+        return normalise(pixels.to(self._device), self._transform)
+
+
+class _Kept:
+    """The switches of the images used last, by image id."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._known: OrderedDict[int, Switches] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, image: int, pools: Iterable[int]) -> Switches | None:
+        """Those of the max pools ``pools``; None unless all are known."""
+        with self._lock:
+            known = self._known.get(image)
+            if known is None or not set(pools) <= set(known.codes):
+                return None
+            self._known.move_to_end(image)
+        return Switches({pool: known.codes[pool] for pool in pools})
+
+    def put(self, image: int, switches: Switches) -> None:
+        with self._lock:
+            before = self._known.pop(image, None)
+            if before is not None:
+                self._bytes -= before.nbytes
+            self._known[image] = switches
+            self._bytes += switches.nbytes
+            while self._bytes > self._most_bytes and self._known:
+                _, oldest = self._known.popitem(last=False)
+                self._bytes -= oldest.nbytes
