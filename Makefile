@@ -57,7 +57,7 @@ bench: $(READY)  ## measure speed on this machine
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY)  ## write the generated pages below docs/ anew
-	@$(BIN)/python -c "from deconvoy.schema import as_markdown; print(as_markdown(), end='')" \
+	@$(BIN)/python -c "from deconvoy.format_page import as_markdown; print(as_markdown(), end='')" \
 	    > docs/run-format.md
 	@$(BIN)/python -c "from workers.support import as_markdown; print(as_markdown(), end='')" \
 	    > docs/models.md

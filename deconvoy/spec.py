@@ -5,16 +5,15 @@ Frozen and closed: an unknown field, a wrong value or a rule broken between fiel
 the attributes of the run it made, so a round trip through JSON changes nothing.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deconvoy.errors import RequestError
 from deconvoy.refusals import sentences
+from deconvoy.spec_file import override_field, read_fields
 
 Auto = Literal["auto"]
 
@@ -226,7 +225,9 @@ Grey = Annotated[float, Field(ge=0, le=255)]
 class OcclusionSpec(Section):
     kind: Literal["occlusion"]
     images: DrawnImages | NamedImages | ImagesOfUnits = DrawnImages(sample=32)
-    """Over which images a grey square slides."""
+    """Over which images a grey square slides: ``{sample: 32}``, so many of the readable ones, drawn
+    by the seed; ``{ids: [0, a/cat.png]}``, named as in ``data.where.ids``; or
+    ``{top_of: [{layer: relu5, unit: 3}]}``, those of the units' strongest hits."""
     patch: Auto | Annotated[int, Field(strict=True, ge=1)] = "auto"
     """Side of the square in input pixels; ``auto``: a fourteenth of the image's side, at least 2
     (16 at 224 pixels)."""
@@ -345,50 +346,3 @@ class JobSpec(Section):
     def to_json(self) -> dict[str, Any]:
         """Plain fields; ``parse`` of them is this spec again."""
         return self.model_dump(mode="json")
-
-
-def read_fields(path: str | Path) -> dict[str, Any]:
-    """The mapping a YAML or JSON file holds.
-
-    Raises:
-        RequestError: no such file, or not YAML/JSON, or no mapping.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        fields = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RequestError(
-            f"The job spec {str(path)!r} cannot be read: {reason}. Give the path of a YAML or "
-            "JSON file; `deconvoy demo` writes an example."
-        ) from None
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise RequestError(f"The job spec {str(path)!r} is not valid YAML/JSON: {error}") from None
-    if not isinstance(fields, dict):
-        what = "nothing" if fields is None else f"a {type(fields).__name__}, not fields"
-        raise RequestError(
-            f"The job spec {str(path)!r} holds {what}: it needs at least `model: {{name: …}}` and "
-            "`data: {uri: …}`."
-        )
-    return fields
-
-
-def override_field(fields: dict[str, Any], override: str) -> None:
-    """Set one field from ``a.b=value``; parents are made, the value is read as YAML.
-
-    Raises:
-        RequestError: no ``=``, or a parent that is no mapping.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RequestError(f"--set takes key=value, not {override!r}: for example data.limit=100.")
-    *parents, last = key.split(".")
-    place = fields
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise RequestError(f"--set {override!r}: {parent!r} is a value, not a section.")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RequestError(f"--set {override!r}: the value is not valid YAML: {error}") from None

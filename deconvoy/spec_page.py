@@ -23,6 +23,7 @@ layers: [features.12.*, logits]               # default: all
 analyses:
   - {kind: top, k: 9}
   - {kind: projection, layers: maps, units: {sample: 0.1}}
+  - {kind: occlusion, images: {sample: 8}, patch: 16, stride: 8}
 compute: {workers: 2}
 ```
 """
@@ -64,7 +65,8 @@ def _default(field: FieldInfo) -> str:
     if value is PydanticUndefined:
         return "required"
     if isinstance(value, BaseModel):
-        return "see below"
+        only = value.model_dump() if len(type(value).model_fields) == 1 else {}
+        return "".join(f"`{{{key}: {one}}}`" for key, one in only.items()) or "see below"
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         return ", ".join(f"`{getattr(part, 'kind', '')}`" for part in value)
     shown = list(value) if isinstance(value, tuple) else value

@@ -115,7 +115,8 @@ def plan_lines(planned: Row) -> Iterator[str]:
         "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
         f"{planned['batch_size']}; labels: {planned['labels_from']}",
         "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
-        f"{planned['projections']:,} projections",
+        f"{planned['projections']:,} projections"
+        + (f", {planned['squares']:,} squares" if planned["squares"] else ""),
         "workers": f"{planned['workers']} × {planned['threads']} threads",
         "time": _parts(seconds, progress.span),
         "storage": f"{_parts(sizes, amount)}; {amount(planned['free_bytes'])} free",

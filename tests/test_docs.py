@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from deconvoy import queries, spec_page
-from deconvoy.schema import LAYER_ARRAYS, as_markdown
+from deconvoy.format_page import as_markdown
+from deconvoy.schema import LAYER_ARRAYS, OCCLUSION_ARRAYS, UNIT_OCCLUSION
 from deconvoy.spec import JobSpec
 from service.cli import app
 
@@ -24,7 +25,8 @@ def blocks(text: str, language: str) -> list[str]:
 def test_the_run_format_page_is_the_schema() -> None:
     page = (ROOT / "docs/run-format.md").read_text(encoding="utf-8")
     assert page == as_markdown(), "run `make docs`"
-    assert all(f"| `{field.name}` |" in page for field in LAYER_ARRAYS)
+    arrays = (*LAYER_ARRAYS, *OCCLUSION_ARRAYS, UNIT_OCCLUSION)
+    assert all(f"| `{field.name}` |" in page for field in arrays)
 
 
 def test_the_job_spec_page_is_the_spec() -> None:

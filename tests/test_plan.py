@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import deconvoy
 from deconvoy.errors import DiskTooSmall
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
@@ -126,6 +127,27 @@ def test_what_is_kept_besides_the_strongest_is_foretold_too(
         assert 0.7 < told.plan.bytes[kind] / happened[kind] < 1.4, kind
     assert within_a_fifth(told.plan.bytes["total"], run.bytes_used())
     assert most_bytes(told.job) > run.bytes_used()
+
+
+def test_squares_and_their_bytes_are_foretold_too(tmp_path: Path) -> None:
+    """Not the seconds, which are the machine's."""
+    occlusion = {"kind": "occlusion", "images": {"sample": 5}, "patch": 16, "units": ["relu1"]}
+    spec = small_spec(layers=["relu1", "logits"], analyses=[{"kind": "top"}, occlusion])
+    told = foretold(spec)
+    run_inline(spec, tmp_path / "run")
+    run = deconvoy.open(tmp_path / "run")
+    covered = [run.unit("relu1", index).occlusion for index in range(32)]
+    squares = 5 * 49 + sum(one.activation.size for unit in covered for one in unit)
+    assert within_a_fifth(told.plan.squares, squares)
+    files = [p for p in (tmp_path / "run").rglob("*/occlusion/**/*") if "ledger" not in p.parts]
+    files += (tmp_path / "run/occlusion").rglob("*")
+    assert within_a_fifth(
+        told.plan.bytes["occlusion"], sum(p.stat().st_size for p in files if p.is_file())
+    )
+    store = RunStore(tmp_path / "run")
+    assert within_a_fifth(told.plan.bytes["total"], store.bytes_used())
+    assert most_bytes(told.job) > store.bytes_used()
+    assert told.plan.seconds["occlusion"] > 0
 
 
 def test_no_byte_of_a_marker_is_below_what_it_is_at_most_counted_as(tmp_path: Path) -> None:

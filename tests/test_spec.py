@@ -43,6 +43,15 @@ EVERYTHING: dict[str, Any] = {
             "outliers": {"multiple": 2.5, "at_most": 7},
         },
         {"kind": "projection", "layers": ["features.3"], "units": {"sample": 0.25}},
+        {
+            "kind": "occlusion",
+            "images": {"top_of": [{"layer": "features.3", "unit": 7}]},
+            "patch": 12,
+            "stride": 5,
+            "fill": [1.0, 2.0, 255.0],
+            "top5": True,
+            "units": ["features.*"],
+        },
     ],
     "storage": {"max_side": 64, "projection": "float16"},
     "compute": {
@@ -205,6 +214,27 @@ def test_a_file_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> Non
             [{"kind": "top"}, {"kind": "projection", "units": {"ids": 3}}],
             ["projection.units.ids' is 3", "it takes a list."],
         ),
+        *(
+            ("analyses", [{"kind": "top"}, {"kind": "occlusion", **wrong}], said)
+            for wrong, said in (
+                ({"images": {"sample": 0}}, ["occlusion.images.sample' is 0", "1 or more"]),
+                ({"images": {"sample": 0.5}}, ["images.sample' is 0.5", "a whole number"]),
+                ({"images": {"ids": []}}, ["images.ids' is []", "a list of 1 or more"]),
+                ({"images": {"ids": [-1]}}, ["images.ids.0' is -1", "0 or more"]),
+                ({"images": 5}, ["images' is 5", "{sample: 32}, {ids: [0, a/cat.png]} or"]),
+                ({"images": {"top_of": []}}, ["images.top_of' is []", "a list of 1 or more"]),
+                (
+                    {"images": {"top_of": [{"layer": "relu"}]}},
+                    ["'analyses.1.occlusion.images.top_of.0.unit' is missing"],
+                ),
+                ({"patch": 0}, ["occlusion.patch' is 0", "`auto` or a whole number of 1"]),
+                ({"stride": "far"}, ["occlusion.stride' is 'far'", "`auto` or a whole number"]),
+                ({"fill": 256}, ["occlusion.fill' is 256", "`mean`, a number from 0 to 255"]),
+                ({"fill": [1, 2]}, ["occlusion.fill' is [1, 2]", "or a list of three"]),
+                ({"units": "all"}, ["occlusion.units' is 'all'", "null, `maps`, or a list"]),
+                ({"patchs": 3}, ["'analyses.1.occlusion.patchs' is unknown", "'patch'"]),
+            )
+        ),
         ("data.max_bad", 1.5, ["'data.max_bad' is 1.5", "it takes 1 or less"]),
         ("data.max_bad", float("nan"), ["'data.max_bad' is nan"]),
         ("data.limit", 0, ["'data.limit' is 0", "1 or more"]),
@@ -253,9 +283,10 @@ def test_several_faults_are_told_at_once() -> None:
         [{"kind": "projection"}],
         [{"kind": "top"}, {"kind": "top"}],
         [{"kind": "top"}, {"kind": "projection"}, {"kind": "projection"}],
+        [{"kind": "occlusion"}, {"kind": "top"}, {"kind": "occlusion"}],
     ],
 )
-def test_the_top_comes_exactly_once_and_a_projection_at_most_once(analyses: list[Any]) -> None:
+def test_the_top_comes_exactly_once_and_others_at_most_once(analyses: list[Any]) -> None:
     message = message_of(LEAST | {"analyses": analyses})
     assert "kind: top exactly once" in message
     assert (", ".join(a["kind"] for a in analyses) or "nothing") in message

@@ -524,6 +524,12 @@ class Actor:
                 raise
             raise self._run.refused(error) from error
 
+    def at_hand(self, image_id: int, fill: Sequence[float]) -> tuple[Network, Tensor, Tensor]:
+        """For a plan's measurements: the model, one image, and the colour of a square, as they are
+        when a lease is answered."""
+        image = self._occluder.input_of(self._pictures(image_id))
+        return self._network, image, self._occluder.colour_of(fill)
+
     def _read_id(self, image_id: int) -> Picture:
         part, row = divmod(image_id, self._job.shard_size)
         uri = self._uris(part)[row]

@@ -3,6 +3,8 @@
 The new images are a further place of ``data.uri``.  A place begins a shard of its own, so every
 shard of the old run is one of the new run, too: its marker and its part of the images table are
 taken over.  Projections are computed again only in Zarr shards with a unit whose hits changed.
+Occlusion is computed anew in any case: another sample is drawn from more images, and other hits
+are covered.
 What comes out is, bit for bit, the run over all places from the start.
 """
 

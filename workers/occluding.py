@@ -82,7 +82,7 @@ class Occluder:
             fill: 0–255, a number a channel.
             label: the class to watch; None: the most probable one.
         """
-        image, colour = self._input(picture), self._colour(fill)
+        image, colour = self.input_of(picture), self.colour_of(fill)
         swept = self._swept(image, grid, colour)
         clean = softmax(swept.clean_logits[None])[0]
         clean_label = int(swept.clean_logits.argmax())
@@ -118,14 +118,15 @@ class Occluder:
 
         return joined(grid, parts, list(self._lanes(sweep_part, parts)))
 
-    def _input(self, picture: Picture) -> Float[Tensor, "1 channel row col"]:
+    def input_of(self, picture: Picture) -> Float[Tensor, "1 channel row col"]:
+        """As the model takes it, where the model is."""
         device = next((p.device for p in self._parameters()), torch.device("cpu"))
         return normalise(picture.pixels[None].to(device), self._transform)
 
     def _parameters(self) -> Iterator[Tensor]:
         return (p for s in self._network.steps if s.module for p in s.module.parameters())
 
-    def _colour(self, fill: Sequence[float]) -> Float[Tensor, " channel"]:
+    def colour_of(self, fill: Sequence[float]) -> Float[Tensor, " channel"]:
         """Normalised as the image is."""
         mean, std = np.array(self._transform.mean), np.array(self._transform.std)
         colour = torch.from_numpy(((np.array(fill) / 255 - mean) / std).astype(np.float32))
@@ -215,7 +216,7 @@ class Occluder:
     ) -> OcclusionResult:
         """Slide a square over the field of every hit, image by image, and write the shard."""
         layer = self._network.layer(lease.layer)
-        colour = self._colour(lease.fill)
+        colour = self.colour_of(lease.fill)
         units, ranks = (lease.image >= 0).nonzero()
         boxes = layer.field.boxes(lease.position[units, ranks].astype(np.int64))
         seen = boxes[:, 2] > boxes[:, 0]  # a position may see padding only
@@ -229,7 +230,7 @@ class Occluder:
             swept = unit_sweeps(
                 self._network,
                 layer,
-                self._input(picture_of(image_id)),
+                self.input_of(picture_of(image_id)),
                 unit + lease.start,
                 lease.position[unit, rank].astype(np.int64),
                 lease.patch,

@@ -84,7 +84,7 @@ def sweep(
         advance: told of every batch.
     """
     squares = grid.squares()
-    incremental = Incremental(network, _steps_to_all_layers(network), image, squares, fill)
+    incremental = Incremental(network, steps_to_all_layers(network), image, squares, fill)
     watch = _Watch(network, incremental, len(squares), advance)
     incremental.run(watch.see, budget)
     return Sweep(
@@ -152,7 +152,8 @@ def _all_squares(grids: Sequence[Grid]) -> Squares:
     )
 
 
-def _steps_to_all_layers(network: Network) -> list[Step]:
+def steps_to_all_layers(network: Network) -> list[Step]:
+    """What a sweep runs: what any layer is computed from, in execution order."""
     needed = {step.index for layer in network.layers for step in network.path_to(layer)}
     return [step for step in network.steps if step.index in needed]
 

@@ -27,6 +27,7 @@ from workers.job import Job, ProjectionItem
 from workers.leases import ProjectionLease, ProjectionResult, ScanLease, ScanResult
 from workers.outliers import Norms
 from workers.pictures import stored_size
+from workers.pilot_occlusion import OcclusionSample, measure_occlusion
 from workers.topk import BINS, Fold, Hits, Partial, UnitSums
 from workers.writer import create_layer, create_pictures, projection_dtype, write_hits
 
@@ -113,6 +114,8 @@ class Pilot:
     samples: tuple[LayerSample, ...]
     """In order of increasing work."""
     sizes: TableSizes
+    occlusion: OcclusionSample | None = None
+    """None where the job covers nothing."""
 
 
 def measure(job: Job, lanes: int, work: Mapping[str, int]) -> Pilot:
@@ -191,6 +194,7 @@ class _Trial:
             np.bincount(predicted, minlength=self.job.outputs),
             tuple(samples),
             sizes,
+            measure_occlusion(self.job, self.actor, self.run, self.fold),
         )
 
     def _scan(self) -> tuple[pa.Table, float]:

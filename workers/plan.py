@@ -25,6 +25,7 @@ from workers.examples import Ranking
 from workers.graph import Layer, Network
 from workers.job import Job, ProjectionItem, trace
 from workers.machine import cores
+from workers.occlusion_items import UNITS_AN_ITEM
 from workers.outliers import NORM_BINS
 from workers.pictures import stored_size
 from workers.pilot import (
@@ -35,6 +36,14 @@ from workers.pilot import (
     images_in_lane,
     measure,
     rounds,
+)
+from workers.plan_occlusion import (
+    MARKER_BYTES,
+    HitsExpected,
+    OcclusionForecast,
+    foretold,
+    most_bytes_of_occlusion,
+    occlusion_items,
 )
 from workers.shards import COMPACT_EVERY
 from workers.steps import Step
@@ -113,10 +122,13 @@ class Plan:
     """Of the whole scan."""
     projections: int
     """About so many hits will be projected."""
+    squares: int
+    """About so many positions of a square, over images and over hits."""
     seconds: Mapping[str, float]
-    """start, scan, merge, projection, total."""
+    """start, scan, merge, projection, total; occlusion where it is asked for."""
     bytes: Mapping[str, int]
-    """patch, projection, tables, images, ledger, metadata, total."""
+    """patch, projection, tables, images, ledger, metadata, total; occlusion where it is asked
+    for."""
     free_bytes: int
     pilot_images: int
     """Images measured for this."""
@@ -155,6 +167,7 @@ def plan(job: Job, at: str = ".") -> Plan:
         multiply_adds_per_image=total,
         multiply_adds=total * len(job.listing),
         projections=round(sum(cost.hits for cost in forecast.costs)),
+        squares=forecast.occlusion.positions if forecast.occlusion else 0,
         seconds=_totalled(forecast.seconds()),
         bytes=_totalled(forecast.bytes()),
         free_bytes=RunStore(at).bytes_free(),
@@ -200,7 +213,9 @@ def most_bytes(job: Job) -> int:
         markers += 2 * _most_of_marker(job, len(job.listing))
     items = job.shards + len(job.projection_items())
     images = 400 * len(job.listing) + 8_000 * job.shards
-    return pictures + tables + markers + metadata + images + items * 4 * LOG_BYTES
+    covering = occlusion_items(job)
+    logged = (items + covering) * 4 * LOG_BYTES
+    return pictures + tables + markers + metadata + images + logged + most_bytes_of_occlusion(job)
 
 
 def _most_of_marker(job: Job, images: int) -> int:
@@ -296,12 +311,31 @@ class _Forecast:
             for images in shards
         ]
         decoded = self._decoded_by_worker() * self.pilot.decode_seconds / crew.lanes_each
+        covering = self.occlusion
         return {
             "start": self.pilot.start_seconds + RAY_SECONDS,
             "scan": _makespan(leases, crew.workers),
             "merge": self.pilot.merge_seconds * len(job.layers),
             "projection": decoded + _makespan([c.seconds for c in self.costs], crew.workers),
+            **({"occlusion": _makespan(covering.leases, crew.workers)} if covering else {}),
         }
+
+    @cached_property
+    def occlusion(self) -> OcclusionForecast | None:
+        if self.pilot.occlusion is None:
+            return None
+
+        def expected(layer: Layer) -> HitsExpected:
+            start = self._start(layer)
+            hits = float(self.expected_hits[start : start + layer.units].sum())
+            each = hits * min(1.0, UNITS_AN_ITEM / layer.units)
+            return HitsExpected(hits, self._distinct(layer, each))
+
+        def forward_seconds(layer: Layer) -> float:
+            return self._forward_seconds(self.work[layer.name])
+
+        lanes = self.crew.lanes_each
+        return foretold(self.job, self.pilot.occlusion, lanes, expected, forward_seconds)
 
     def _decoded_by_worker(self) -> float:
         """Pictures one worker decodes for its projections; what fits in its cache but once."""
@@ -400,6 +434,7 @@ class _Forecast:
             "images": round(sizes.images_part * job.shards + sizes.images_row * len(job.listing)),
             "ledger": self._ledger_bytes(),
             "metadata": round(metadata) + self._root_bytes(),
+            **({"occlusion": self.occlusion.bytes} if self.occlusion else {}),
         }
 
     def _picture_bytes(self, cost: _ItemCost) -> tuple[float, float]:
@@ -467,8 +502,10 @@ class _Forecast:
             images = min(compacted * size, len(job.listing))
             hits = float(self._hits_of(kept, images).sum())
             markers += self._marker_bytes(sizes.prefix, images, hits)
-        log = 2 * LOG_BYTES * (job.shards + len(self.costs) + self.crew.workers)
+        covering = self.occlusion.items if self.occlusion else 0
+        log = 2 * LOG_BYTES * (job.shards + len(self.costs) + covering + self.crew.workers)
         items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)
+        items += covering * MARKER_BYTES
         return round(markers + log + items)
 
     def _root_bytes(self) -> int:

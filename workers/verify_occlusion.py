@@ -165,10 +165,12 @@ class UnitOcclusions:
             return
         array: Any = self.run.zarr()[path]
         item = int((array.shards or array.chunks)[0])
-        committed: list[int] = []
-        for name in self.run.names(marker_path(f"unit-occlusion/{layer}/x").rpartition("/")[0]):
-            self.files += 1
-            committed.append(number_of(name))
+        folder = marker_path(f"unit-occlusion/{layer}/x").rpartition("/")[0]
+        names = self.run.names(folder)
+        self.files += len(names)
+        committed = [number_of(name) for name in names]
+        for number, name in zip(committed, names, strict=True):
+            yield from self._marker(f"{folder}/{name}", [number * item, (number + 1) * item], array)
         for place in self.chunks.missing.get(path, ()):
             if place[0] in committed:
                 yield self.chunks.absent_at(path, place)
@@ -179,6 +181,16 @@ class UnitOcclusions:
                 yield Fault(marker_path(name), "is missing")
         if path not in self.chunks.broken:
             yield from self._numbers(layer, path, array, committed, item)
+
+    def _marker(self, path: str, units: list[int], array: Any) -> Iterator[Fault]:
+        try:
+            told = json.loads(self.run.read(path))["units"]
+        except (ValueError, KeyError, TypeError) as error:
+            yield Fault(path, f"cannot be read: {error}")
+            return
+        promised = [units[0], min(units[1], array.shape[0])]
+        if told != promised:
+            yield Fault(path, f"is of the units {told}, but its shard holds {promised}")
 
     def _numbers(
         self, layer: str, path: str, array: Any, committed: Sequence[int], item: int

@@ -1,0 +1,110 @@
+"""The page ``docs/run-format.md``, written from the table of arrays."""
+
+from collections.abc import Iterator
+
+from deconvoy.schema import (
+    EXAMPLE_ARRAYS,
+    EXAMPLE_KINDS,
+    FORMAT,
+    IMAGE_COLUMNS,
+    LAYER_ARRAYS,
+    OCCLUSION_ARRAYS,
+    OUTLIER_ARRAYS,
+    UNIT_OCCLUSION,
+    ArrayField,
+)
+
+
+def as_markdown() -> str:
+    """This table as the page ``docs/run-format.md``."""
+    return "\n".join(_lines())
+
+
+def _lines() -> Iterator[str]:
+    yield "# The format of a run\n"
+    yield (
+        "A run is one Zarr v3 group. This page is written from `deconvoy/schema.py` by "
+        "`make docs`; a test holds the two together.\n"
+    )
+    yield f"Format name in the root attributes: `{FORMAT}`.\n"
+    yield "## Arrays of a layer, `layers/<name>/`\n"
+    yield (
+        "Names are percent-escaped where a path could misread them; the true name, the operation, "
+        "the size and the receptive field are in the group's attributes. Every array has "
+        "`dimension_names`.\n"
+    )
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    for field in LAYER_ARRAYS:
+        dims = ", ".join(field.dims)
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {field.meaning} |"
+    for field in EXAMPLE_ARRAYS:
+        dims = ", ".join(field.dims)
+        told = f"{field.meaning} (only with `{EXAMPLE_KINDS[field.name.split('_')[0]]}`)"
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+    for field in OUTLIER_ARRAYS:
+        dims = ", ".join(field.dims)
+        told = f"{field.meaning} (only with `outliers`)"
+        yield f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+    yield _row(UNIT_OCCLUSION)
+    yield (
+        "\n`patch` and `projection` are stored one unit a chunk, many a Zarr shard, with a "
+        "checksum each; a shard is written by one owner. `scale` and `projected` have one chunk a "
+        "work item, all others one a layer.\n"
+    )
+    yield _OCCLUSION_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, OCCLUSION_ARRAYS)
+    yield "\n## Images, `images/part-*.parquet`\n"
+    yield "One file a shard of the data set, with one row an image.\n"
+    yield "| column | type | meaning |\n|---|---|---|"
+    for name, dtype, meaning in IMAGE_COLUMNS:
+        yield f"| `{name}` | {dtype} | {meaning} |"
+    yield _LEDGER_PAGE
+
+
+def _row(field: ArrayField) -> str:
+    told = f"{field.meaning} (only {field.only})" if field.only else field.meaning
+    dims = ", ".join(field.dims)
+    return f"| `{field.name}` | {dims} | {field.dtype} | {field.unit} | {told} |"
+
+
+_OCCLUSION_PAGE = """## A grey square over images, `occlusion/`
+
+Only with an analysis of kind occlusion. One image a chunk (`y` and `x` are whole), written by one
+owner; `image` is written last. The group's attributes have `patch`, `stride` and `fill` (0–255, a
+number a channel) of the square, `size` (height and width of the preprocessed image, in whose pixels
+all places are), `layers` and `labels` (as of the root group), and `boxes` (the most an image has, 0
+where the data has none). A layer's `occlusion` is stored one unit a chunk, some a Zarr shard.
+"""
+
+_LEDGER_PAGE = """
+## Ledger, `ledger/`
+
+One small file a finished work item: the commit marker, and for the scan the partial result.
+An item is done when its marker is there, and only then.
+
+| path | what it is |
+|---|---|
+| `ledger/scan/part-NNNNNN.npz` | marker of one shard: its hits, sums, examples and norms |
+| `ledger/scan/prefix-NNNNNN.npz` | all shards up to and with that one, folded in shard order |
+| `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
+| `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
+| `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
+| `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
+| `ledger/driver.lock` | held by the driver at work |
+
+Examples are there where the top analysis asks for `bottom`, `per_class` or `bands`, and norms (of
+images in each layer) where it asks for `outliers`.
+
+The log is for people; the driver never reads it.
+
+## Attributes of the root group
+
+`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`), `layers` (names in
+execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
+`predicted`: it has none, so a hit's label is the predicted class), `provenance` (model and weights
+sha256, fingerprint of the listing, images of each of its places, outputs, transform, batch size,
+dtype, layout, devices, library versions), `results` (top-1, images read and skipped), and of an
+extended run `extends` (the run before it) and `extends_sha256` (of that run's attributes; where
+they have changed, its projections are computed again instead of taken over).
+"""
