@@ -175,9 +175,9 @@ def _work(step: Step, size: tuple[int, ...]) -> float:
     """Multiply-adds of a step for an output of that size; a value of a pool is worth some."""
     area = math.prod(size)
     if isinstance(step.module, nn.Conv2d):
-        return step.module.weight.numel() * area
+        return float(step.module.weight.numel() * area)
     if isinstance(step.module, nn.MaxPool2d):
-        return POOLED * step.shape[0] * area
+        return float(POOLED * step.shape[0] * area)
     return 0.0
 
 
