@@ -28,6 +28,7 @@ from workers.leases import Assignment
 from workers.models import PackedModel, pack
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
+from workers.projector import expected_reuse
 from workers.topk import (
     Fold,
     UnitIndex,
@@ -58,6 +59,8 @@ class ProjectionItem:
     stop: int
     units: Int64[np.ndarray, " unit"]
     """Those of it to compute."""
+    reuse: float = 1.0
+    """How many items of the layer an image of this one is in, about."""
 
 
 @dataclass(frozen=True)
@@ -225,12 +228,15 @@ class Job:
             assert asked is not None
             units = chosen_units(layer, asked, self.spec.seed)
             size = units_per_item(layer, self.k, self.spec.storage)
-            for start in range(0, layer.units, size):
+            cuts = [np.flatnonzero(units // size == part) for part in np.unique(units // size)]
+            # Of the first place alone: it stays when a run is extended, and so do the bits.
+            images = (self.listing.sizes or (len(self.listing),))[0]
+            reuse = expected_reuse(len(cuts), self.k * len(units) // max(1, len(cuts)), images)
+            for inside in (units[cut] for cut in cuts):
+                start = int(inside[0]) // size * size
                 stop = min(start + size, layer.units)
-                inside = units[(units >= start) & (units < stop)]
-                if len(inside):
-                    name = f"projection/{layer.name}/item-{start // size:06d}"
-                    items.append(ProjectionItem(name, layer, start, stop, inside))
+                name = f"projection/{layer.name}/item-{start // size:06d}"
+                items.append(ProjectionItem(name, layer, start, stop, inside, reuse))
         if (
             asked is not None
             and isinstance(asked.units, Ids)

@@ -1,6 +1,5 @@
 """What the driver sends to a worker and what comes back: plain data that pickles."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -95,7 +94,7 @@ class ProjectionLease:
     position: Int32[np.ndarray, "unit rank yx"]
     attempt: int = 0
     reuse: float = 1.0
-    """How many leases of the layer an image is in, on average; from the hits alone."""
+    """How many leases of the layer an image is in, about: ``expected_reuse``."""
 
     def granted(self, attempt: int) -> "ProjectionLease":
         return replace(self, attempt=attempt)
@@ -155,15 +154,3 @@ class UnitOcclusionLease:
 class OcclusionResult:
     positions: int
     """Of the square."""
-
-
-def reuse_of(images: Sequence[Int64[np.ndarray, "unit rank"]]) -> float:
-    """How many of a layer's leases an image is in, on average; a power of two, so that a few more
-    images seldom change it.
-
-    Args:
-        images: those of the hits of each lease; -1 where there is none.
-    """
-    own = [np.unique(part[part >= 0]) for part in images]
-    distinct = len(np.unique(np.concatenate(own))) if own else 0
-    return 2.0 ** round(math.log2(sum(map(len, own)) / distinct)) if distinct else 1.0

@@ -308,8 +308,9 @@ class _Trial:
         position: np.ndarray,
     ) -> ProjectionLease:
         return ProjectionLease(
-            "pilot", item.layer.name, item.start, item.stop, units, score, image, position
-        )
+            "pilot", item.layer.name, item.start, item.stop, units, score, image, position,
+            reuse=item.reuse,
+        )  # fmt: skip
 
     def _rows(self, layer: Layer) -> slice:
         return self.job.index.units_of(self.job.layers.index(layer))

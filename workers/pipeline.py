@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ from workers.candidates import Judgement, Rescan
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, anchored, settle
-from workers.leases import ProjectionLease, ProjectionResult, ScanLease, reuse_of
+from workers.leases import ProjectionLease, ProjectionResult, ScanLease
 from workers.ledger import (
     Abort,
     Commit,
@@ -339,8 +339,7 @@ class _Driver:
         for layer in self.job.projected_layers():
             if layer.name not in started:
                 create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
-        reuse = self._reuse(items.values(), fold)
-        self._take_over(list(items.values()), fold, reuse)
+        self._take_over(list(items.values()), fold)
         left = [name for name in items if not self.run.exists(marker_path(name))]
 
         def count(name: str) -> int:
@@ -351,7 +350,7 @@ class _Driver:
             tables = fold.score[unit], fold.image[unit], fold.position[unit]
             return ProjectionLease(
                 name, item.layer.name, item.start, item.stop, item.units, *tables,
-                reuse=reuse[item.layer.name],
+                reuse=item.reuse,
             )  # fmt: skip
 
         def commit(name: str, result: ProjectionResult) -> int:
@@ -361,13 +360,6 @@ class _Driver:
         total = sum(count(name) for name in items)
         done = total - sum(count(name) for name in left)
         self._stage(Work("projection", left, lease_of, commit, done, total))
-
-    def _reuse(self, items: Iterable[ProjectionItem], fold: Fold) -> dict[str, float]:
-        """By layer, how many of its items an image is in, on average."""
-        images: dict[str, list[Any]] = {}
-        for item in items:
-            images.setdefault(item.layer.name, []).append(fold.image[self._rows_of(item)])
-        return {layer: reuse_of(parts) for layer, parts in images.items()}
 
     def _rows_of(self, item: ProjectionItem) -> Any:
         """Its units, counted through all layers."""
@@ -380,9 +372,7 @@ class _Driver:
         fields = {"units": item.units.tolist(), "projections": projections}
         self.run.write(marker_path(item.name), json.dumps(fields).encode())
 
-    def _take_over(
-        self, items: Sequence[ProjectionItem], fold: Fold, reuse: Mapping[str, float]
-    ) -> None:
+    def _take_over(self, items: Sequence[ProjectionItem], fold: Fold) -> None:
         """Commit what the run that is extended has projected already."""
         extends: Any = self.run.zarr().attrs.get("extends")
         if extends is None:
@@ -398,7 +388,7 @@ class _Driver:
             item for item in items
             if not self.run.exists(marker_path(item.name)) and old.exists(marker_path(item.name))
         ]  # fmt: skip
-        for item in unchanged(self.job, left, fold, reuse, old, self.run):
+        for item in unchanged(self.job, left, fold, old, self.run):
             take_over(item, old, self.run)
             self._mark(item, self._hits_in(item, fold))
             self._log(event="taken over", item=item.name, run=extends)

@@ -1,7 +1,7 @@
 """Project the hits of one lease: which images are run whole, what is kept of them, and batches.
 
 An image is run forward as a whole where that is less work than the cones of its hits; else each hit
-is run forward on its own cone (``workers.ascent``).  This is decided from the hits of the layer
+is run forward on its own cone (``workers.ascent``).  This is decided from the hits of the lease
 alone, and every image is run by itself, so that the bits do not depend on which worker does it, nor
 on what it did before.  That is why switches of whole images may be kept from lease to lease.
 """
@@ -66,6 +66,21 @@ class Batch:
     """Of the pictures; None where each hit is run forward on its cone."""
 
 
+def expected_reuse(leases: int, hits: int, images: int) -> float:
+    """How many of a layer's leases an image is in that is in one at all, if hits lay evenly over
+    the images.
+
+    Not counted from the hits: what a lease computes must not depend on the hits of others, so that
+    an extended run can take it over.
+
+    Args:
+        hits: of each lease.
+        images: of the data set.
+    """
+    inside = 1 - (1 - 1 / max(2, images)) ** hits
+    return leases * inside / (1 - (1 - inside) ** leases) if hits and leases else 1.0
+
+
 class Projector:
     """Projects the hits of one network's layers."""
 
@@ -81,7 +96,7 @@ class Projector:
         """All hits, with the switches of images that are run whole.
 
         Args:
-            reuse: how many leases of the layer an image is in, on average.
+            reuse: how many leases of the layer an image is in, about.
         """
         cone, ascent = self._cone(layer)
         whole = self._whole(layer, hits, reuse)

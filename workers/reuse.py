@@ -2,16 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from deconvoy.schema import LAYER_ARRAYS, layer_path
 from deconvoy.store import RunStore
 from workers.job import Job, ProjectionItem
-from workers.leases import reuse_of
 from workers.parts import number_of
 from workers.topk import Fold
 
@@ -32,23 +30,10 @@ def digest_of(run: RunStore) -> str | None:
 
 
 def unchanged(
-    job: Job,
-    items: Iterable[ProjectionItem],
-    fold: Fold,
-    reuse: Mapping[str, float],
-    old: RunStore,
-    new: RunStore,
+    job: Job, items: Iterable[ProjectionItem], fold: Fold, old: RunStore, new: RunStore
 ) -> Iterator[ProjectionItem]:
     """Those whose units all have the hits they had in the old run, and whose arrays are stored
-    alike, so that the old bytes can be taken as they are.
-
-    Args:
-        reuse: of each layer in the new run; where it was another, images may have been run another
-            way, which can change last bits.
-    """
-    parts: dict[str, list[Int64[np.ndarray, " unit"]]] = {}
-    for item in job.projection_items():
-        parts.setdefault(item.layer.name, []).append(item.units)
+    alike, so that the old bytes can be taken as they are."""
     group = old.zarr()
     tables: dict[str, list[Any]] = {}
     alike = False
@@ -57,9 +42,7 @@ def unchanged(
         if name not in tables:
             stored: Any = group[layer_path(name)]
             tables = {name: [np.asarray(stored[hit][:]) for hit in HITS]}
-            images = tables[name][HITS.index("image")]
-            alike = reuse_of([images[units] for units in parts[name]]) == reuse[name]
-            alike = alike and _layout(old, name) == _layout(new, name)
+            alike = _layout(old, name) == _layout(new, name)
         if not alike:
             continue
         rows = job.index.units_of(job.layers.index(item.layer)).start + item.units
