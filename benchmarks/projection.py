@@ -84,13 +84,13 @@ class _Subject:
         for module in modules:  # Captum's hooks need what a rectifier overwrites
             if hasattr(module, "inplace"):
                 module.inplace = False
-        self.modules = dict(self.model.named_modules())
         self.pictures = _pictures(folder, count, self.transform)
         self.hits = _top(self.network, self.pictures, self.transform)
+        self.modules = _outputs(self.network, self.model)
         self.layers = [
             layer
             for layer in self.network.layers
-            if layer.name in self.hits and isinstance(self.modules.get(layer.name), nn.Module)
+            if layer.name in self.hits and layer.name in self.modules
         ]
         torch.set_num_threads(1)
         self.lanes = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
@@ -203,6 +203,17 @@ class _Subject:
         torch.set_num_threads(1)
         count = int(there.sum())
         return (spent[0] / count, spent[1] / count), signal[0].detach()
+
+
+def _outputs(network: Network, model: nn.Module) -> dict[str, nn.Module]:
+    """The module whose output a layer is, where the layer is its last call: that is what Captum
+    takes of a module that is called several times."""
+    modules, last = dict(model.named_modules()), dict[str, str]()
+    for layer in network.layers:
+        step = network.steps[layer.step]
+        if step.node.op == "call_module":
+            last[str(step.node.target)] = layer.name
+    return {name: modules[target] for target, name in last.items()}
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
