@@ -99,7 +99,7 @@ class ProjectionResult:
     """Distinct images decoded and forwarded."""
 
 
-def reuse_of(images: Sequence[Int64[np.ndarray, "unit rank"]]) -> float:
+def reuse_of(images: Sequence[Int64[np.ndarray, "_ rank"]]) -> float:
     """How many of a layer's leases an image is in, on average.
 
     Args:
