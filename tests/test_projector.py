@@ -18,7 +18,7 @@ from workers.leases import reuse_of
 from workers.projector import Hits, Projector
 
 SIDE = 96
-TRANSFORM = Transform(resize=SIDE, crop=SIDE, mean=[0.5] * 3, std=[0.25] * 3)
+TRANSFORM = Transform(resize=SIDE, crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
 LAYER = "features.4"
 
