@@ -6,11 +6,12 @@ as a worker does, in lanes of one thread each, with what it keeps from the items
 unit at a time, the nine images of it in one call, on all cores.  They take turns in one process.
 What is compared is the time of a hit, each layer's weighted by its units.
 
-``apart`` is the same with every hit on an image of its own, as in a data set of millions.
+``apart`` is the same with every hit on an image of its own, as in a data set of millions.  The
+difference is the median over the hits compared; where rounding flips a switch, one is larger.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +24,14 @@ from captum.attr import NeuronDeconvolution
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from benchmarks.comparison import Comparison, largest_difference
 from deconvoy.spec import ModelSpec, StorageSpec, Transform
 from workers.graph import Layer, Network
 from workers.images import Picture, decode, normalise, read_ahead
 from workers.job import trace
-from workers.leases import reuse_of
 from workers.machine import cores
 from workers.models import pack
-from workers.projector import Batch, Hits, Projector
+from workers.projector import Batch, Hits, Projector, expected_reuse
 from workers.writer import units_per_item
 
 K = 9
@@ -49,9 +50,6 @@ SUBJECTS = {
 }
 """The models, and how many times as fast ours is to be: on the real images, and apart."""
 
-Times = tuple[float, float]
-"""Wall time, and processor time of all threads, which other processes disturb least."""
-
 
 @dataclass(frozen=True)
 class LayerHits:
@@ -62,20 +60,19 @@ class LayerHits:
     score: Float[np.ndarray, "unit rank"]
 
 
-def measure(folder: str | None, count: int, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Two rows a model.
+def measure(folder: Path | None, count: int) -> Iterator[Comparison]:
+    """A row or two a model.
 
     Args:
         folder: of photographs; None for noise.
         count: images.
     """
     for name, targets in SUBJECTS.items():
-        if not only or name in only:
-            yield from _Subject(name, folder, count).rows(targets)
+        yield from _Subject(name, folder, count).rows(targets)
 
 
 class _Subject:
-    def __init__(self, name: str, folder: str | None, count: int) -> None:
+    def __init__(self, name: str, folder: Path | None, count: int) -> None:
         self.name = name
         packed = pack(ModelSpec(name=f"torchvision/{name}"), seed=0)
         self.transform = packed.transform
@@ -84,65 +81,63 @@ class _Subject:
         for module in modules:  # Captum's hooks need what a rectifier overwrites
             if hasattr(module, "inplace"):
                 module.inplace = False
-        self.modules = dict(self.model.named_modules())
         self.pictures = _pictures(folder, count, self.transform)
         self.hits = _top(self.network, self.pictures, self.transform)
+        self.modules = _outputs(self.network, self.model)
         self.layers = [
             layer
             for layer in self.network.layers
-            if layer.name in self.hits and isinstance(self.modules.get(layer.name), nn.Module)
+            if layer.name in self.hits and layer.name in self.modules
         ]
         torch.set_num_threads(1)
         self.lanes = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
 
-    def rows(self, targets: tuple[float, float | None]) -> Iterator[dict[str, Any]]:
+    def rows(self, targets: tuple[float, float | None]) -> Iterator[Comparison]:
         for apart, target in zip((False, True), targets, strict=True):
             if target is not None:
                 yield self._row(apart, target)
 
-    def _row(self, apart: bool, target: float) -> dict[str, Any]:
+    def _row(self, apart: bool, target: float) -> Comparison:
         projector = Projector(self.network, self.transform, torch.device("cpu"))
         if not apart:
             self._fill(projector)
-        found: dict[str, list[tuple[Times, Times]]] = {layer.name: [] for layer in self.layers}
-        worst = 0.0
+        found: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in self.layers}
+        differences: list[float] = []
         units = max(1, PEER_UNITS // len(self.layers))
         for turn in range(TURNS):
             for layer in self.layers:
-                chosen = np.random.default_rng(turn % units).integers(layer.units)
-                theirs, picture = self._captums(layer, int(chosen))
-                ours, signal = self._ours(projector, layer, int(chosen), apart)
+                chosen = int(np.random.default_rng(turn % units).integers(layer.units))
+                theirs, picture = self._captums(layer, chosen)
+                ours, signal = self._ours(projector, layer, chosen, apart)
                 if theirs is None or ours is None:
                     continue
                 found[layer.name].append((ours, theirs))
                 if signal is not None and picture is not None:
-                    worst = max(worst, _difference(signal, picture))
-        weights = {layer.name: layer.units for layer in self.layers if found[layer.name]}
-        ratios = [
-            sum(w * found[n][turn][1][clock] for n, w in weights.items() if len(found[n]) > turn)
-            / sum(w * found[n][turn][0][clock] for n, w in weights.items() if len(found[n]) > turn)
-            for clock in (0, 1)
-            for turn in range(TURNS)
-        ]
-        ours_s, theirs_s = (
-            sum(w * median(pair[who][0] for pair in found[n]) for n, w in weights.items())
-            / sum(weights.values())
+                    differences.append(largest_difference(signal, picture))
+        weights = {n: self.network.layer(n).units for n, pairs in found.items() if pairs}
+        each = [
+            [_weighted(weights, {n: found[n][turn % len(found[n])][who] for n in weights})
+             for turn in range(TURNS)]
             for who in (0, 1)
-        )
-        return {
-            "model": self.name,
-            "images": "apart" if apart else len(self.pictures),
-            "ours_ms": 1e3 * ours_s,
-            "captum_ms": 1e3 * theirs_s,
-            "ratio": median(ratios[:TURNS]),
-            "ratio_of_work": median(ratios[TURNS:]),
-            "target": target,
-            "difference": worst,
-            "layers": {
-                n: [[1e3 * seconds for times in pair for seconds in times] for pair in pairs]
-                for n, pairs in found.items()
+        ]  # fmt: skip
+        return Comparison(
+            what="projection, every hit its own image" if apart else "projection",
+            model=self.name,
+            against=f"Captum NeuronDeconvolution, {K} images a call",
+            per="hit",
+            ours=each[0],
+            theirs=each[1],
+            at_least=target,
+            difference=median(differences),
+            details={
+                "images": len(self.pictures),
+                "largest_difference": max(differences),
+                "layers_ms": {
+                    n: [[1e3 * seconds for seconds in pair] for pair in pairs]
+                    for n, pairs in found.items()
+                },
             },
-        }
+        )
 
     def _fill(self, projector: Projector) -> None:
         """One item of every layer, as a worker that is under way has done."""
@@ -151,15 +146,15 @@ class _Subject:
 
     def _ours(
         self, projector: Projector, layer: Layer, unit: int, apart: bool
-    ) -> tuple[Times | None, Tensor | None]:
+    ) -> tuple[float | None, Tensor | None]:
         """Seconds a hit of the work item that the unit is in; the unit's first projection."""
         size = units_per_item(layer, K, StorageSpec())
         start = unit // size * size
         item = _item(self.hits[layer.name], start, start + size)
         if not len(item.unit):
             return None, None
-        images = [self.hits[layer.name].image[i : i + size] for i in range(0, layer.units, size)]
-        reuse, pictures = reuse_of(images), self.pictures
+        leases = -(-layer.units // size)
+        reuse, pictures = expected_reuse(leases, K * size, len(self.pictures)), self.pictures
         if apart:
             reuse, pictures = 1.0, [self.pictures[i] for i in item.image]
             item = replace(item, image=np.arange(len(item.image)))
@@ -177,16 +172,16 @@ class _Subject:
                 yield future.result()
 
         torch.set_num_threads(1)
-        wall, processor = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
         given = projector.batches(
             layer, item, reuse, lambda ids: iter([pictures[i] for i in ids]), in_lanes
         )
         for _ in in_lanes(project, given):
             pass
-        spent = time.perf_counter() - wall, time.process_time() - processor
-        return (spent[0] / len(item.unit), spent[1] / len(item.unit)), wanted[0] if wanted else None
+        spent = time.perf_counter() - begin
+        return spent / len(item.unit), wanted[0] if wanted else None
 
-    def _captums(self, layer: Layer, unit: int) -> tuple[Times | None, Tensor | None]:
+    def _captums(self, layer: Layer, unit: int) -> tuple[float | None, Tensor | None]:
         """Seconds a hit; the first projection."""
         hits = self.hits[layer.name]
         there = hits.image[unit] >= 0
@@ -197,17 +192,27 @@ class _Subject:
         images = normalise(pixels, self.transform).requires_grad_()
         y, x = hits.position[unit][there][0].tolist()
         torch.set_num_threads(cores())
-        wall, processor = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
         signal = peer.attribute(images, (unit, y, x))
-        spent = time.perf_counter() - wall, time.process_time() - processor
+        spent = time.perf_counter() - begin
         torch.set_num_threads(1)
-        count = int(there.sum())
-        return (spent[0] / count, spent[1] / count), signal[0].detach()
+        return spent / int(there.sum()), signal[0].detach()
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """Of the largest value."""
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+def _outputs(network: Network, model: nn.Module) -> dict[str, nn.Module]:
+    """The module whose output a layer is, where the layer is its last call: that is what Captum
+    takes of a module that is called several times."""
+    modules, last = dict(model.named_modules()), dict[str, str]()
+    for layer in network.layers:
+        step = network.steps[layer.step]
+        if step.node.op == "call_module":
+            last[str(step.node.target)] = layer.name
+    return {name: modules[target] for target, name in last.items()}
+
+
+def _weighted(weights: Mapping[str, int], seconds: Mapping[str, float]) -> float:
+    """Of a hit, each layer's weighted by its units."""
+    return sum(weights[n] * seconds[n] for n in weights) / sum(weights.values())
 
 
 def _item(hits: LayerHits, start: int, stop: int) -> Hits:
@@ -217,13 +222,13 @@ def _item(hits: LayerHits, start: int, stop: int) -> Hits:
     return Hits(hits.image[at], at[0], hits.position[at], torch.from_numpy(hits.score[at]))
 
 
-def _pictures(folder: str | None, count: int, transform: Transform) -> list[Picture]:
+def _pictures(folder: Path | None, count: int, transform: Transform) -> list[Picture]:
     if folder is None:
         generator = torch.Generator().manual_seed(0)
         shape = count, 3, transform.crop, transform.crop
         noise = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         return [Picture(pixels, transform.crop, transform.crop) for pixels in noise]
-    places = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    places = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     chosen = places[:: max(1, len(places) // count)][:count]
     return [decode(place.read_bytes(), transform) for place in chosen]
 

@@ -7,10 +7,11 @@ import torch
 from tests import networks
 from tests.networks import RELU, chain, conv, pool
 from workers.ascent import Ascent
-from workers.cones import Cone
+from workers.cones import Cone, Group
 from workers.deconvnet import Deconvnet
 from workers.graph import Layer, Network
 from workers.placing import Placing
+from workers.switches import Switches
 
 CASES = {
     **networks.TINY,
@@ -65,9 +66,10 @@ def test_projections_with_switches_of_windows_equal_those_of_whole_images(name: 
             for group in cone.groups(position):
                 own, at = position[group.hits], torch.from_numpy(group.hits)
                 switches = ascent.switches(images, image[at], group, own)
-                given = cone, group, whole, image[at], unit[at], own, seed[at]
-                theirs = deconvnet.project(*given).signal
-                ours = deconvnet.project(*given[:2], switches, *given[3:]).signal
+                ours, theirs = (
+                    deconvnet.project(cone, group, s, image[at], unit[at], own, seed[at]).signal
+                    for s in (switches, whole)
+                )
                 error = (ours - theirs).abs().max()
                 assert error <= 1e-9 * max(1e-30, float(theirs.abs().max())), (layer.name, error)
                 for step, codes in switches.codes.items():
@@ -75,11 +77,20 @@ def test_projections_with_switches_of_windows_equal_those_of_whole_images(name: 
     assert seen
 
 
-def _assert_equal_inside(cone, group, position, step, codes, whole, image):  # type: ignore[no-untyped-def]
+def _assert_equal_inside(
+    cone: Cone,
+    group: Group,
+    position: np.ndarray,
+    step: int,
+    codes: torch.Tensor,
+    whole: Switches,
+    image: torch.Tensor,
+) -> int:
     """Of each hit's receptive field alone: what else its window shows may be anything."""
     spans = group.windows[step]
-    rows, cols = Placing(position).places(spans)
     reaches = cone.reaches[step]
+    assert spans is not None and reaches is not None
+    rows, cols = Placing(position).places(spans)
     for hit in range(len(position)):
         inside = [
             np.flatnonzero((p[hit] >= r.low[at]) & (p[hit] < r.high[at]))

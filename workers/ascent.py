@@ -29,6 +29,9 @@ from workers.switches import WindowSwitches, pooled
 OVERHEAD = 1.3
 """How much longer a multiply-add takes on windows than on whole maps: copies at every step."""
 
+POOLED = 200
+"""Multiply-adds in the time that one value of a max pool and its switch take."""
+
 
 class Ascent:
     """The way up to the last max pool below a layer."""
@@ -48,7 +51,7 @@ class Ascent:
     @cached_property
     def whole(self) -> float:
         """Multiply-adds and comparisons of an image that is run as a whole."""
-        return sum(_work(step, step.shape[-2:]) for step in self.path if step.depends)
+        return sum((_work(step, step.shape[-2:]) for step in self.path if step.depends), 0.0)
 
     def of_a_hit(self, group: Group) -> float:
         """Those of one hit of a group, on its windows, in the time they take on whole maps."""
@@ -179,7 +182,3 @@ def _work(step: Step, size: tuple[int, ...]) -> float:
     if isinstance(step.module, nn.MaxPool2d):
         return float(POOLED * step.shape[0] * area)
     return 0.0
-
-
-POOLED = 200
-"""Multiply-adds in the time that one value of a max pool and its switch take."""
