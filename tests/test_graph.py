@@ -21,6 +21,7 @@ from tests.networks import Case
 from tests.shared_data import needs_shared
 from workers.deconvnet import project
 from workers.graph import Layer, Network
+from workers.switches import Switches
 
 WITHOUT_RULE = {name: case for name, (case, _) in networks.WITHOUT_RULE.items()}
 EVERY = {**networks.TINY, **WITHOUT_RULE, **networks.REAL}
@@ -302,7 +303,7 @@ def test_layers_of_turned_maps_are_shown_as_the_image_lies() -> None:
         assert torch.allclose(seen[layer.name], model(images).transpose(2, 3))
     zero, place = torch.zeros(1, dtype=torch.int64), torch.tensor([[10, 2]])
     one = torch.ones(1, dtype=torch.float64)
-    signal = project(network, layer, {}, zero, zero, place, one)[0]
+    signal = project(network, layer, Switches({}), zero, zero, place, one)[0]
     filters = dict(model.named_parameters())["parts.0.weight"].detach()
     assert torch.allclose(signal[:, 10:13, 2:5], filters[0])
 
