@@ -212,8 +212,8 @@ class Cone:
         """By slack, for each axis: the band that each position belongs to."""
         known = [reaches for reaches in self.reaches.values() if reaches is not None]
         if not known:
-            none = np.zeros(1, np.int64)
-            return dict.fromkeys(SLACKS, (none, none))
+            one = np.zeros(max(self.layer.height, self.layer.width), np.int64)
+            return dict.fromkeys(SLACKS, (one, one))
         rows, cols = ([reaches[axis] for reaches in known] for axis in (0, 1))
         return {slack: (_bands(rows, slack), _bands(cols, slack)) for slack in SLACKS}
 
