@@ -101,7 +101,7 @@ def _bare_loop(spec: JobSpec) -> float:
             units = item.units + job.index.offsets[job.layers.index(item.layer)]
             tables = fold.score[units], fold.image[units], fold.position[units]
             place = item.layer.name, item.start, item.stop, item.units
-            actor.project(ProjectionLease("", *place, *tables))
+            actor.project(ProjectionLease("", *place, *tables, reuse=item.reuse))
         return time.perf_counter() - begin
 
 

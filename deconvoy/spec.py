@@ -244,6 +244,17 @@ class OcclusionSpec(Section):
     ``maps`` (those with height × width > 1), or a list of names and globs.  Its side is a fourth of
     the nominal field, rounded up, and no more than ``patch``; its stride half of that."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_choice_of_images(cls, given: Any) -> Any:
+        images = given.get("images") if isinstance(given, dict) else None
+        if isinstance(images, dict) and len({"sample", "ids", "top_of"} & set(images)) > 1:
+            raise ValueError(
+                f"images of an occlusion analysis are one of sample, ids and top_of (here: "
+                f"{', '.join(map(str, images))}): leave the others out"
+            )
+        return given
+
 
 Analysis = Annotated[TopSpec | ProjectionSpec | OcclusionSpec, Field(discriminator="kind")]
 

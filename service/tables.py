@@ -148,8 +148,9 @@ def _candidates_told(judged: Row | None) -> str:
     """How far a scan that only found candidates can be trusted."""
     if judged is None:
         return ""
-    units = judged["open_units"]
-    missed = f"{units:,} units could lack one" if units else "no unit lacks one"
+    units, faint = judged["open_units"], judged["faint_units"]
+    missed = f"{units:,} units could lack one" if units else "by the differences seen none is lost"
+    missed += f"; {faint:,} with fewer hits than asked for could lack faint ones" if faint else ""
     return f"; hits decided exactly among {judged['images']:,} candidate images ({missed})"
 
 

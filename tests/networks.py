@@ -221,6 +221,12 @@ def _turned_and_back(images: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
     return F.relu(two(maps).permute(0, 1, 3, 2))
 
 
+def _padded_beyond(images: Tensor, one: nn.Module, two: nn.Module, three: nn.Module) -> Tensor:
+    """Near the border of each map, positions whose kernels meet nothing but padding."""
+    maps = F.max_pool2d(F.relu(one(images)), 2)
+    return F.relu(three(F.relu(two(maps)))).mean((2, 3))
+
+
 def _channels_last(images: Tensor, one: nn.Module, neurons: nn.Module, two: nn.Module) -> Tensor:
     maps = neurons(F.relu(one(images)).permute(0, 2, 3, 1))
     return F.relu(two(F.relu(maps.permute(0, 3, 1, 2))))
@@ -445,6 +451,9 @@ TINY: Mapping[str, Case] = {
     "channels_split_unevenly": called(_split_unevenly, conv(3, 4, 3), conv(3, 2, 3)),
     "channels_last": called(_channels_last, conv(3, 4, 3), linear(4, 6), conv(6, 3, 3)),
     "channels_scaled": called(_channels_scaled, conv(3, 4, 3)),
+    "sees_padding_only": called(
+        _padded_beyond, conv(3, 4, 3, padding=5), conv(4, 3, 3, padding=4), conv(3, 3, 2, stride=2)
+    ),
     "turned_and_back": called(_turned_and_back, conv(3, 4, 3, stride=2), conv(4, 3, (2, 3))),
     "sum_overwrites_what_is_read_later": called(
         _overwritten_sum, conv(3, 4, 3), conv(4, 4, 3, padding=1)

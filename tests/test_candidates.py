@@ -165,4 +165,6 @@ def test_a_unit_is_open_where_an_unseen_image_could_reach_the_last_rank() -> Non
     close = judge(_fold([10.1, 8.0, 7.95], k=3), exact, index)
     assert close.open_units == 1
     few = judge(_fold([10.1, 8.0], k=3), exact, index)
-    assert few.open_units == 0  # every image that excites it is a candidate
+    assert (few.open_units, few.faint_units) == (0, 0)  # every image that excites it is a candidate
+    fewer = judge(_fold([10.1], k=3), _fold([10.0], k=2), index)
+    assert (fewer.open_units, fewer.faint_units) == (0, 1)

@@ -41,6 +41,7 @@ from workers.executors.inline import InlineExecutor
 from workers.job import settle
 from workers.occluding import Occluder, parts_of
 from workers.occlusion_items import drawn, grid_of
+from workers.plan import plan
 from workers.verify import verify
 
 EXACT = 1e-4
@@ -695,3 +696,55 @@ def test_a_marker_says_which_image_and_how_many_positions(calm: Path) -> None:
     assert list(lines_of(calm)) == [
         {"image": row["image_id"], "positions": 9} for row in run.occluded().to_pylist()
     ]
+
+
+# What others broke ------------------------------------------------------------------------------
+
+
+def boxed_photographs(folder: Path, last: str) -> Path:
+    """Twelve photographs of 80 pixels with a box each; the last one's is given."""
+    photos = folder / "photos"
+    names = [str(path.relative_to(photos)) for path in write_photographs(photos, 12)]
+    rows = [f"{name},5,6,40,40" for name in names[:-1]] + [f"{names[-1]},{last}"]
+    (folder / "boxes.csv").write_text("\n".join(["path,x0,y0,x1,y1", *rows]) + "\n")
+    return folder
+
+
+def boxed_spec(folder: Path) -> JobSpec:
+    return small_spec(
+        data={"uri": str(folder / "photos"), "boxes": str(folder / "boxes.csv")},
+        layers=["relu2", "logits"],
+        analyses=[
+            {"kind": "top"},
+            {"kind": "occlusion", "images": {"sample": 12}, "patch": 32, "stride": 32},
+        ],
+    )
+
+
+def test_a_box_beyond_its_file_is_told_before_any_image_is_covered(tmp_path: Path) -> None:
+    place = boxed_photographs(tmp_path, "5,6,900,40")
+    job, store = pipeline.create(boxed_spec(place), str(tmp_path / "run"))
+    with pytest.raises(RequestError, match=r"boxes\.csv.*11.*900.*80×91"):
+        pipeline.execute(job, store, InlineExecutor(), ignore)
+    assert not (tmp_path / "run/ledger/occlusion").exists()
+
+
+def test_a_run_does_not_go_on_with_other_boxes(tmp_path: Path) -> None:
+    place = boxed_photographs(tmp_path, "5,6,50,40")
+    pipeline.create(boxed_spec(place), str(tmp_path / "run"))
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text(boxes.read_text().replace("5,6,50,40", "5,6,60,40"))
+    with pytest.raises(RequestError, match="boxes_sha256"):
+        resume_inline(tmp_path / "run")
+
+
+def test_a_square_as_large_as_the_image_is_foretold_in_seconds() -> None:
+    spec = small_spec(analyses=[{"kind": "top"}, {"kind": "occlusion", "patch": 64}])
+    assert plan(settle(spec)).seconds["occlusion"] < 600
+
+
+def test_two_choices_of_images_are_refused() -> None:
+    with pytest.raises(RequestError, match="one of sample, ids and top_of"):
+        small_spec(
+            analyses=[{"kind": "top"}, {"kind": "occlusion", "images": {"sample": 3, "ids": [1]}}]
+        )

@@ -58,6 +58,9 @@ class FilterBack:
             w.size - signal.shape[2 + axis] + reach[axis] - before[axis]
             for axis, w in enumerate(wanted)
         ]
+        sizes = zip(before, after, signal.shape[2:], strict=True)
+        if any(min(b, 0) + min(a, 0) + n <= 0 for b, a, n in sizes):  # it gets nothing of this
+            return self.into(signal, natural, None)
         padding: Any = (0, 0)
         if before == after and min(before) >= 0:
             padding = tuple(before)

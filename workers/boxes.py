@@ -5,7 +5,9 @@ x0, y0, x1, y1 with the far corner outside.  ``shapes`` knows its own.
 """
 
 import csv
+import hashlib
 import io
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -117,7 +119,7 @@ def in_input(
     Raises:
         RequestError: a box reaches beyond its file.
     """
-    _require_within(boxes, file_size)
+    require_within(boxes, file_size)
     side = transform.crop
     drawn = fitted_size(file_size, transform)
     placed = []
@@ -200,7 +202,8 @@ def _box(place: str, number: int, row: Mapping[str, Any]) -> tuple[float, float,
     return x0, y0, x1, y1
 
 
-def _require_within(boxes: Float64[np.ndarray, "box x0y0x1y1"], file_size: tuple[int, int]) -> None:
+def require_within(boxes: Float64[np.ndarray, "box x0y0x1y1"], file_size: tuple[int, int]) -> None:
+    """Raises RequestError where a box reaches beyond its file of that height and width."""
     height, width = file_size
     for x0, y0, x1, y1 in boxes.tolist():
         if x1 > width + SLACK or y1 > height + SLACK or min(x0, y0) < -SLACK:
@@ -209,6 +212,14 @@ def _require_within(boxes: Float64[np.ndarray, "box x0y0x1y1"], file_size: tuple
                 f"{height} pixels: boxes are x0, y0, x1, y1 in pixels of the file, turned as EXIF "
                 "says, before any resizing."
             )
+
+
+def digest_of(boxes: Boxes | None) -> str | None:
+    """sha256 of the boxes of a file; None where there is none."""
+    if not isinstance(boxes, FileBoxes):
+        return None
+    named = {path: boxes.known[path].tolist() for path in sorted(boxes.known)}
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def _require_inside(place: str, boxes: Boxes, named: Sequence[str], source: Source) -> None:
@@ -220,7 +231,7 @@ def _require_inside(place: str, boxes: Boxes, named: Sequence[str], source: Sour
         except ImageUnreadable:
             continue  # the scan tells of those
         try:
-            _require_within(boxes.of(uri), (picture.height, picture.width))
+            require_within(boxes.of(uri), (picture.height, picture.width))
         except RequestError as error:
             raise RequestError(f"data.boxes {place!r}, {uri!r}: {error}") from None
 

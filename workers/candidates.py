@@ -17,11 +17,6 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from deconvoy.schema import MISSING_IMAGE
-from deconvoy.store import RunStore
-from workers.job import Job
-from workers.leases import ScanLease, ScanResult
-from workers.parts import spans
-from workers.stages import Work
 from workers.topk import Fold, Partial, UnitIndex
 
 
@@ -40,52 +35,6 @@ def decided(candidates: Fold, partials: Iterable[Partial], k: int) -> Fold:
     return fold
 
 
-class Rescan:
-    """The exact scan of the images that hold candidates, part by part."""
-
-    def __init__(self, job: Job, run: RunStore, candidates: Fold) -> None:
-        self._job, self._run = job, run
-        self._candidates = candidates
-        self._images = candidate_images(candidates)
-        self._parts = spans([len(self._images)], job.spec.compute.shard_size)
-        self.fold = decided(candidates, (), job.k)
-
-    def work(self) -> Work:
-        """What is left of it; parts that are committed are folded now."""
-        names = {f"rescan/part-{part:06d}": part for part in range(len(self._parts))}
-        left = [name for name in names if not self._run.exists(_path(name))]
-        for name in names:
-            if name not in left:
-                self._fold(name)
-
-        def lease_of(name: str) -> ScanLease:
-            begin, end = self._parts[names[name]]
-            refs = [self._job.ref(image) for image in self._images[begin:end].tolist()]
-            return ScanLease(name, refs, self.fold.floor)
-
-        def commit(name: str, result: ScanResult) -> int:
-            self._run.write(_path(name), result.partial.to_bytes())
-            self._fold(name)
-            return size(name)
-
-        def size(name: str) -> int:
-            begin, end = self._parts[names[name]]
-            return end - begin
-
-        done = len(self._images) - sum(map(size, left))
-        return Work("rescan", left, lease_of, commit, done, len(self._images))
-
-    def _fold(self, name: str) -> None:
-        self.fold.add_hits(Partial.from_bytes(self._run.read(_path(name)), name).hits)
-
-    def judgement(self) -> "Judgement":
-        return judge(self._candidates, self.fold, self._job.index)
-
-
-def _path(name: str) -> str:
-    return f"ledger/{name}.npz"
-
-
 @dataclass(frozen=True)
 class Judgement:
     """How far the candidates can be trusted."""
@@ -96,7 +45,10 @@ class Judgement:
     """Between a candidate's score and its exact one, over the largest of its layer."""
     open_units: int
     """Units of which an image that was no candidate could be among the strongest: the score of the
-    last candidate and the largest difference of its layer reach the last of the strongest."""
+    last candidate and the largest difference seen in its layer reach the last of the strongest."""
+    faint_units: int
+    """Units of which all candidates are hits, with room left: they could lack some that are no
+    stronger than the largest difference seen in their layer."""
 
 
 def judge(candidates: Fold, exact: Fold, index: UnitIndex) -> Judgement:
@@ -104,13 +56,16 @@ def judge(candidates: Fold, exact: Fold, index: UnitIndex) -> Judgement:
     errors, scores = _errors(candidates, exact), np.abs(_finite(exact.score))
     last, ninth = (fold.score[:, -1].astype(np.float64) for fold in (candidates, exact))
     is_open, relative = np.zeros(len(errors), dtype=bool), 0.0
+    full = np.isfinite(last)
     for layer in range(index.layers):
         units = index.units_of(layer)
         error, largest = float(errors[units].max()), float(scores[units].max())
         relative = max(relative, error / largest if largest else 0.0)
-        # With fewer candidates than there was room for, every image that excites the unit is one.
-        is_open[units] = np.isfinite(last[units]) & (last[units] + error >= ninth[units])
-    return Judgement(len(candidate_images(candidates)), relative, int(is_open.sum()))
+        # With room left, every image that excited the unit in the fast scan is a candidate.
+        is_open[units] = full[units] & (last[units] + error >= ninth[units])
+    faint = ~full & ~np.isfinite(ninth)
+    images = len(candidate_images(candidates))
+    return Judgement(images, relative, int(is_open.sum()), int(faint.sum()))
 
 
 def _errors(candidates: Fold, exact: Fold) -> Float64[np.ndarray, " unit"]:

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int32
-from pydantic import ValidationError
 from torch import nn
 
 from deconvoy.errors import ImageUnreadable, RequestError, RunNotFound
 from deconvoy.occlusion import Occlusion, maps_among
-from deconvoy.refusals import sentences
 from deconvoy.run import Run
-from deconvoy.spec import OcclusionSpec, StorageSpec, Transform
+from deconvoy.spec import JobSpec, OcclusionSpec, StorageSpec, Transform
 from workers import pipeline
 from workers.actor import TorchSettings
 from workers.boxes import in_input
@@ -126,10 +124,11 @@ def occlude(
 
 def _asked(fields: Mapping[str, Any]) -> OcclusionSpec:
     given = {name: value for name, value in fields.items() if value is not None}
-    try:
-        return OcclusionSpec.model_validate({"kind": "occlusion", **given})
-    except ValidationError as error:
-        raise RequestError(" ".join(sentences(error, OcclusionSpec))) from None
+    # As part of a whole spec, so that a wrong value gets the same sentence as there.
+    least = {"model": {"name": "x"}, "data": {"uri": "x"}}
+    parsed = JobSpec.parse({**least, "analyses": [{"kind": "top"}, {"kind": "occlusion", **given}]})
+    assert parsed.occlusion is not None
+    return parsed.occlusion
 
 
 def _looked(opened: _Opened, subject: _Subject, asked: OcclusionSpec) -> Occlusion:
@@ -208,7 +207,8 @@ def _of_run(url: str, image: Any, layers: Layers) -> tuple[_Opened, _Subject]:
             "in workers.occlude(model, image)."
         )
     watched = run.layer_names if layers is None else layers
-    if isinstance(image, int):
+    if isinstance(image, int | np.integer):
+        image = int(image)
         job, _ = pipeline.reopen(url)
         return _opened(job.packed, run.classes, watched), _of_image(run, job, image)
     opened = _opened(_packed(run), run.classes, watched)
@@ -230,6 +230,8 @@ def _packed(run: Run) -> PackedModel:
 def _opened(packed: PackedModel, classes: tuple[str, ...], layers: Layers) -> _Opened:
     network = trace(packed)
     patterns = (layers,) if isinstance(layers, str) else layers
+    if patterns is not None and not len(patterns):
+        raise RequestError("layers is empty: name layers whose strongest map is watched, or none.")
     chosen = network.layers if patterns is None else choose(network.layers, patterns, "layers")
     return _Opened(network, packed.transform, classes, chosen)
 
@@ -264,6 +266,11 @@ def _readable(read: Callable[[], Picture], what: str) -> Picture:
 def _labelled(subject: _Subject, label: int | str | None, opened: _Opened) -> _Subject:
     if label is None:
         return subject
+    if isinstance(label, bool) or not isinstance(label, str | int | np.integer):
+        raise RequestError(
+            f"label is {label!r} ({type(label).__name__}), but it is an output index or a name."
+        )
+    label = label if isinstance(label, str) else int(label)
     outputs = opened.network.layers[-1].units
     index = opened.classes.index(label) if label in opened.classes else label
     if isinstance(index, str) and index.isdecimal():

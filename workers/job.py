@@ -19,7 +19,7 @@ from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec
-from workers.boxes import Boxes, boxes_of
+from workers.boxes import Boxes, boxes_of, digest_of
 from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
 from workers.examples import Ranking, rankings_of
@@ -277,6 +277,7 @@ class Job:
             "batch_size": self.batch_size,
             "dtype": "float32",
             "layout": "contiguous",
+            **({"boxes_sha256": digest} if (digest := digest_of(self.boxes)) else {}),
             **self._candidates_from(),
             "versions": versions(),
         }

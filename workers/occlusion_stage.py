@@ -2,14 +2,17 @@
 
 import io
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from deconvoy.errors import RequestError
 from deconvoy.schema import MISSING_IMAGE, image_part_path
 from deconvoy.spec import DrawnImages, NamedImages
 from deconvoy.store import RunStore
+from workers.boxes import require_within
 from workers.job import Job
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion_items import (
@@ -34,6 +37,7 @@ def image_work(job: Job, run: RunStore, fold: Fold) -> Work | None:
         return None
     items = {item.name: item for item in image_items(chosen_images(job, occluding, run, fold))}
     left = [name for name in items if not run.exists(marker_path(name))]
+    _require_boxes_inside(job, run, [items[name] for name in left])
     most_boxes = max((len(_boxes_of(job, item)) for item in items.values()), default=0)
     if len(left) == len(items):  # with a marker its arrays must not be made anew
         side, storage = job.packed.transform.crop, job.spec.storage
@@ -66,6 +70,33 @@ def image_work(job: Job, run: RunStore, fold: Fold) -> Work | None:
     each = len(occluding.grid.y) * len(occluding.grid.x)
     done = (len(items) - len(left)) * each
     return Work("occlusion", left, lease_of, commit, done, len(items) * each)
+
+
+def _require_boxes_inside(job: Job, run: RunStore, items: Sequence[OcclusionItem]) -> None:
+    """Compare all boxes with the sizes the scan found, before any image is covered.
+
+    Raises:
+        RequestError: one reaches beyond its file; names both.
+    """
+    if job.spec.data.boxes is None:
+        return
+    sizes = _sizes(job, run, [item.image for item in items])
+    for item in items:
+        try:
+            require_within(_boxes_of(job, item), sizes[item.image])
+        except RequestError as error:
+            uri = job.listing.uris[job.place_of(item.image)]
+            raise RequestError(f"data.boxes {job.spec.data.boxes!r}, {uri!r}: {error}") from None
+
+
+def _sizes(job: Job, run: RunStore, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Height and width of images in their files, from the images table."""
+    size, found = job.spec.compute.shard_size, dict[int, tuple[int, int]]()
+    for part in sorted({image_id // size for image_id in ids}):
+        content = io.BytesIO(run.read(image_part_path(part)))
+        for row in pq.read_table(content, columns=["id", "width", "height"]).to_pylist():
+            found[row["id"]] = row["height"], row["width"]
+    return found
 
 
 def _boxes_of(job: Job, item: OcclusionItem) -> np.ndarray:

@@ -88,7 +88,9 @@ def measure_occlusion(job: Job, actor: Actor, run: RunStore, fold: Fold) -> Occl
     works = [_work(Extents(network, steps, grid.squares())) for grid in (one, few)]
     sweep(network, pixels, one, colour)  # to warm up
     times = [_seconds(partial(sweep, network, pixels, grid, colour)) for grid in (one, few)]
-    each = max(times[1] - times[0], 0.1 * times[1]) / max(1, works[1] - works[0])
+    more = works[1] - works[0]  # none where the grid has one position
+    apart = max(times[1] - times[0], 0.1 * times[1])
+    each = apart / more if more > 0 else times[1] / max(1, works[1])
     clean = max(0.0, times[0] - works[0] * each)
     rest, stored, metadata = _picture(job, actor, run, occluding, one, image, times[0])
     hits = {

@@ -27,7 +27,7 @@ from deconvoy.files import refuse_in_the_way
 from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
-from workers.candidates import Judgement, Rescan
+from workers.candidates import Judgement
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.job import Job, ProjectionItem, anchored, settle
@@ -50,6 +50,7 @@ from workers.models import PackedModel
 from workers.occlusion_items import require_readable
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
+from workers.rescan import Rescan
 from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
 from workers.stages import Stage, Work
@@ -172,11 +173,12 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     # A run that is older than a field of the transform has its default: compared as read, not as
     # written.
     same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
-    for key in ("model_sha256", "listing_fingerprint", "transform"):
-        if not same.get(key, now[key] == began[key]):
+    for key in ("model_sha256", "listing_fingerprint", "transform", "boxes_sha256"):
+        then, today = began.get(key), now.get(key)
+        if not same.get(key, then == today):
             raise RequestError(
-                f"{url!r} began with another {key} ({began[key]} then, {now[key]} now): a run goes "
-                "on only with the same weights and images. Put them back, or start a new run."
+                f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
+                "with the same weights, images and boxes. Put them back, or start a new run."
             )
     if now["versions"] != began["versions"]:
         logger.warning("The run began with %s, now %s.", began["versions"], now["versions"])

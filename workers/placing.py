@@ -91,6 +91,10 @@ def fitted(values: Tensor, starts: Sequence[int], size: Sequence[int]) -> Tensor
     bottom, right = size[0] - top - values.shape[-2], size[1] - left - values.shape[-1]
     if not (top or left or bottom or right):
         return values
+    height, width = values.shape[-2:]
+    if min(height + top, height + bottom, width + left, width + right) <= 0:
+        # They do not meet: the kernel of such a hit lies in the padding.
+        return values.new_zeros(*values.shape[:-2], *size)
     return F.pad(values, (left, right, top, bottom))
 
 

@@ -88,7 +88,7 @@ class ImageOcclusion:
         for row, image in promised.items():
             if row >= len(ids):
                 yield Fault(marker_path(f"{GROUP}/item-{row:06d}"), f"is of none of {len(ids)}")
-            elif ids[row] not in (image, -1):
+            elif ids[row] != image:
                 told = f"row {row} is image {ids[row]}, but its marker says {image}"
                 yield Fault(f"{GROUP}/image", told)
         for row in sorted(set(range(len(ids))) - set(promised)) if done else ():
