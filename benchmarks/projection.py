@@ -162,10 +162,10 @@ class _Subject:
         wanted: list[Tensor] = []
 
         def project(batch: Batch) -> None:
-            projection = projector.project(layer, item, batch)
-            for at in np.flatnonzero(np.isin(batch.hits, first)):
-                side = self.transform.crop
-                wanted.append(projection.whole(side, side)[at] / item.seed[first[0]])
+            side = self.transform.crop
+            for which, projection in projector.project(layer, item, batch):
+                for at in np.flatnonzero(np.isin(which, first)):
+                    wanted.append(projection.whole(side, side)[at] / item.seed[first[0]])
 
         def in_lanes(work: Any, things: Any) -> Iterator[Any]:
             for future in read_ahead(self.lanes, work, things, ahead=cores()):

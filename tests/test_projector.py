@@ -60,7 +60,8 @@ def projected(
     for batch in by.batches(
         layer, hits, reuse, lambda ids: iter([known[i] for i in ids]), in_lanes
     ):
-        found[batch.hits] = by.project(layer, hits, batch).whole(SIDE, SIDE)
+        for which, projection in by.project(layer, hits, batch):
+            found[which] = projection.whole(SIDE, SIDE)
         for hit in batch.hits.tolist():
             whole[hit] = batch.switches is not None
     return found, whole

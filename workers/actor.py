@@ -410,15 +410,18 @@ class Actor:
         )
 
         def project_batch(batch: Batch) -> None:
-            at = place[0][batch.hits], place[1][batch.hits]
-            pixels = torch.stack([batch.pictures[i].pixels for i in batch.picture_of_hit.tolist()])
             side = self._job.transform.crop
-            signal = self._projector.project(layer, hits, batch).whole(side, side).cpu()
+            pixels = torch.stack([batch.pictures[i].pixels for i in batch.picture_of_hit.tolist()])
             windows = torch.from_numpy(layer.field.windows(hits.position[batch.hits]))
+            at = place[0][batch.hits], place[1][batch.hits]
             patch[at] = cut_patches(pixels, windows, size).numpy()
-            values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
-            projection[at], scale[at] = values.numpy(), factors.numpy()
-            self._advance(len(batch.hits))
+            for which, projected in self._projector.project(layer, hits, batch):
+                signal = projected.whole(side, side).cpu()
+                windows = torch.from_numpy(layer.field.windows(hits.position[which]))
+                values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
+                at = place[0][which], place[1][which]
+                projection[at], scale[at] = values.numpy(), factors.numpy()
+                self._advance(len(which))
 
         batches = self._projector.batches(layer, hits, lease.reuse, self._decoded, self._in_lanes)
         for _ in self._in_lanes(project_batch, batches):

@@ -4,6 +4,9 @@ Each is the transpose of a linear operation.  Signals are (hit, channel, row, co
 memory, which is what convolutions of small windows are fastest in.
 """
 
+import math
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
 from workers.cones import Span
+from workers.fields import Window
 from workers.sight import sliding_window
 from workers.steps import Step
 
@@ -22,12 +26,26 @@ VECTOR = 8
 """Channels a CPU computes at once: three channels in 2 × 2 phases, 12, take longer than 16 do."""
 
 
+COLUMN_BYTES = 4 * 2**20
+"""Of a product of signals and filters, before it is added up: so much stays in a core's cache."""
+
+COLUMN = 90
+"""Multiply-adds in the time in which one value of that product is written, read and added."""
+
+
 class FilterBack:
     """Filter with the transposed weights: the adjoint of a convolution, without its bias.
 
-    The adjoint of stride 1 is itself a convolution, with the flipped kernels, which is several
-    times as fast on a CPU as a transposed convolution.  That of stride s is s × s such ones, one
-    for each phase of the places below, done as one with that many more channels.
+    There are several ways, and for each size of a window the one of least work is taken:
+
+    - with stride 1 the adjoint is itself a convolution, with the flipped kernels, which is several
+      times as fast on a CPU as a transposed convolution;
+    - with stride s it is s × s such ones, one for each phase of the places below, done as one with
+      that many more channels;
+    - the product of all values with all filters, added up below: no zero around a small window is
+      multiplied, nor any that fills up the kernels of the phases.
+
+    For signals of mostly zeros there is ``workers.scattering``.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -44,10 +62,20 @@ class FilterBack:
     def into(self, signal: Tensor, natural: Spans, wanted: Spans | None) -> tuple[Tensor, Spans]:
         """The signal below in the window ``wanted``, where that can be had directly, else in all of
         ``natural``, which is what the filters reach; and which of them it is."""
+        target = wanted or natural
+        size = target[0].size, target[1].size
+        offset = natural[0].start - target[0].start, natural[1].start - target[1].start
+        if self._conv.groups == 1 and self._columns_are_less(signal.shape[2:], size):
+            return self._by_columns(signal, offset, size), target
         if self._transposed:
             return self._by_torch(signal), natural
         if self._phases != (1, 1):
             return self._by_phases(signal, natural), natural
+        return self._by_convolution(signal, natural, wanted)
+
+    def _by_convolution(
+        self, signal: Tensor, natural: Spans, wanted: Spans | None
+    ) -> tuple[Tensor, Spans]:
         conv = self._conv
         reach = [w.dilation * (w.kernel - 1) for w in self._windows]
         if wanted is None:
@@ -60,7 +88,7 @@ class FilterBack:
         ]
         sizes = zip(before, after, signal.shape[2:], strict=True)
         if any(min(b, 0) + min(a, 0) + n <= 0 for b, a, n in sizes):  # it gets nothing of this
-            return self.into(signal, natural, None)
+            return self._by_convolution(signal, natural, None)
         padding: Any = (0, 0)
         if before == after and min(before) >= 0:
             padding = tuple(before)
@@ -68,6 +96,44 @@ class FilterBack:
             signal = F.pad(signal, (before[1], after[1], before[0], after[0]))
         below = F.conv2d(signal, self._kernels, None, 1, padding, conv.dilation, conv.groups)
         return below, wanted
+
+    def _columns_are_less(self, above: Sequence[int], below: Sequence[int]) -> bool:
+        """Whether the product and its sum are less work than a convolution that gives all of
+        ``below``."""
+        weight = self._conv.weight
+        columns = math.prod(above) * (weight.numel() + weight[0].numel() * COLUMN)
+        if self._transposed:
+            return True
+        if self._phases == (1, 1):
+            return columns < math.prod(below) * weight.numel()
+        reached = [n + k - 1 for n, k in zip(above, self._kernels.shape[2:], strict=True)]
+        moved = math.prod(reached) * self._outputs * COLUMN
+        return columns < math.prod(reached) * self._kernels.numel() + moved
+
+    @cached_property
+    def _matrix(self) -> Float[Tensor, "above row_col_below"]:
+        """The filters, one a row."""
+        return self._conv.weight.detach().permute(0, 2, 3, 1).flatten(1).contiguous()
+
+    def _by_columns(self, signal: Tensor, offset: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Into a window of that size, in which the first value's filter begins at ``offset``."""
+        rows, cols = self._windows
+        values = signal.permute(0, 2, 3, 1)
+        count, height, width, channels = values.shape
+        below = self._conv.weight.shape[1]
+        found = values.new_zeros(count, *size, below)
+        each = height * width * self._matrix.shape[1] * values.element_size()
+        for at in range(0, count, chunk := max(1, COLUMN_BYTES // each)):
+            product = values[at : at + chunk].reshape(-1, channels) @ self._matrix
+            parts = product.view(-1, height, width, rows.kernel, cols.kernel, below)
+            for y in range(rows.kernel):
+                row = _common(height, rows, offset[0] + y * rows.dilation, size[0])
+                for x in range(cols.kernel):
+                    col = _common(width, cols, offset[1] + x * cols.dilation, size[1])
+                    if row and col:
+                        part = parts[:, row[0], col[0], y, x]
+                        found[at : at + chunk, row[1], col[1]].add_(part)
+        return found.permute(0, 3, 1, 2)
 
     def _prepared(self) -> Tensor:
         """Kernels of the adjoint convolution, flipped: (group · below · phase, above, row, col)."""
@@ -109,6 +175,18 @@ class FilterBack:
         return F.conv_transpose2d(
             signal, conv.weight, None, conv.stride, 0, 0, conv.groups, conv.dilation
         )
+
+
+def _common(count: int, window: Window, first: int, size: int) -> tuple[slice, slice] | None:
+    """Which of ``count`` places, a stride apart and the first at ``first``, lie in a window of that
+    size, and where; None if none does."""
+    begin = max(0, -(first // window.stride))
+    end = min(count, -((first - size) // window.stride))
+    if begin >= end:
+        return None
+    start = first + begin * window.stride
+    stop = first + (end - 1) * window.stride + 1
+    return slice(begin, end), slice(start, stop, window.stride)
 
 
 def unpool(

@@ -34,10 +34,14 @@ GROUPED = 12
 
 
 SIGNAL_BYTES = 8 * 2**20
-"""Of the largest signal of a batch; there are two at a time while it goes through a step."""
+"""Of a signal; there are two at a time while it goes through a step."""
 
-MOST_HITS = 256
-"""Projected together."""
+SPARSE_FROM = 4
+"""Places for each value of an unpooling; the rectifier then takes half of the values away."""
+
+MOST_HITS = 48
+"""Projected together: enough for matrices to be read once for many, and few enough that a worker's
+lanes have one batch each."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +131,49 @@ class Cone:
             hits = np.flatnonzero(keys == key)
             yield Group(hits, self.windows(position[hits]))
 
-    def batches(self, position: Int64[np.ndarray, "hit yx"], number_bytes: int) -> Iterator[Group]:
-        """Groups whose largest signal takes at most ``SIGNAL_BYTES``, or that of one hit."""
+    def batches(
+        self, position: Int64[np.ndarray, "hit yx"], number_bytes: int | None = None
+    ) -> Iterator[Group]:
+        """Groups of a few hits.
+
+        Args:
+            number_bytes: of a value, where the largest signal of a group may take ``SIGNAL_BYTES``
+                at most, or that of one hit; None where it does not matter, since only switches of
+                whole images are needed and the way down goes in parts by itself.
+        """
         for group in self.groups(position):
-            fitting = SIGNAL_BYTES // (number_bytes * self._values(group.windows))
-            size = max(1, min(MOST_HITS, fitting))
+            size = MOST_HITS
+            if number_bytes is not None:
+                largest = max(self.values(group, i) for i in group.windows)
+                size = max(1, min(size, SIGNAL_BYTES // (number_bytes * largest)))
             for begin in range(0, len(group.hits), size):
                 yield Group(group.hits[begin : begin + size], group.windows)
+
+    def values(self, group: Group, index: int) -> int:
+        """Of one hit's signal at a step, by its index."""
+        shape, spans = self._network.steps[index].shape, group.windows.get(index)
+        if spans is not None:
+            shape = (*shape[:-2], spans[0].size, spans[1].size)
+        return math.prod(shape)
+
+    @cached_property
+    def sparse(self) -> frozenset[int]:
+        """Steps, by index, whose signal has nearly only zeros: an unpooling is above, and no filter
+        between."""
+        found: dict[int, bool] = {self.layer.step: False}
+        for step in reversed(self.path):
+            if step.index not in found or step.rule is None:
+                continue
+            match step.rule.down:
+                case Down.UNPOOL:
+                    here = _area(step) >= SPARSE_FROM
+                case Down.FILTER | Down.MATRIX | Down.TRANSPOSE | None:
+                    here = False
+                case _:
+                    here = found[step.index]
+            for source in self._signalled(step):
+                found[source] = here and found.get(source, True)
+        return frozenset(index for index, is_sparse in found.items() if is_sparse)
 
     def windows(self, position: Int64[np.ndarray, "hit yx"]) -> dict[int, tuple[Span, Span] | None]:
         """One window a step for all these positions."""
@@ -156,16 +196,6 @@ class Cone:
                 before = fixed.get(source, (False, False))
                 fixed[source] = (here[0] or before[0], here[1] or before[1])
         return found
-
-    def _values(self, windows: Mapping[int, tuple[Span, Span] | None]) -> int:
-        """Values of a hit's largest signal."""
-        sizes = []
-        for index, spans in windows.items():
-            shape = self._network.steps[index].shape
-            if spans is not None:
-                shape = (*shape[:-2], spans[0].size, spans[1].size)
-            sizes.append(math.prod(shape))
-        return max(sizes)
 
     def _point(self) -> tuple[Reaches, Reaches] | None:
         layer = self.layer
@@ -216,6 +246,11 @@ class Cone:
             return dict.fromkeys(SLACKS, (one, one))
         rows, cols = ([reaches[axis] for reaches in known] for axis in (0, 1))
         return {slack: (_bands(rows, slack), _bands(cols, slack)) for slack in SLACKS}
+
+
+def _area(pool: Step) -> int:
+    """Places below a pool for each of its outputs."""
+    return math.prod(sliding_window(pool.module, axis).stride for axis in (0, 1))
 
 
 def _smaller(reach: Reaches, positions: Positions, fixed: bool) -> Span:

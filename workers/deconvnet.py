@@ -10,7 +10,7 @@ many units and images lie one behind the other.  Where one activation meets a fi
 first, the result is that filter itself.  No I/O.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from workers.adjoints import FilterBack, average_back, transpose, unpool
-from workers.cones import Cone, Group, Span, slides, touched
+from workers.cones import SIGNAL_BYTES, Cone, Group, Span, slides, touched
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
 from workers.placing import Placing, Spans, fitted, pasted
+from workers.scattering import Landing, SparseFilter, send_maxima
 from workers.sight import sliding_window
 from workers.steps import Step
 from workers.switches import Switches, WindowSwitches
@@ -59,6 +60,7 @@ class Deconvnet:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._filters: dict[int, FilterBack] = {}
+        self._sparse_filters: dict[int, SparseFilter] = {}
 
     def project(
         self,
@@ -70,22 +72,49 @@ class Deconvnet:
         position: Int64[np.ndarray, "hit yx"],
         seed: Float[Tensor, " hit"],
     ) -> Projection:
-        """Project hits of one group of a cone.
+        """Project hits of one group of a cone; ``parts`` in one piece."""
+        found = list(self.parts(cone, group, switches, image_of_hit, unit, position, seed))
+        return Projection(
+            torch.cat([projection.signal for _, projection in found]),
+            np.concatenate([projection.origin for _, projection in found]),
+        )
+
+    def parts(
+        self,
+        cone: Cone,
+        group: Group,
+        switches: Switches | WindowSwitches,
+        image_of_hit: Int[Tensor, " hit"],
+        unit: Int[Tensor, " hit"],
+        position: Int64[np.ndarray, "hit yx"],
+        seed: Float[Tensor, " hit"],
+    ) -> Iterator[tuple[slice, Projection]]:
+        """Project hits of one group of a cone, some at a time: as signals grow on their way down,
+        fewer go together, so that one takes at most ``SIGNAL_BYTES``, or is that of one hit.
 
         Args:
             switches: of the images, or of the hits' windows of this group.
             image_of_hit: row of each hit's image among those that gave the switches.
             position: on the layer's map.
             seed: the recorded activation of each hit; all else of the layer is zero.
+
+        Yields:
+            Which of the hits, in their order, and what they have come down to.
         """
         down = _Down(self, self._network, cone, group, switches, image_of_hit, position)
-        return down.run(Point(unit, seed))
+        yield from down.run(Point(unit, seed))
 
     def filter_of(self, step: Step) -> FilterBack:
         if step.index not in self._filters:
             assert isinstance(step.module, nn.Conv2d)
             self._filters[step.index] = FilterBack(step.module)
         return self._filters[step.index]
+
+    def sparse_filter_of(self, step: Step) -> SparseFilter:
+        if step.index not in self._sparse_filters:
+            assert isinstance(step.module, nn.Conv2d)
+            self._sparse_filters[step.index] = SparseFilter(step.module)
+        return self._sparse_filters[step.index]
 
 
 def project(
@@ -126,20 +155,39 @@ class _Down:
         switches: Switches | WindowSwitches,
         image_of_hit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
+        first: int = 0,
     ) -> None:
         self._deconvnet, self._network = deconvnet, network
-        self._cone, self._windows = cone, group.windows
+        self._cone, self._group, self._windows = cone, group, group.windows
         self._switches, self._image_of_hit = switches, image_of_hit
         self._position, self._placing = position, Placing(position)
+        self._first = first
 
-    def run(self, point: Point) -> Projection:
-        signals: dict[int, Tensor | Point] = {self._cone.layer.step: point}
-        for step in reversed(self._cone.path):
+    def run(self, point: Point) -> Iterator[tuple[slice, Projection]]:
+        yield from self._on({self._cone.layer.step: point}, len(self._cone.path))
+
+    def _on(
+        self, signals: dict[int, Tensor | Point], end: int
+    ) -> Iterator[tuple[slice, Projection]]:
+        """Down from the signals of some steps, through the first ``end`` ones of the path."""
+        count = len(self._position)
+        for place in reversed(range(end)):
+            step = self._cone.path[place]
             if step.index not in signals:
                 continue
+            fitting = self._fitting(step, signals[step.index])
+            if fitting < count:
+                pieces = -(-count // fitting)
+                for number in range(pieces):
+                    which = slice(number * count // pieces, (number + 1) * count // pieces)
+                    own = {index: _taken(signal, which) for index, signal in signals.items()}
+                    yield from self._part(which)._on(own, place + 1)
+                return
             signal = signals.pop(step.index)
             if step.node.op == "placeholder":
-                return self._arrived(step, self._written(step, signal))
+                which = slice(self._first, self._first + count)
+                yield which, self._arrived(step, self._written(step, signal))
+                return
             for source, part in self._parts(step, signal):
                 known = signals.get(source)
                 if known is None:
@@ -149,12 +197,36 @@ class _Down:
                     signals[source] = self._written(below, known) + self._written(below, part)
         raise AssertionError(f"layer {self._cone.layer.name} does not depend on the image")
 
+    def _fitting(self, step: Step, signal: Tensor | Point) -> int:
+        """Hits whose signals below a step fit in the memory for them, at least one."""
+        number = signal if isinstance(signal, Tensor) else signal.value
+        below = [i for i in step.inputs if self._network.steps[i].depends]
+        largest = max((self._cone.values(self._group, i) for i in below), default=1)
+        return max(1, SIGNAL_BYTES // (largest * number.element_size()))
+
+    def _part(self, which: slice) -> "_Down":
+        switches = self._switches
+        if isinstance(switches, WindowSwitches):
+            switches = WindowSwitches({i: codes[which] for i, codes in switches.codes.items()})
+        return _Down(
+            self._deconvnet,
+            self._network,
+            self._cone,
+            self._group,
+            switches,
+            self._image_of_hit[which],
+            self._position[which],
+            self._first + which.start,
+        )
+
     def _parts(self, step: Step, signal: Tensor | Point) -> list[tuple[int, Tensor | Point]]:
         """What each input of ``step`` receives, in its own window."""
         assert step.rule is not None and step.rule.down is not None, f"{step.name} has no rule"
         steps = self._network.steps
         below = [steps[source] for source in step.inputs]
         if isinstance(signal, Point):
+            if step.rule.down is Down.COPY and all(b.shape == step.shape for b in below):
+                return [(under.index, signal) for under in below if under.depends]
             met = self._of_point(step, signal)
             if met is not None:
                 return [(below[0].index, met)]
@@ -173,6 +245,8 @@ class _Down:
 
     def _step(self, step: Step, below: Step, signal: Tensor) -> Tensor:
         """Down through one step into the window of one of its inputs."""
+        if (sent := self._sent(step, below, signal)) is not None:
+            return sent
         above_window, window = self._windows[step.index], self._windows[below.index]
         if above_window is None or not slides(step, below, self._network.sights):
             assert window is None, f"{below.name} has a window below {step.name}, which has none"
@@ -206,6 +280,33 @@ class _Down:
         placed = self._placed(signal, spans, below)
         return self._inside(below, placed) if widens else placed
 
+    def _sent(self, step: Step, below: Step, signal: Tensor) -> Tensor | None:
+        """Through an unpooling, or filters that meet nearly only zeros, straight into the window
+        below; None where that cannot be done, or is not worth it."""
+        assert step.rule is not None
+        unpools = step.rule.down is Down.UNPOOL
+        filters = step.index in self._cone.sparse and SparseFilter.can_do(step.module)
+        if signal.device.type != "cpu" or not (unpools or filters) or len(step.shape) != 3:
+            return None
+        above = self._windows[step.index] or _all_of(step)
+        window = self._windows[below.index] or _all_of(below)
+        origin = self._placing.origins(window)
+        size = window[0].size, window[1].size
+        end = (np.array(below.shape[-2:]) - origin).clip(None, size)
+        landing = Landing(
+            first=self._placing.origins(touched(step, below, above)) - origin,
+            size=size,
+            inside=np.stack([(-origin).clip(0), end], -1),
+        )
+        if filters:
+            return self._deconvnet.sparse_filter_of(step).into(signal, landing)
+        assert step.module is not None
+        codes, image = self._switches.codes[step.index], self._image_of_hit.numpy()
+        at = self._placing.origins(above)
+        if isinstance(self._switches, WindowSwitches):
+            image, at = np.arange(len(signal)), np.zeros_like(at)
+        return send_maxima(signal, codes, image, at, step.module, landing)
+
     def _whole(self, step: Step, signal: Tensor, below: Step) -> Tensor:
         """Down through one step that has no windows."""
         spans = self._windows[step.index]
@@ -234,8 +335,9 @@ class _Down:
             case Down.FILTER:
                 assert step.module is not None
                 rows, cols = (Span(0, 0, n, n) for n in signal.shape[-2:])
+                all_rows, all_cols = (Span(0, 0, n, n) for n in below.shape[-2:])
                 under, natural = self._deconvnet.filter_of(step).into(
-                    signal, touched(step, below, (rows, cols)), None
+                    signal, touched(step, below, (rows, cols)), (all_rows, all_cols)
                 )
                 return fitted(under, [span.start for span in natural], below.shape[-2:])
             case _:
@@ -316,6 +418,18 @@ class _Down:
         if spans is None:
             return Projection(signal, np.zeros((len(signal), 2), np.int64))
         return Projection(signal, self._placing.origins(spans))
+
+
+def _all_of(step: Step) -> Spans:
+    height, width = step.shape[-2:]
+    return Span(0, 0, height, height), Span(0, 0, width, width)
+
+
+def _taken(signal: Tensor | Point, which: slice) -> Tensor | Point:
+    """That of some of the hits."""
+    if isinstance(signal, Point):
+        return Point(signal.unit[which], signal.value[which])
+    return signal[which]
 
 
 def _same_moves(natural: Spans, window: Spans | None) -> Spans | None:

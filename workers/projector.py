@@ -112,12 +112,15 @@ class Projector:
                 found = list(pictures(ids.tolist()))
                 switches = self._switches(ids, found, ascent, in_lanes) if shared else None
                 row = np.searchsorted(ids, hits.image[own])
-                for group in cone.batches(hits.position[own], number_bytes=4):
+                number_bytes = None if shared else 4
+                for group in cone.batches(hits.position[own], number_bytes):
                     yield Batch(own[group.hits], group, found, row[group.hits], switches)
 
     @torch.no_grad()
-    def project(self, layer: Layer, hits: Hits, batch: Batch) -> Projection:
-        """One batch."""
+    def project(
+        self, layer: Layer, hits: Hits, batch: Batch
+    ) -> Iterator[tuple[Int64[np.ndarray, " hit"], Projection]]:
+        """One batch, in parts: which of the lease's hits, and their projections."""
         cone, ascent = self._cone(layer)
         at, own = batch.hits, hits.position[batch.hits]
         row = torch.from_numpy(batch.picture_of_hit)
@@ -129,9 +132,10 @@ class Projector:
             switches = ascent.switches(images, row, batch.group, own)
         unit = torch.from_numpy(hits.unit[at]).to(self._device)
         seed = hits.seed[torch.from_numpy(at)].to(self._device)
-        return self.deconvnet.project(
+        for part, projection in self.deconvnet.parts(
             cone, batch.group, switches, row.to(self._device), unit, own, seed
-        )
+        ):
+            yield at[part], projection
 
     def cone(self, layer: Layer) -> Cone:
         return self._cone(layer)[0]
