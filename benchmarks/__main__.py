@@ -19,6 +19,7 @@ import torch
 from benchmarks.comparison import Comparison
 from workers.job import versions
 from workers.machine import cores
+from workers.numerics import fast_types
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -102,7 +103,7 @@ def _machine() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
-        "bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bfloat16": torch.bfloat16 in fast_types(torch.device("cpu")),
         "cores": cores(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "versions": versions(*PEERS),

@@ -7,11 +7,10 @@ does: as many lanes as there are cores, each with a batch of its own and one thr
 It starts without a floor, as the first shard of a job does, when nearly every image still enters
 some top nine: later shards are faster.
 
-``candidates`` are the scan in the faster layout, or in bfloat16 where the processor computes in it;
-``compute.layout`` and ``compute.precision`` of a job spec.
+``candidate scan`` is the scan in bfloat16 (``compute.precision`` of a job spec), also on processors
+that have no instructions for it and emulate it, where a job that asks for it is refused.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +28,11 @@ from workers.graph import Network
 from workers.job import trace
 from workers.machine import cores
 from workers.models import PackedModel, pack
-from workers.numerics import LAYOUTS, fast_types
+from workers.numerics import fast_types
 from workers.scan import ShardScan, combined
 from workers.topk import Hits
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 BATCH = 16
 SIDE = 224
@@ -51,15 +52,15 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject("alexnet", 8, candidates_at_least=1.8),
-    Subject("squeezenet1_1", 8),
-    Subject("resnet50", 2),
+    Subject("alexnet", 16, candidates_at_least=1.8),
+    Subject("squeezenet1_1", 16),
+    Subject("resnet50", 4),
     Subject("vgg16", 2, candidates_at_least=1.8),
 )
 
 
 def measure() -> Iterator[Comparison]:
-    """Two rows a model."""
+    """A row or two a model."""
     threads = torch.get_num_threads()
     lanes = 1 if torch.cuda.is_available() else cores()
     with ThreadPoolExecutor(lanes) as pool:
@@ -73,48 +74,48 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
     packed = pack(ModelSpec(name=f"torchvision/{subject.name}"), seed=0)
     generator = torch.Generator().manual_seed(0)
     batches = torch.randn(subject.batches, BATCH, 3, SIDE, SIDE, generator=generator).to(device)
-    networks = {"float32 contiguous": trace(packed).to(device)}
-    for dtype in fast_types(torch.device(device)):
-        name = f"{str(dtype).removeprefix('torch.')} channels_last"
-        networks[name] = trace(packed).cast(dtype, torch.channels_last).to(device)
+    exact, fast = trace(packed).to(device), trace(packed).cast(torch.bfloat16).to(device)
     models = {name: _folded(packed, layout).to(device) for name, layout in LAYOUTS.items()}
-    ways: dict[str, Callable[[], object]] = {}
-    for name, model in models.items():
-        ways[f"model {name}"] = _bound(_forward, model, batches, LAYOUTS[name], cores())
-    for name, network in networks.items():
-        ways[f"scan {name}"] = _bound(scan_in_lanes, network, batches, pool, lanes)
+    ways: dict[str, Callable[[], object]] = {
+        name: _bound(_forward, model, batches, LAYOUTS[name], cores())
+        for name, model in models.items()
+    }
+    ways["scan"] = _bound(scan_in_lanes, exact, batches, pool, lanes)
+    ways["bfloat16"] = _bound(scan_in_lanes, fast, batches[:lanes], pool, lanes)
     seconds = in_turns(ways, TURNS)
-    each = {way: [t / (subject.batches * BATCH) for t in took] for way, took in seconds.items()}
-    own = {way: took for way, took in each.items() if way.startswith("model")}
-    layout = fastest(own)
-    exact, *fast = (way for way in each if way.startswith("scan"))
-    units = sum(layer.units for layer in networks["float32 contiguous"].layers)
+    counts = {"bfloat16": len(batches[:lanes]) * BATCH}
+    each = {
+        way: [t / counts.get(way, subject.batches * BATCH) for t in took]
+        for way, took in seconds.items()
+    }
+    layout = fastest({name: each[name] for name in LAYOUTS})
+    units = sum(layer.units for layer in exact.layers)
     details = {"units": units, "batch": BATCH, "images_s": _rates(each)}
     yield Comparison(
         what="scan",
         model=subject.name,
-        against=f"its own forward pass, {layout.removeprefix('model ')}",
+        against=f"its own forward pass, {layout}",
         per="image",
-        ours=each[exact],
-        theirs=own[layout],
+        ours=each["scan"],
+        theirs=each[layout],
         at_least=subject.at_least,
         details=details,
     )
-    best = fastest({way: each[way] for way in fast})
-    gain = 1 - median(each[best]) / median(each[exact])
-    candidates = units * (2 * K if "bfloat16" in best else K + math.ceil(K / 3))
+    if subject.candidates_at_least is None:
+        return
+    gain = 1 - median(each["bfloat16"]) / median(each["scan"])
     yield Comparison(
-        what="candidate scan",
+        what="candidate scan, bfloat16",
         model=subject.name,
-        against=f"forward pass, float32 {layout.removeprefix('model ')}",
+        against=f"forward pass, float32 {layout}",
         per="image",
-        ours=each[best],
-        theirs=own[layout],
+        ours=each["bfloat16"],
+        theirs=each[layout],
         at_least=subject.candidates_at_least,
         details={
             **details,
-            "format": best.removeprefix("scan "),
-            "pays_from_images": round(candidates / gain) if gain > 0 else None,
+            "instructions": torch.bfloat16 in fast_types(torch.device(device)),
+            "pays_from_images": round(units * 2 * K / gain) if gain > 0 else None,
         },
     )
 
@@ -164,4 +165,4 @@ def scan_in_lanes(
             scan.add(batches[number], ids[number], valid)
         return scan
 
-    return combined(list(pool.map(scan_lane, range(lanes))), K)[0]
+    return combined(list(pool.map(scan_lane, range(lanes))))[0]

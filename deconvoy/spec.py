@@ -281,8 +281,6 @@ class ComputeSpec(Section):
     """Of the candidate scan; stored scores are float32.  bfloat16 is fast where the processor or
     the GPU computes in it; the images it finds are scanned again exactly.  Pays from some 10⁵
     images up."""
-    layout: Literal["contiguous", "channels_last"] = "contiguous"
-    """Of the scan's activations in memory; channels_last finds candidates, as bfloat16 does."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> "ComputeSpec":
@@ -294,7 +292,7 @@ class ComputeSpec(Section):
     @property
     def exact(self) -> bool:
         """Whether the scan itself decides; if not, it finds candidates, which are scanned again."""
-        return self.precision == "float32" and self.layout == "contiguous"
+        return self.precision == "float32"
 
 
 class JobSpec(Section):
@@ -332,9 +330,9 @@ class JobSpec(Section):
             asked.append("data.where.wrong")
         if asked and not self.compute.exact:
             raise ValueError(
-                "compute.precision and compute.layout other than float32 and contiguous only find "
-                f"candidates for the strongest hits, but the job asks for {', '.join(asked)} "
-                "besides, which needs exact scores of all images: leave one of the two out"
+                "compute.precision other than float32 only finds candidates for the strongest "
+                f"hits, but the job asks for {', '.join(asked)} besides, which needs exact scores "
+                "of all images: leave one of the two out"
             )
         return self
 

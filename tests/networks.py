@@ -319,6 +319,9 @@ TINY: Mapping[str, Case] = {
     ),
     "adaptive_uneven": chain(conv(3, 4, 3, stride=2), RELU, cells(4, 3), conv(4, 4, 2), RELU),
     "adaptive_even": chain(conv(3, 4, 2), RELU, cells(6, 5), conv(4, 4, 2), RELU),
+    "adaptive_to_its_own_size": chain(
+        conv(3, 4, 3, stride=2), RELU, cells(6, 5), conv(4, 4, 2), RELU, pool(2)
+    ),
     "adaptive_upwards": chain(
         conv(3, 4, 3, stride=3), RELU, cells(6, 5), nn.Flatten, linear(120, 5), RELU
     ),

@@ -25,8 +25,8 @@ HITS = ("score", "image", "label", "position", "box", "window", "patch", "projec
 COMPUTE = {"shard_size": 8, "batch_size": 4}
 
 
-def fast_spec(**compute: str) -> JobSpec:
-    return small_spec(compute={**COMPUTE, **compute})
+def fast_spec() -> JobSpec:
+    return small_spec(compute={**COMPUTE, "precision": "bfloat16"})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> deconvoy.Run:
     return deconvoy.open(url)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def computing_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slowly."""
     monkeypatch.setattr(numerics, "fast_types", lambda device: (torch.float32, torch.bfloat16))
@@ -51,27 +51,24 @@ def assert_same_hits(run: deconvoy.Run, exact: deconvoy.Run) -> None:
                 assert here.tobytes() == there.tobytes(), (layer, name)
 
 
-@pytest.mark.parametrize("compute", [{"layout": "channels_last"}, {"precision": "bfloat16"}])
 def test_the_hits_are_those_of_an_exact_scan_bit_for_bit(
-    compute: dict[str, str], exact: deconvoy.Run, tmp_path: Path, computing_in_bfloat16: None
+    exact: deconvoy.Run, tmp_path: Path
 ) -> None:
-    found = run_inline(fast_spec(**compute), tmp_path / "run")
+    found = run_inline(fast_spec(), tmp_path / "run")
     run = deconvoy.open(tmp_path / "run")
     assert_same_hits(run, exact)
     judged = found["candidates"]
     assert 0 < judged["images"] <= 40
-    assert judged["largest_difference"] < (0.05 if "precision" in compute else 1e-5)
+    assert judged["largest_difference"] < 0.05
     kept = run.attributes["provenance"]["candidates"]["kept"]
-    assert kept == (18 if "precision" in compute else 12)
+    assert kept == 18
     assert found["dead_units"] == exact.attributes["results"]["dead_units"]
     assert "candidate images (" in tables.summary(found)
     assert not verify(str(tmp_path / "run"), sample=20).faults
 
 
-def test_bfloat16_really_scans_in_bfloat16(
-    exact: deconvoy.Run, tmp_path: Path, computing_in_bfloat16: None
-) -> None:
-    run_inline(fast_spec(precision="bfloat16"), tmp_path / "run")
+def test_bfloat16_really_scans_in_bfloat16(exact: deconvoy.Run, tmp_path: Path) -> None:
+    run_inline(fast_spec(), tmp_path / "run")
     run = deconvoy.open(tmp_path / "run")
     ours, theirs = (np.asarray(r.layer_group("relu5")["mean"]) for r in (run, exact))
     apart = np.abs(ours - theirs).max() / theirs.max()
@@ -79,7 +76,7 @@ def test_bfloat16_really_scans_in_bfloat16(
 
 
 def test_an_interrupted_rescan_goes_on(exact: deconvoy.Run, tmp_path: Path) -> None:
-    job, store = pipeline.create(fast_spec(layout="channels_last"), str(tmp_path / "run"))
+    job, store = pipeline.create(fast_spec(), str(tmp_path / "run"))
 
     def interrupt(advance: pipeline.Advance) -> None:
         if advance.stage == "rescan" and advance.done >= 16:
@@ -97,7 +94,7 @@ def test_an_interrupted_rescan_goes_on(exact: deconvoy.Run, tmp_path: Path) -> N
 
 
 def test_verify_misses_a_part_of_the_rescan(tmp_path: Path) -> None:
-    run_inline(fast_spec(layout="channels_last"), tmp_path / "run")
+    run_inline(fast_spec(), tmp_path / "run")
     (tmp_path / "run/ledger/rescan/part-000001.npz").unlink()
     places = {fault.place for fault in verify(str(tmp_path / "run"), sample=0).faults}
     assert "ledger/rescan/part-000001.npz" in places
@@ -107,8 +104,8 @@ def test_a_processor_without_bfloat16_refuses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numerics, "fast_types", lambda device: (torch.float32,))
-    with pytest.raises(deconvoy.errors.JobFailed, match=r"compute\.layout: channels_last"):
-        run_inline(fast_spec(precision="bfloat16"), tmp_path / "run")
+    with pytest.raises(deconvoy.errors.JobFailed, match="take float32"):
+        run_inline(fast_spec(), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -123,18 +120,18 @@ def test_a_processor_without_bfloat16_refuses_it(
 )
 def test_what_needs_exact_scores_of_all_images_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(RequestError, match="candidates for the strongest hits"):
-        small_spec(**changes, compute={"layout": "channels_last"})
+        small_spec(**changes, compute={"precision": "bfloat16"})
 
 
 def test_a_run_of_candidates_is_not_extended(tmp_path: Path) -> None:
-    run_inline(fast_spec(layout="channels_last"), tmp_path / "run")
+    run_inline(fast_spec(), tmp_path / "run")
     with pytest.raises(RequestError, match="chose|choose"):
         extend.create(str(tmp_path / "run"), "shapes?size=8&seed=9", str(tmp_path / "more"))
     assert not (tmp_path / "more").exists()
 
 
 def test_the_rescan_is_foretold() -> None:
-    seconds = plan(settle(fast_spec(layout="channels_last"))).seconds
+    seconds = plan(settle(fast_spec())).seconds
     assert 0 < seconds["rescan"] and 0 < seconds["scan"]
     assert "rescan" not in plan(settle(small_spec())).seconds
 

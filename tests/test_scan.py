@@ -291,7 +291,7 @@ def test_lanes_leave_no_trace(lane_of_batch: list[int]) -> None:
     for batch, lane in zip(batches, lane_of_batch, strict=True):
         alone.add(*batch)
         lanes[lane].add(*batch)
-    hits, sums = combined(lanes, 9)
+    hits, sums = combined(lanes)
     assert same(hits, alone.hits())
     assert np.array_equal(sums.maxima, alone.sums().maxima)  # to the last bit
     assert np.array_equal(sums.active, alone.sums().active)

@@ -61,7 +61,6 @@ EVERYTHING: dict[str, Any] = {
         "batch_size": 8,
         "shard_size": 10,
         "precision": "float32",
-        "layout": "contiguous",
     },
 }
 

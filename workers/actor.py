@@ -41,7 +41,7 @@ from workers.leases import (
     ScanResult,
     UnitOcclusionLease,
 )
-from workers.numerics import LAYOUTS, require_fast
+from workers.numerics import require_fast
 from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised, stored_size
@@ -223,7 +223,7 @@ class Actor:
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
-        hits, sums = combined([lane.scan for lane in lanes], kept)
+        hits, sums = combined([lane.scan for lane in lanes])
         examples = folded([lane.entries() for lane in lanes], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
@@ -248,14 +248,14 @@ class Actor:
 
     @cached_property
     def _fast(self) -> Network:
-        """The network in the type and layout that candidates are found in.
+        """The network in the type that candidates are found in.
 
         Raises:
             RequestError: this device does not compute in that type.
         """
         dtype = require_fast(self._job.precision, self._device)
         network = Network(self._job.model.build(), self._network.input_shape)
-        return network.cast(dtype, LAYOUTS[self._job.layout]).to(self._device)
+        return network.cast(dtype).to(self._device)
 
     def _lane(
         self, network: Network, kept: int, floor: Tensor, example_floors: Mapping[str, Floor]

@@ -4,8 +4,8 @@ An image that few hits lie on need not be run as a whole.  The windows of a cone
 all that a position of the layer is computed from, so each hit is run forward from its part of the
 image.  What a window shows beyond the border is given the value that the step pads its map with, so
 that every place of the map gets what the forward pass of the whole image gives it; and maps lie in
-memory as they do there (channels before rows), since convolutions of another layout add up in
-another order and rounding would choose other maxima.
+memory as they do there, since convolutions of another layout add up in another order, and rounding
+would choose other maxima.
 """
 
 import math
@@ -82,7 +82,8 @@ class Ascent:
             spans = group.windows.get(step.index)
             if step.node.op == "placeholder" and step.depends:
                 assert spans is not None
-                values[step.index] = placing.cut(images, image_of_hit, spans).contiguous()
+                cut = placing.cut(images, image_of_hit, spans)
+                values[step.index] = cut.contiguous(memory_format=self._network.layout)
             elif spans is None:
                 values[step.index] = self._network.run(step, values, images)
             elif step.rule is not None and step.rule.reach is Reach.WINDOW:
@@ -113,7 +114,7 @@ class Ascent:
         assert source is not None
         frame = touched(step, below, spans)
         read = placing.moved(values[below.index], source, frame)
-        read = read.contiguous()
+        read = read.contiguous(memory_format=self._network.layout)
         if placing.overhang(frame) and read.data_ptr() == values[below.index].data_ptr():
             read = read.clone()
         if _is_pool(step):

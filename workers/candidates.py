@@ -1,11 +1,10 @@
 """Candidates: a fast scan finds images that may be among the strongest, an exact one decides.
 
-A scan in another layout or type (``compute.layout``, ``compute.precision``) is faster, but differs
-in the last bits, or in bfloat16 in the third digit.  So it keeps more hits of every unit than are
-asked for, and all images that any unit has among them are scanned once more, exactly.  What is
-stored are the strongest of those, with the bits of an exact scan over everything, unless an image
-that is among them was not even a candidate; ``Judgement`` says for how many units that cannot be
-ruled out.
+A scan in bfloat16 (``compute.precision``) is faster, but differs in the third digit.  So it keeps
+more hits of every unit than are asked for, and all images that any unit has among them are scanned
+once more, exactly.  What is stored are the strongest of those, with the bits of an exact scan over
+everything, unless an image that is among them was not even a candidate; ``Judgement`` says for how
+many units that cannot be ruled out.
 
 Means, densities, histograms and predicted classes are those of the fast scan.
 """

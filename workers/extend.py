@@ -104,8 +104,8 @@ def _require_the_same(old: Job, job: Job, url: str) -> None:
     """
     if not job.spec.compute.exact:
         raise RequestError(
-            f"The run {url!r} found its hits among candidates (compute.precision, compute.layout), "
-            "which a run over all would choose anew: make a new run with a list of both places in "
+            f"The run {url!r} found its hits among candidates (compute.precision), which "
+            " a run over all would choose anew: make a new run with a list of both places in "
             "data.uri."
         )
     count = len(old.listing)

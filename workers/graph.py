@@ -19,6 +19,7 @@ from torch import Tensor, device, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deconvoy.errors import ModelUnsupported, RequestError
+from workers import numerics
 from workers.fields import Field
 from workers.ops import Down, Rule, module_rule
 from workers.sight import Sight, field_of, sights
@@ -84,6 +85,8 @@ class Network:
         model = copy.deepcopy(model).eval().requires_grad_(False)
         self._program = Program(model, input_shape)
         self._fold()
+        self._dtype: torch.dtype | None = None
+        self._lay_out(numerics.layout_on("cpu"))
         self._sights = sights(self.steps, input_shape[1:])
         # What comes after the output in the graph is computed for nothing.
         self.layers = tuple(sorted(self._find_layers(), key=lambda layer: layer.name == "logits"))
@@ -92,7 +95,6 @@ class Network:
             for step in self.steps
         }
         self._last_use = self._last_uses(range(len(self.steps)))
-        self._format: tuple[torch.dtype, torch.memory_format] | None = None
 
     @property
     def steps(self) -> list[Step]:
@@ -125,8 +127,7 @@ class Network:
             The model's output.
         """
         values: dict[int, Any] = {}
-        if self._format is not None:
-            images = images.to(self._format[0], memory_format=self._format[1])
+        images = images.to(self._dtype or images.dtype, memory_format=self.layout)
         for step in self.steps:
             here = self._layers_at[step.index]
             for layer in (layer for layer in here if layer.ceiling is not None):
@@ -191,27 +192,36 @@ class Network:
         pools = (step for step in path if step.rule and step.rule.down is Down.UNPOOL)
         return max(1, sum(math.prod(step.shape) for step in pools))
 
-    def cast(self, dtype: torch.dtype, layout: torch.memory_format) -> "Network":
-        """Compute in another type and memory layout: faster, but not the same to the last bit.
-        Returns itself."""
-        self._format = dtype, layout
-        modules = [step.module for step in self.steps if step.module is not None]
-        for module in [self._program.model, *modules]:
+    def cast(self, dtype: torch.dtype) -> "Network":
+        """Compute in another type, faster, but not the same; returns itself."""
+        self._dtype = dtype
+        for module in self._modules():
             module.to(dtype=dtype)
-            module.to(memory_format=layout)
+        self._lay_out(torch.channels_last)
         return self
 
     def to(self, place: device | str) -> "Network":
         """Move the parameters; returns itself."""
-        self._program.model.to(place)
-        for step in self.steps:
-            if step.module is not None:
-                step.module.to(place)
+        for module in self._modules():
+            module.to(place)
+        if self._dtype is None:
+            self._lay_out(numerics.layout_on(device(place).type))
         return self
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        self.layout = layout
+        """Of maps in memory, as convolutions give them."""
+        for module in self._modules():
+            module.to(memory_format=layout)
+
+    def _modules(self) -> Iterator[Any]:
+        """The model, and what does its steps instead of its own modules."""
+        yield self._program.model
+        yield from (step.module for step in self.steps if step.module is not None)
 
     def _fold(self) -> None:
         """Fold each BatchNorm into the convolution right before it, where nothing else reads it,
-        and let rectifiers overwrite what only they read."""
+        let rectifiers overwrite what only they read, and leave out means over one place each."""
         calls = [step.node.target for step in self.steps if step.node.op == "call_module"]
         fresh = {s.index for s in self.steps if s.rule and s.rule.down in _GIVES_NEW_TENSOR}
         for step in list(self.steps):
@@ -219,6 +229,9 @@ class Network:
                 continue
             before = self.steps[step.inputs[0]]
             if len(before.node.users) > 1 or before.index == self._program.output:
+                continue
+            if isinstance(step.module, nn.AdaptiveAvgPool2d) and step.shape == before.shape:
+                self._program.substitute(step.index, nn.Identity(), module_rule(nn.Identity()))
                 continue
             norm, conv = step.module, before.module
             once = calls.count(before.node.target) == 1 and step.rule is not None

@@ -26,6 +26,7 @@ from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
+from workers.numerics import LAYOUTS
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
 from workers.projector import expected_reuse
@@ -195,7 +196,6 @@ class Job:
             spare=self.spare,
             kept=kept_by(self.spec),
             precision=self.spec.compute.precision,
-            layout=self.spec.compute.layout,
             labelled=self.listing.labelled,
             cuda=self.spec.compute.gpus_per_worker != 0,
         )
@@ -257,7 +257,7 @@ class Job:
         return {
             "candidates": {
                 "dtype": compute.precision,
-                "layout": compute.layout,
+                "layout": "channels_last",
                 "kept": kept_by(self.spec),
             }
         }
@@ -276,7 +276,7 @@ class Job:
             "transform_from": self.packed.transform_from,
             "batch_size": self.batch_size,
             "dtype": "float32",
-            "layout": "contiguous",
+            "layout": LAYOUTS,
             **({"boxes_sha256": digest} if (digest := digest_of(self.boxes)) else {}),
             **self._candidates_from(),
             "versions": versions(),

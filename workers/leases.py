@@ -44,8 +44,7 @@ class Assignment:
     kept: int = 0
     """Hits of every unit that the scan keeps: k, and spare ones."""
     precision: str = "float32"
-    """Of the scan; other than float32 and contiguous it only finds candidates."""
-    layout: str = "contiguous"
+    """Of the scan; other than float32 it only finds candidates."""
     labelled: bool = True
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True

@@ -1,8 +1,9 @@
 """Scan a shard of images: one forward pass serves all layers and finds each unit's strongest hits.
 
-Per feature map the spatial maximum is taken; only where it enters the running k strongest is its
-place looked up.  A lease brings the scores known so far, so that a partial result holds only hits
-that can still enter.  (Top nine: Zeiler & Fergus 2013, Fig. 2.)
+Per feature map the spatial maximum is taken, and its place: in the same pass where that costs
+nothing (``workers.peaks``), else only of those maxima that enter the running k strongest.  A lease
+brings the scores known so far, so that a partial result holds only hits that can still enter.
+(Top nine: Zeiler & Fergus 2013, Fig. 2.)
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ from torch import Tensor
 from deconvoy.errors import ActivationInvalid
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
 from workers.graph import Layer, Network
-from workers.topk import BINS, Hits, UnitIndex, UnitSums, strongest
+from workers.peaks import can_find, peaks
+from workers.tally import merge, take_in
+from workers.topk import BINS, Hits, UnitIndex, UnitSums
 
 
 @dataclass(frozen=True)
@@ -106,18 +109,48 @@ class ShardScan:
     def _see(
         self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor, eligible: Tensor
     ) -> Float[Tensor, "image unit"]:
-        maxima = maps.amax((2, 3)) if maps.ndim == 4 else maps  # (image, unit)
+        places = None
+        if maps.dtype == torch.bfloat16 and maps.device.type == "cpu":
+            maps = maps.float()
+        if maps.ndim == 4 and can_find(maps):
+            maxima, places = peaks(maps)
+        else:
+            maxima = maps.amax((2, 3)) if maps.ndim == 4 else maps  # (image, unit)
         maxima = maxima.to(torch.promote_types(maxima.dtype, torch.float32))
         if layer.ceiling is not None:
             maxima = maxima.clamp(min=0)
         _require_finite(layer, maxima, valid)
         units = self._index.units_of(self._number[layer.name])
+        if maps.device.type == "cpu":
+            if places is None:
+                places = _places(maps)
+            self._take_in(units, maxima, places, ids, valid, eligible, layer.rectified)
+            return maxima
         self._count(units, maxima[valid])
         candidates = maxima.masked_fill(~eligible[:, None], MISSING_SCORE)
         if layer.rectified:  # a zero is no hit
             candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
         self._keep_strongest(units, candidates, maps, ids)
         return maxima
+
+    def _take_in(
+        self,
+        units: slice,
+        maxima: Float[Tensor, "image unit"],
+        places: Int64[Tensor, "image unit"],
+        ids: Int64[Tensor, " image"],
+        valid: Bool[Tensor, " image"],
+        eligible: Bool[Tensor, " image"],
+        rectified: bool,
+    ) -> None:
+        """Count and rank, in one loop."""
+        take_in(
+            maxima.contiguous().numpy(), places.numpy(), ids.numpy(), valid.numpy(),
+            eligible.numpy(), rectified, self._floor[units].numpy(), self._edges.numpy(),
+            self._score[units].numpy(), self._image[units].numpy(), self._place[units].numpy(),
+            self._maxima[-1][1][units].numpy(), self._active[units].numpy(),
+            self._histogram.view(-1, BINS)[units].numpy(),
+        )  # fmt: skip
 
     def _count(self, units: slice, maxima: Float[Tensor, "image unit"]) -> None:
         self._maxima[-1][1][units] = maxima.double().sum(0)
@@ -128,7 +161,11 @@ class ShardScan:
         self._histogram[units.start * BINS : units.stop * BINS] += counted
 
     def _keep_strongest(
-        self, units: slice, candidates: Float[Tensor, "image unit"], maps: Tensor, ids: Tensor
+        self,
+        units: slice,
+        candidates: Float[Tensor, "image unit"],
+        maps: Tensor,
+        ids: Tensor,
     ) -> None:
         # Ids increase, so a later image that only equals the last rank loses the tie; against the
         # floor, which may come from later images, an equal one must stay.
@@ -155,20 +192,34 @@ class ShardScan:
         rows = rows + units.start
         self._score[rows], self._image[rows], self._place[rows] = ranked, image, place
 
+    def strongest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores, image ids and places of the hits that may still enter, (unit, rank)."""
+        score, image, place = (t.cpu().numpy() for t in (self._score, self._image, self._place))
+        return score, image, place
+
     def hits(self) -> Hits:
         """The hits that may still enter, by unit and rank."""
-        unit, rank = np.nonzero(self._image.cpu().numpy() != MISSING_IMAGE)
+        return combined([self])[0]
+
+    def _as_hits(self, score: np.ndarray, image: np.ndarray, place: np.ndarray) -> Hits:
+        unit, rank = np.nonzero(image != MISSING_IMAGE)
         width = np.repeat(
             [layer.width for layer in self._layers], [layer.units for layer in self._layers]
         )[unit]
-        place = self._place.cpu().numpy()[unit, rank]
-        position = np.stack([place // width, place % width], axis=1).astype(np.int32)
-        score, image = self._score.cpu().numpy(), self._image.cpu().numpy()
+        at = place[unit, rank]
+        position = np.stack([at // width, at % width], axis=1).astype(np.int32)
         found = image[unit, rank]
         return Hits(unit.astype(np.int32), score[unit, rank], found, position, content=found)
 
     def sums(self) -> UnitSums:
-        return combined([self], self._k)[1]
+        return combined([self])[1]
+
+
+def _places(maps: Tensor) -> Int64[Tensor, "image unit"]:
+    """Of the maxima; the first of several, in reading order."""
+    return (
+        maps.flatten(2).argmax(2) if maps.ndim == 4 else torch.zeros_like(maps, dtype=torch.int64)
+    )
 
 
 @dataclass
@@ -189,9 +240,10 @@ def _require_finite(layer: Layer, maxima: Float[Tensor, "image unit"], valid: Te
         raise _NotFinite(layer.name, unit, row, float(maxima[row, unit]))
 
 
-def combined(lanes: Sequence[ShardScan], k: int) -> tuple[Hits, UnitSums]:
+def combined(lanes: Sequence[ShardScan]) -> tuple[Hits, UnitSums]:
     """The result of a shard from those of its lanes; floating sums are added in image order."""
-    hits, _ = strongest(sum((lane.hits() for lane in lanes), Hits.none()), k)
+    score, image, place = map(np.stack, zip(*(lane.strongest() for lane in lanes), strict=True))
+    hits = lanes[0]._as_hits(*merge(score, image, place))
     batches = sorted((batch for lane in lanes for batch in lane._maxima), key=lambda b: b[0])
     sums = UnitSums.zero(len(lanes[0]._score))
     for _, maxima in batches:

@@ -328,6 +328,8 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _method(name: str) -> Callable[..., Any]:
+    if name == "view":  # of maps as the model itself has them in memory
+        return lambda tensor, *args, **kwargs: tensor.contiguous().view(*args, **kwargs)
     return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
 
 

@@ -53,7 +53,7 @@ def pooled(
     """
     padding = (0, 0) if padded else padding_of(pool)
     rows, cols = (sliding_window(pool, axis) for axis in (0, 1))
-    # Maxima of rows and columns that lie one channel behind the other are found many at a time.
+    # Where channels lie one behind the other, maxima of many are found at a time.
     turned = maps.contiguous(memory_format=torch.channels_last)
     outputs, indices = nn.functional.max_pool2d(
         turned,
@@ -65,7 +65,7 @@ def pooled(
         return_indices=True,
     )
     codes = coded(indices, rows, cols, padding, maps.shape[2:])
-    return outputs.contiguous(), codes
+    return outputs, codes
 
 
 def coded(

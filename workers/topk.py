@@ -7,7 +7,6 @@ any order and twice without harm; sums are float64 and are added in shard order.
 
 import dataclasses
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -337,12 +336,12 @@ def kept_by(spec: JobSpec) -> int:
     """Hits the scan keeps of every unit: those asked for, and spare ones.
 
     Spare are those whose images may be left out as outliers.  Of a scan that only finds candidates
-    they cover its inexactness: layouts differ in the last bits, bfloat16 in the third digit.
+    they cover its inexactness: bfloat16 differs in the third digit.
     """
     top = spec.top
     if spec.compute.exact:
         return top.k + (top.outliers.at_most if top.outliers else 0)
-    return 2 * top.k if spec.compute.precision == "bfloat16" else top.k + math.ceil(top.k / 3)
+    return 2 * top.k
 
 
 def outliers_of(top: TopSpec, fold: Fold) -> tuple[LeftOut, ...]:
