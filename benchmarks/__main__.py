@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="a folder of photographs")
     parser.add_argument("--count", type=int, default=200, help="images of it; fewer are faster")
     parser.add_argument(
-        "--sample", type=float, default=0.05, help="share of the units of whole jobs"
+        "--sample", type=float, default=0.1, help="share of the units of whole jobs"
     )
     arguments = parser.parse_args()
     if arguments.images is not None and not arguments.images.is_dir():

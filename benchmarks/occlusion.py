@@ -1,6 +1,7 @@
 """How fast an occlusion sweep is beside running the model on every occluded image.
 
-The sweep gives the class scores and the activity of all layers; the plain loop, in batches and in
+The sweep gives the class scores and the activity of all layers, as a worker computes it: parts of
+the grid in lanes of one thread each; the plain loop, in batches and in
 the faster of torch's two memory layouts, the class scores alone; Captum's Occlusion the fall of one
 score, with the best of several numbers of perturbations a call.  They take turns in one process.
 Every position costs the others the same, so they run some of them; the sweep always runs all, since
@@ -9,12 +10,14 @@ windows are smaller at the border.
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from captum.attr import Occlusion
 from jaxtyping import Float
@@ -34,8 +37,10 @@ from workers.graph import Network
 from workers.grids import Grid, grid_over_image
 from workers.incremental import BUDGET
 from workers.job import trace
+from workers.machine import cores
 from workers.models import pack
-from workers.occlusion import sweep
+from workers.occluding import joined, parts_of
+from workers.occlusion import Sweep, sweep
 
 SIDE = 224
 PATCH, STRIDE = 16, 8
@@ -87,7 +92,7 @@ def _measure(subject: Subject, folder: Path | None) -> Iterator[Comparison]:
     perturbations = min(tried, key=lambda n: tried[n])
     calls = _captum_positions()
     ways: dict[str, Callable[[], object]] = {
-        "sweep": partial(sweep, network, image, grid, fill),
+        "sweep": partial(_sweep, network, image, grid, fill),
         **{name: partial(_loop, model, image, grid, PLAIN) for name, model in models.items()},
         "captum": partial(_captum, captum, image, perturbations),
     }
@@ -130,10 +135,29 @@ def _models(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _share_of_work(network: Network, grid: Grid) -> float:
-    extents = Extents(network, network.steps, grid.squares())
-    return float(
-        extents.multiply_adds(extents.batches(BUDGET)) / extents.multiply_adds_of_full_runs()
-    )
+    """With batches as a worker makes them."""
+    done = in_full = 0
+    for rows in parts_of(grid):
+        squares = replace(grid, y=grid.y[rows]).squares()
+        extents = Extents(network, network.steps, squares)
+        done += extents.multiply_adds(extents.batches(BUDGET))
+        in_full += extents.multiply_adds_of_full_runs()
+    return done / in_full
+
+
+def _sweep(network: Network, image: Tensor, grid: Grid, fill: Tensor) -> Sweep:
+    """In lanes, as many as there are cores, or one on a GPU."""
+    lanes = 1 if image.is_cuda else cores()
+    parts = parts_of(grid)
+
+    def part(rows: np.ndarray) -> Sweep:
+        torch.set_num_threads(1)
+        return sweep(network, image, replace(grid, y=grid.y[rows]), fill)
+
+    with ThreadPoolExecutor(lanes) as pool:
+        swept = list(pool.map(part, parts))
+    torch.set_num_threads(cores())
+    return joined(grid, parts, swept)
 
 
 @torch.inference_mode()
@@ -168,7 +192,7 @@ def _difference(
     slow = _loop(model, image, grid, PLAIN).cpu()
     chosen = _chosen(len(grid.squares()), PLAIN).numpy()
     return largest_difference(
-        torch.from_numpy(sweep(network, image, grid, fill).logits[chosen]), slow
+        torch.from_numpy(_sweep(network, image, grid, fill).logits[chosen]), slow
     )
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workers import adjoints
 from workers.adjoints import FilterBack, average_back, unpool
 from workers.cones import Span
 from workers.sight import padding_of
@@ -49,14 +50,23 @@ def spans_of(conv: nn.Conv2d, signal: Tensor) -> Spans:
     return found[0], found[1]
 
 
+@pytest.mark.parametrize("column", [0, 90, 10**9], ids=["product", "the less", "convolution"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("padding", [0, 1, 2, 5])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_filtering_back_is_the_adjoint(
-    stride: int, kernel: int, padding: int, dilation: int, groups: int
+    stride: int,
+    kernel: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    column: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """``column``: with the product of values and filters at no cost, and far too dear."""
+    monkeypatch.setattr(adjoints, "COLUMN", column)
     conv = nn.Conv2d(4, 8, (kernel, 3), stride, padding, dilation, groups).double()
     conv.requires_grad_(False)
     below, signal = whole(conv, (2, 4, 11, 10))
@@ -66,8 +76,12 @@ def test_filtering_back_is_the_adjoint(
     assert (ours - gradient(conv, below, signal)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("column", [0, 10**9], ids=["product", "convolution"])
 @pytest.mark.parametrize("window", [(-3, 13), (0, 5), (2, 4), (4, 9), (-1, 4)])
-def test_filtering_back_into_a_window_is_that_part_of_the_whole(window: tuple[int, int]) -> None:
+def test_filtering_back_into_a_window_is_that_part_of_the_whole(
+    window: tuple[int, int], column: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adjoints, "COLUMN", column)
     conv = nn.Conv2d(3, 4, 3, padding=1).double().requires_grad_(False)
     below, signal = whole(conv, (2, 3, 9, 9))
     wanted = (Span(0, window[0], window[1], 9), Span(0, 0, 9, 9))

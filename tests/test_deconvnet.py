@@ -11,6 +11,7 @@ from tests import networks, reference
 from tests.networks import Case
 from tests.reference import Seed
 from tests.shared_data import needs_shared
+from workers import deconvnet, loops
 from workers.deconvnet import project
 from workers.graph import Layer, Network
 
@@ -68,6 +69,29 @@ def assert_projections_equal_the_oracles(case: Case, every: int) -> None:
 @pytest.mark.parametrize("name", networks.TINY)
 def test_projections_of_a_tiny_network_equal_the_oracles(name: str) -> None:
     assert_projections_equal_the_oracles(networks.TINY[name], every=1)
+
+
+@pytest.mark.parametrize("name", [name for name in networks.TINY if "pool" in name])
+def test_on_whole_tensors_as_on_a_gpu_they_equal_the_oracles_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loops, "serve", lambda device: False)
+    assert_projections_equal_the_oracles(networks.TINY[name], every=1)
+
+
+def test_what_grows_on_its_way_down_goes_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = networks.TINY["pool_ceil_mode"]
+    network = Network(case.model(), case.shape)
+    layer, images = network.layers[-1], case.images(2)
+    generator = torch.Generator().manual_seed(3)
+    image, unit = (torch.randint(n, (40,), generator=generator) for n in (2, layer.units))
+    sides = torch.tensor([layer.height, layer.width])
+    position = (torch.rand(40, 2, generator=generator) * sides).long()
+    hits = network, layer, images, image, unit, position, torch.ones(40, dtype=torch.float64)
+    together = projected(*hits)
+    monkeypatch.setattr(deconvnet, "SIGNAL_BYTES", 3 * 8 * 13 * 11 * 4)
+    assert torch.equal(projected(*hits), together)
+    assert together.flatten(1).abs().amax(1).min() > 0
 
 
 @pytest.mark.parametrize("name", networks.REAL)

@@ -48,6 +48,7 @@ from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.projector import Batch, Hits, Projector
 from workers.scan import Prediction, ShardScan, combined
 from workers.topk import Partial, UnitIndex
+from workers.warmup import warm_up
 from workers.writer import projection_dtype, write_pictures
 
 CACHE_BYTES = 512 * 2**20
@@ -122,6 +123,7 @@ class Actor:
         side = assignment.transform.crop
         network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
+        warm_up(self._device)
         self._projector = Projector(self._network, assignment.transform, self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads

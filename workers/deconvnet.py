@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from workers import loops
 from workers.adjoints import FilterBack, average_back, transpose, unpool
 from workers.cones import SIGNAL_BYTES, Cone, Group, Span, slides, touched
 from workers.graph import Layer, Network
@@ -286,7 +287,7 @@ class _Down:
         assert step.rule is not None
         unpools = step.rule.down is Down.UNPOOL
         filters = step.index in self._cone.sparse and SparseFilter.can_do(step.module)
-        if signal.device.type != "cpu" or not (unpools or filters) or len(step.shape) != 3:
+        if not loops.serve(signal.device) or not (unpools or filters) or len(step.shape) != 3:
             return None
         above = self._windows[step.index] or _all_of(step)
         window = self._windows[below.index] or _all_of(below)

@@ -118,10 +118,14 @@ class Network:
         hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known)}."
         raise RequestError(f"The model has no layer {name!r}: {hint}")
 
-    def forward(self, images: Tensor, visit: Visit) -> Tensor:
+    def forward(self, images: Tensor, visit: Visit, rectify: Visit | None = None) -> Tensor:
         """One pass; ``visit`` sees each layer's output the moment it exists (it may be overwritten
         in place right after), as (image, unit, row, col) or (image, neuron).  Of a layer with a
         ceiling it sees the rectifier's input instead, from which scores are taken.
+
+        Args:
+            rectify: does the work of a rectifier that may overwrite its input, and is its layer's
+                ``visit``, so that maps need to be gone through only once.
 
         Returns:
             The model's output.
@@ -132,9 +136,13 @@ class Network:
             here = self._layers_at[step.index]
             for layer in (layer for layer in here if layer.ceiling is not None):
                 visit(layer, layer.as_maps(values[step.inputs[0]]))
-            values[step.index] = self._program.run(step, values, images)
-            for layer in (layer for layer in here if layer.ceiling is None):
-                visit(layer, layer.as_maps(values[step.index]))
+            if rectify is not None and len(here) == 1 and _overwrites(step):
+                values[step.index] = values[step.inputs[0]]
+                rectify(here[0], here[0].as_maps(values[step.index]))
+            else:
+                values[step.index] = self._program.run(step, values, images)
+                for layer in (layer for layer in here if layer.ceiling is None):
+                    visit(layer, layer.as_maps(values[step.index]))
             for done in self._last_use.get(step.index, ()):
                 del values[done]
         output: Tensor = values[self._program.output]
@@ -342,6 +350,11 @@ class Network:
             if source != self._program.output:
                 uses.setdefault(index, []).append(source)
         return uses
+
+
+def _overwrites(step: Step) -> bool:
+    """Whether it is the plain rectifier, on what nothing else reads."""
+    return isinstance(step.module, nn.ReLU) and step.module.inplace
 
 
 def _lost(sight: Sight | None) -> bool:

@@ -8,6 +8,7 @@ brings the scores known so far, so that a partial result holds only hits that ca
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from deconvoy.errors import ActivationInvalid
 from deconvoy.schema import MISSING_IMAGE, MISSING_SCORE, histogram_edges
+from workers import loops
 from workers.graph import Layer, Network
 from workers.peaks import can_find, peaks
 from workers.tally import merge, take_in
@@ -84,15 +86,17 @@ class ShardScan:
         first = int(ids[0])
         self._maxima.append((first, self._score.new_zeros(len(self._score), dtype=torch.float64)))
 
-        def visit(layer: Layer, maps: Tensor) -> None:
+        def visit(layer: Layer, maps: Tensor, rectify: bool = False) -> None:
             if layer.name in self._number:
-                maxima = self._see(layer, maps, ids, valid, eligible)
+                maxima = self._see(layer, maps, ids, valid, eligible, rectify)
                 if scores is not None:
                     units = self._index.units_of(self._number[layer.name])
                     scores[:, units] = maxima.float().cpu().numpy()
+            elif rectify:
+                maps.clamp_(min=0)
 
         try:
-            logits = self._network.forward(images, visit)
+            logits = self._network.forward(images, visit, partial(visit, rectify=True))
             _require_finite(self._network.layers[-1], logits.flatten(1), valid)
         except _NotFinite as found:
             image = str(int(ids[found.row]))
@@ -107,13 +111,23 @@ class ShardScan:
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
 
     def _see(
-        self, layer: Layer, maps: Tensor, ids: Tensor, valid: Tensor, eligible: Tensor
+        self,
+        layer: Layer,
+        maps: Tensor,
+        ids: Tensor,
+        valid: Tensor,
+        eligible: Tensor,
+        rectify: bool,
     ) -> Float[Tensor, "image unit"]:
         places = None
-        if maps.dtype == torch.bfloat16 and maps.device.type == "cpu":
+        fits = can_find(maps)
+        if rectify and not fits:
+            maps.clamp_(min=0)
+        if maps.dtype == torch.bfloat16 and loops.serve(maps.device):
             maps = maps.float()
-        if maps.ndim == 4 and can_find(maps):
-            maxima, places = peaks(maps)
+            fits = can_find(maps)
+        if fits:
+            maxima, places = peaks(maps, rectify)
         else:
             maxima = maps.amax((2, 3)) if maps.ndim == 4 else maps  # (image, unit)
         maxima = maxima.to(torch.promote_types(maxima.dtype, torch.float32))
@@ -121,7 +135,7 @@ class ShardScan:
             maxima = maxima.clamp(min=0)
         _require_finite(layer, maxima, valid)
         units = self._index.units_of(self._number[layer.name])
-        if maps.device.type == "cpu":
+        if loops.serve(maps.device):
             if places is None:
                 places = _places(maps)
             self._take_in(units, maxima, places, ids, valid, eligible, layer.rectified)

@@ -6,7 +6,7 @@ differs from channel to channel: no row or column of a matrix is empty, and a li
 only thing to work on.  For every place its values' filters are added up in a small buffer, which
 stays in the first cache, and the buffer is added to the map below.
 
-For CPUs.  Compiled when first called (``workers.compiled``).  Values are added in one
+For CPUs.  Compiled when first called (``workers.loops``).  Values are added in one
 fixed order, whatever goes together in a batch.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor, nn
 
-from workers.compiled import compiled
+from workers import loops
 from workers.sight import sliding_window
 
 PACKED_BYTES = 2**20
@@ -107,7 +107,7 @@ def _packed(
     return parts.reshape(blocks, above, -1).contiguous()
 
 
-@compiled
+@loops.compiled
 @no_type_check
 def _send_maxima(
     values, codes, image, origin, kernel_width, stride, dilation, first, inside, found
@@ -133,7 +133,7 @@ def _send_maxima(
                             found[hit, y, x, channel] += value
 
 
-@partial(compiled, fastmath={"contract", "nsz"})
+@partial(loops.compiled, fastmath={"contract", "nsz"})
 @no_type_check
 def _send_filters(values, packed, kernel, stride, first, inside, found):
     """Values and ``found`` are (hit, row, col, channel).  Four values at a time, so that the buffer

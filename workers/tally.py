@@ -2,17 +2,17 @@
 
 What ``workers.scan`` does with a score of operations on tensors on a GPU is one loop here: a batch
 has some hundred thousand maxima, of which few enter the strongest.  Both give the same.  Compiled
-when first called (``workers.compiled``).
+when first called (``workers.loops``).
 """
 
 from typing import no_type_check
 
 import numpy as np
 
-from workers.compiled import compiled
+from workers import loops
 
 
-@compiled
+@loops.compiled
 @no_type_check
 def take_in(
     maxima, places, ids, valid, eligible, rectified, floor, edges,
@@ -62,7 +62,7 @@ def take_in(
                 place[unit, rank] = places[row, unit]
 
 
-@compiled
+@loops.compiled
 @no_type_check
 def merge(score, image, place):
     """The strongest of several lists of different images, (list, unit, rank), each in the order

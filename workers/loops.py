@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import torch
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -18,3 +19,9 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     except RuntimeError:  # Numba's, where it finds no folder that it may write to
         loop = numba.njit(nogil=True, **options)(function)
     return loop
+
+
+def serve(device: torch.device) -> bool:
+    """Whether they can be used for tensors there; where not, operations on whole tensors do the
+    same."""
+    return device.type == "cpu"
