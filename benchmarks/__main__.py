@@ -79,6 +79,7 @@ def _benchmarks(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Rows
 
     return {
         "scan": lambda: load("scan").measure(),
+        "candidates": lambda: load("candidates").measure(folder, count),
         "concept_search": lambda: load("concept_search").measure(folder),
         "projection": lambda: load("projection").measure(folder, count),
         "occlusion": lambda: load("occlusion").measure(folder),

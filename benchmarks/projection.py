@@ -25,6 +25,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from benchmarks.comparison import Comparison, largest_difference
+from benchmarks.multiply_adds import counted, in_full
 from deconvoy.spec import ModelSpec, StorageSpec, Transform
 from workers.graph import Layer, Network
 from workers.images import Picture, decode, normalise, read_ahead
@@ -108,7 +109,7 @@ class _Subject:
             for layer in self.layers:
                 chosen = int(np.random.default_rng(turn % units).integers(layer.units))
                 theirs, picture = self._captums(layer, chosen)
-                ours, signal = self._ours(projector, layer, chosen, apart)
+                ours, signal, _ = self._ours(projector, layer, chosen, apart)
                 if theirs is None or ours is None:
                     continue
                 found[layer.name].append((ours, theirs))
@@ -129,6 +130,7 @@ class _Subject:
             theirs=each[1],
             at_least=target,
             difference=median(differences),
+            work=self._share_of_work(projector, apart, weights),
             details={
                 "images": len(self.pictures),
                 "largest_difference": max(differences),
@@ -139,6 +141,19 @@ class _Subject:
             },
         )
 
+    def _share_of_work(
+        self, projector: Projector, apart: bool, weights: Mapping[str, int]
+    ) -> float:
+        """Of an item of every layer; each layer's weighted by its units."""
+        done, full = {}, {}
+        for name in weights:
+            layer = self.network.layer(name)
+            with counted() as each:
+                hits = self._ours(projector, layer, layer.units // 2, apart)[2]
+            done[name] = sum(each) / max(1, hits)
+            full[name] = in_full(self.network, layer)
+        return _weighted(weights, done) / _weighted(weights, full)
+
     def _fill(self, projector: Projector) -> None:
         """One item of every layer, as a worker that is under way has done."""
         for layer in self.layers:
@@ -146,13 +161,14 @@ class _Subject:
 
     def _ours(
         self, projector: Projector, layer: Layer, unit: int, apart: bool
-    ) -> tuple[float | None, Tensor | None]:
-        """Seconds a hit of the work item that the unit is in; the unit's first projection."""
+    ) -> tuple[float | None, Tensor | None, int]:
+        """Seconds a hit of the work item that the unit is in; the unit's first projection; how many
+        hits."""
         size = units_per_item(layer, K, StorageSpec())
         start = unit // size * size
         item = _item(self.hits[layer.name], start, start + size)
         if not len(item.unit):
-            return None, None
+            return None, None, 0
         leases = -(-layer.units // size)
         reuse, pictures = expected_reuse(leases, K * size, len(self.pictures)), self.pictures
         if apart:
@@ -179,7 +195,7 @@ class _Subject:
         for _ in in_lanes(project, given):
             pass
         spent = time.perf_counter() - begin
-        return spent / len(item.unit), wanted[0] if wanted else None
+        return spent / len(item.unit), wanted[0] if wanted else None, len(item.unit)
 
     def _captums(self, layer: Layer, unit: int) -> tuple[float | None, Tensor | None]:
         """Seconds a hit; the first projection."""

@@ -151,8 +151,9 @@ def scan_in_lanes(
     batches: Float[Tensor, "batch image channel row col"],
     pool: ThreadPoolExecutor,
     lanes: int,
+    k: int = K,
 ) -> Hits:
-    """The strongest hits of all units."""
+    """The k strongest hits of all units."""
     units = sum(layer.units for layer in network.layers)
     floor = torch.full((units,), -torch.inf, device=batches.device)
     ids = torch.arange(len(batches) * BATCH, device=batches.device).view(-1, BATCH)
@@ -160,7 +161,7 @@ def scan_in_lanes(
 
     def scan_lane(lane: int) -> ShardScan:
         torch.set_num_threads(1)
-        scan = ShardScan(network, network.layers, K, floor)
+        scan = ShardScan(network, network.layers, k, floor)
         for number in range(lane, len(batches), lanes):
             scan.add(batches[number], ids[number], valid)
         return scan
