@@ -36,12 +36,14 @@ def measure(folder: Path | None, count: int) -> Iterator[Comparison]:
     """
     for name, most in SUBJECTS.items():
         packed = pack(ModelSpec(name=f"torchvision/{name}"), seed=0)
-        exact, fast = trace(packed), trace(packed).cast(torch.bfloat16)
-        images = photographs(folder, min(most, 5 * count), packed.transform)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        exact, fast = trace(packed).to(device), trace(packed).cast(torch.bfloat16).to(device)
+        images = photographs(folder, min(most, 5 * count), packed.transform).to(device)
+        lanes = 1 if torch.cuda.is_available() else cores()
         batches = images[: len(images) // BATCH * BATCH].view(-1, BATCH, *images.shape[1:])
-        with ThreadPoolExecutor(cores()) as pool:
-            hits = scan_in_lanes(exact, batches, pool, cores())
-            candidates = scan_in_lanes(fast, batches, pool, cores(), KEPT)
+        with ThreadPoolExecutor(lanes) as pool:
+            hits = scan_in_lanes(exact, batches, pool, lanes)
+            candidates = scan_in_lanes(fast, batches, pool, lanes, KEPT)
         torch.set_num_threads(cores())
         lost = ~np.isin(hits.image, np.unique(candidates.image))
         own = _lost_by_own(hits, candidates)

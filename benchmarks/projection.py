@@ -77,13 +77,15 @@ class _Subject:
         self.name = name
         packed = pack(ModelSpec(name=f"torchvision/{name}"), seed=0)
         self.transform = packed.transform
-        self.network, self.model = trace(packed), packed.build().eval()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = trace(packed).to(self.device)
+        self.model = packed.build().eval().to(self.device)
         modules: Iterator[Any] = iter(self.model.modules())
         for module in modules:  # Captum's hooks need what a rectifier overwrites
             if hasattr(module, "inplace"):
                 module.inplace = False
         self.pictures = _pictures(folder, count, self.transform)
-        self.hits = _top(self.network, self.pictures, self.transform)
+        self.hits = _top(self.network, self.pictures, self.transform, self.device)
         self.modules = _outputs(self.network, self.model)
         self.layers = [
             layer
@@ -91,7 +93,8 @@ class _Subject:
             if layer.name in self.hits and layer.name in self.modules
         ]
         torch.set_num_threads(1)
-        self.lanes = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+        lanes = 1 if self.device.type == "cuda" else cores()
+        self.lanes = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,))
 
     def rows(self, targets: tuple[float, float | None]) -> Iterator[Comparison]:
         for apart, target in zip((False, True), targets, strict=True):
@@ -99,7 +102,7 @@ class _Subject:
                 yield self._row(apart, target)
 
     def _row(self, apart: bool, target: float) -> Comparison:
-        projector = Projector(self.network, self.transform, torch.device("cpu"))
+        projector = Projector(self.network, self.transform, self.device)
         if not apart:
             self._fill(projector)
         found: dict[str, list[tuple[float, float]]] = {layer.name: [] for layer in self.layers}
@@ -181,7 +184,8 @@ class _Subject:
             side = self.transform.crop
             for which, projection in projector.project(layer, item, batch):
                 for at in np.flatnonzero(np.isin(which, first)):
-                    wanted.append(projection.whole(side, side)[at] / item.seed[first[0]])
+                    whole = projection.whole(side, side)[at].cpu()
+                    wanted.append(whole / item.seed[first[0]])
 
         def in_lanes(work: Any, things: Any) -> Iterator[Any]:
             for future in read_ahead(self.lanes, work, things, ahead=cores()):
@@ -194,7 +198,7 @@ class _Subject:
         )
         for _ in in_lanes(project, given):
             pass
-        spent = time.perf_counter() - begin
+        spent = _since(begin)
         return spent / len(item.unit), wanted[0] if wanted else None, len(item.unit)
 
     def _captums(self, layer: Layer, unit: int) -> tuple[float | None, Tensor | None]:
@@ -205,14 +209,20 @@ class _Subject:
             return None, None
         peer = NeuronDeconvolution(self.model, self.modules[layer.name])
         pixels = torch.stack([self.pictures[i].pixels for i in hits.image[unit][there]])
-        images = normalise(pixels, self.transform).requires_grad_()
+        images = normalise(pixels.to(self.device), self.transform).requires_grad_()
         y, x = hits.position[unit][there][0].tolist()
         torch.set_num_threads(cores())
         begin = time.perf_counter()
         signal = peer.attribute(images, (unit, y, x))
-        spent = time.perf_counter() - begin
+        spent = _since(begin)
         torch.set_num_threads(1)
-        return spent / int(there.sum()), signal[0].detach()
+        return spent / int(there.sum()), signal[0].detach().cpu()
+
+
+def _since(begin: float) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def _outputs(network: Network, model: nn.Module) -> dict[str, nn.Module]:
@@ -251,7 +261,7 @@ def _pictures(folder: Path | None, count: int, transform: Transform) -> list[Pic
 
 @torch.inference_mode()
 def _top(
-    network: Network, pictures: Sequence[Picture], transform: Transform
+    network: Network, pictures: Sequence[Picture], transform: Transform, device: torch.device
 ) -> dict[str, LayerHits]:
     """The strongest images of every unit of every layer of maps."""
     best: dict[str, tuple[Tensor, ...]] = {}
@@ -261,7 +271,8 @@ def _top(
         if not layer.is_map:
             return
         score, place = maps.flatten(2).max(2)
-        image = torch.arange(start, start + len(maps))[:, None].expand_as(place)
+        image = torch.arange(start, start + len(maps), device=maps.device)
+        image = image[:, None].expand_as(place)
         known = best.get(layer.name, ())
         parts = [torch.cat(pair) for pair in zip(known, (score, place, image), strict=False)] or [
             score.clone(), place, image,
@@ -271,8 +282,11 @@ def _top(
 
     for start in range(0, len(pictures), SCANNED):
         pixels = torch.stack([picture.pixels for picture in pictures[start : start + SCANNED]])
-        network.forward(normalise(pixels, transform), visit)
-    return {name: _hits(network.layer(name), *parts) for name, parts in best.items()}
+        network.forward(normalise(pixels.to(device), transform), visit)
+    return {
+        name: _hits(network.layer(name), *(part.cpu() for part in parts))
+        for name, parts in best.items()
+    }
 
 
 def _hits(layer: Layer, score: Tensor, place: Tensor, image: Tensor) -> LayerHits:

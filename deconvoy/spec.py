@@ -282,6 +282,14 @@ class ComputeSpec(Section):
     the GPU computes in it; the images it finds are scanned again exactly.  Pays from some 10⁵
     images up."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_layout(cls, fields: Any) -> Any:
+        """Runs of an earlier version say that maps were contiguous, as they all were then."""
+        if isinstance(fields, dict) and fields.get("layout") == "contiguous":
+            return {name: value for name, value in fields.items() if name != "layout"}
+        return fields
+
     @model_validator(mode="after")
     def _whole_gpus(self) -> "ComputeSpec":
         gpus = self.gpus_per_worker

@@ -121,6 +121,10 @@ def plan_lines(planned: Row) -> Iterator[str]:
         "time": _parts(seconds, progress.span),
         "storage": f"{_parts(sizes, amount)}; {amount(planned['free_bytes'])} free",
     }
+    if "rescan" in seconds:
+        pays = planned["candidates_pay_from"]
+        least = f"pay from about {pays:,} images on" if pays else "never pay on this machine"
+        rows["candidates"] = f"bfloat16 and an exact scan of what it finds {least}"
     for name, value in rows.items():
         yield f"{name:<11}{escape(value)}"
 

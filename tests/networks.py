@@ -110,6 +110,19 @@ def cells(*size: Any) -> Callable[[], nn.AdaptiveAvgPool2d]:
 # --- tiny networks with a rule for everything ----------------------------------------------------
 
 
+class PooledParameters(nn.Module):
+    """Adds parameters that are pooled to the size of the maps; holds another of five axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.places = nn.Parameter(torch.zeros(1, 4, 22, 18))
+        self.unused = nn.Parameter(torch.zeros(1, 1, 1, 2, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.relu(self.conv(images) + F.adaptive_avg_pool2d(self.places, (11, 9)))
+
+
 class Biased(nn.Module):
     """Adds parameters that depend on no image, one of them shaped like a batch of maps."""
 
@@ -227,6 +240,15 @@ def _padded_beyond(images: Tensor, one: nn.Module, two: nn.Module, three: nn.Mod
     return F.relu(three(F.relu(two(maps)))).mean((2, 3))
 
 
+def _pooled_and_overwritten(
+    images: Tensor, one: nn.Module, pooled: nn.Module, two: nn.Module
+) -> Tensor:
+    """The pool changes nothing, and what comes after overwrites its output."""
+    maps = one(images)
+    rectified = pooled(F.dropout(maps, training=False)).relu_()
+    return F.relu(two(torch.cat([rectified, maps], 1)))
+
+
 def _channels_last(images: Tensor, one: nn.Module, neurons: nn.Module, two: nn.Module) -> Tensor:
     maps = neurons(F.relu(one(images)).permute(0, 2, 3, 1))
     return F.relu(two(F.relu(maps.permute(0, 3, 1, 2))))
@@ -322,6 +344,14 @@ TINY: Mapping[str, Case] = {
     "adaptive_to_its_own_size": chain(
         conv(3, 4, 3, stride=2), RELU, cells(6, 5), conv(4, 4, 2), RELU, pool(2)
     ),
+    "adaptive_to_its_own_size_overwritten": called(
+        _pooled_and_overwritten,
+        conv(3, 4, 3, stride=2),
+        cells(6, 5),
+        conv(8, 4, 2),
+        unrectified=["parts.0"],
+    ),
+    "adaptive_parameters": Case(PooledParameters),
     "adaptive_upwards": chain(
         conv(3, 4, 3, stride=3), RELU, cells(6, 5), nn.Flatten, linear(120, 5), RELU
     ),

@@ -236,6 +236,13 @@ def hidden_write(images: Tensor, layer: nn.Module) -> Tensor:
     return F.relu(first)
 
 
+def hidden_write_of_turned_maps(images: Tensor, layer: nn.Module) -> Tensor:
+    """With channels last in memory they are turned without a copy."""
+    maps = layer(images)
+    turned = maps.permute(0, 2, 3, 1).contiguous().relu_()
+    return torch.cat([maps.flatten(1), turned.flatten(1)], 1)
+
+
 def hidden_write_below(images: Tensor, layer: nn.Module) -> Tensor:
     maps = layer(images)
     first = maps[:, :2]
@@ -257,6 +264,7 @@ class TwoInputs(nn.Module):
     [
         (branching, ["Functional", "cannot be traced", ". Its forward must not branch", "wrap"]),
         (hidden_write, ["add_", "overwrites memory that", "x = x + y for x += y"]),
+        (hidden_write_of_turned_maps, ["relu_", "overwrites memory that", "inplace=False"]),
         (hidden_write_below, ["iadd", "overwrites memory that", "inplace=False"]),
         (two_outputs, ["Functional", "returns tuple", "one tensor"]),
         (of_three_axes, ["relu", "2 axes", "feature maps"]),

@@ -310,3 +310,11 @@ def test_messages_are_sentences_without_the_checkers_own_words() -> None:
     assert "pydantic" not in message
     assert "https://" not in message
     assert message.endswith(".")
+
+
+def test_runs_that_say_their_maps_were_contiguous_are_read() -> None:
+    fields = {"model": {"name": "m"}, "data": {"uri": "u"}}
+    spec = JobSpec.parse({**fields, "compute": {"layout": "contiguous", "threads": 2}})
+    assert spec.compute.threads == 2 and "layout" not in spec.to_json()["compute"]
+    with pytest.raises(RequestError, match=r"'compute\.layout' is unknown"):
+        JobSpec.parse({**fields, "compute": {"layout": "channels_last"}})

@@ -30,7 +30,7 @@ from deconvoy.store import RunStore
 from workers.datasets import ImageRef
 from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
 from workers.graph import Layer, Network
-from workers.images import Picture, PictureCache, chunks, normalise, read_ahead
+from workers.images import Picture, PictureCache, chunks, normalise, on_device, read_ahead
 from workers.leases import (
     Assignment,
     OcclusionLease,
@@ -333,7 +333,7 @@ class Actor:
             ids[row] = ref.id
             if isinstance(picture, Picture):
                 pixels[row] = picture.pixels
-        return normalise(pixels.to(self._device), self._job.transform), ids
+        return normalise(on_device(pixels, self._device), self._job.transform), ids
 
     def _scan_batch(self, lane: "_Lane", batch: ScanBatch) -> list[dict[str, Any]]:
         images, ids = self._normalised(batch)

@@ -25,7 +25,6 @@ Spans = tuple[Span, Span]
 VECTOR = 8
 """Channels a CPU computes at once: three channels in 2 × 2 phases, 12, take longer than 16 do."""
 
-
 COLUMN_BYTES = 4 * 2**20
 """Of a product of signals and filters, before it is added up: so much stays in a core's cache."""
 
@@ -43,7 +42,8 @@ class FilterBack:
     - with stride s it is s × s such ones, one for each phase of the places below, done as one with
       that many more channels;
     - the product of all values with all filters, added up below: no zero around a small window is
-      multiplied, nor any that fills up the kernels of the phases.
+      multiplied, nor any that fills up the kernels of the phases;
+    - torch's own transposed convolution, for dilated filters with groups and strides.
 
     For signals of mostly zeros there is ``workers.scattering``.
     """
@@ -55,7 +55,7 @@ class FilterBack:
         self._phases = (rows.stride, cols.stride)
         dilated = rows.dilation > 1 or cols.dilation > 1
         self._transposed = dilated and self._phases != (1, 1)
-        """Both: rare, and left to torch's own transposed convolution."""
+        """Neither a convolution nor phases can do both."""
         if not self._transposed:
             self._kernels = self._prepared()
 
@@ -65,7 +65,7 @@ class FilterBack:
         target = wanted or natural
         size = target[0].size, target[1].size
         offset = natural[0].start - target[0].start, natural[1].start - target[1].start
-        if self._conv.groups == 1 and self._columns_are_less(signal.shape[2:], size):
+        if self._columns_pay(signal, size):
             return self._by_columns(signal, offset, size), target
         if self._transposed:
             return self._by_torch(signal), natural
@@ -97,15 +97,20 @@ class FilterBack:
         below = F.conv2d(signal, self._kernels, None, 1, padding, conv.dilation, conv.groups)
         return below, wanted
 
-    def _columns_are_less(self, above: Sequence[int], below: Sequence[int]) -> bool:
-        """Whether the product and its sum are less work than a convolution that gives all of
-        ``below``."""
-        weight = self._conv.weight
+    def _columns_pay(self, signal: Tensor, size: Sequence[int]) -> bool:
+        """Whether the product and its sum are the way to take.
+
+        Where there is another, they are if they are less work than it, by the costs of a CPU; a GPU
+        takes the other.
+        """
+        if self._conv.groups > 1 or self._transposed:
+            return self._conv.groups == 1
+        if signal.device.type != "cpu":
+            return False
+        weight, above = self._conv.weight, signal.shape[2:]
         columns = math.prod(above) * (weight.numel() + weight[0].numel() * COLUMN)
-        if self._transposed:
-            return True
         if self._phases == (1, 1):
-            return columns < math.prod(below) * weight.numel()
+            return columns < math.prod(size) * weight.numel()
         reached = [n + k - 1 for n, k in zip(above, self._kernels.shape[2:], strict=True)]
         moved = math.prod(reached) * self._outputs * COLUMN
         return columns < math.prod(reached) * self._kernels.numel() + moved

@@ -105,7 +105,7 @@ def _require_the_same(old: Job, job: Job, url: str) -> None:
     if not job.spec.compute.exact:
         raise RequestError(
             f"The run {url!r} found its hits among candidates (compute.precision), which "
-            " a run over all would choose anew: make a new run with a list of both places in "
+            "a run over all would choose anew: make a new run with a list of both places in "
             "data.uri."
         )
     count = len(old.listing)

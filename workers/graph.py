@@ -86,7 +86,10 @@ class Network:
         self._program = Program(model, input_shape)
         self._fold()
         self._dtype: torch.dtype | None = None
-        self._lay_out(numerics.layout_on("cpu"))
+        self.layout = numerics.layout_on("cpu")
+        """Of maps in memory, as convolutions give them."""
+        self._lay_out(self.layout)
+        self._program.refuse_hidden_writes(self.layout)
         self._sights = sights(self.steps, input_shape[1:])
         # What comes after the output in the graph is computed for nothing.
         self.layers = tuple(sorted(self._find_layers(), key=lambda layer: layer.name == "logits"))
@@ -182,6 +185,7 @@ class Network:
             return Switches({})
         codes: dict[int, Tensor] = {}
         values: dict[int, Any] = {}
+        images = images.to(memory_format=self.layout)
         last_use = self.last_uses(path)
         for step in path:
             if step.index > pools[-1]:
@@ -218,9 +222,10 @@ class Network:
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         self.layout = layout
-        """Of maps in memory, as convolutions give them."""
         for module in self._modules():
-            module.to(memory_format=layout)
+            for values in (*module.parameters(), *module.buffers()):
+                if values.ndim == 4:
+                    values.data = values.data.contiguous(memory_format=layout)
 
     def _modules(self) -> Iterator[Any]:
         """The model, and what does its steps instead of its own modules."""
@@ -238,7 +243,7 @@ class Network:
             before = self.steps[step.inputs[0]]
             if len(before.node.users) > 1 or before.index == self._program.output:
                 continue
-            if isinstance(step.module, nn.AdaptiveAvgPool2d) and step.shape == before.shape:
+            if self._hands_on(step, before) and (before.index in fresh or _is_max_pool(before)):
                 self._program.substitute(step.index, nn.Identity(), module_rule(nn.Identity()))
                 continue
             norm, conv = step.module, before.module
@@ -250,6 +255,11 @@ class Network:
                 fresh.add(step.index)
             elif isinstance(step.module, nn.ReLU) and before.index in fresh:
                 self._program.substitute(step.index, nn.ReLU(inplace=True), step.rule)
+
+    def _hands_on(self, step: Step, before: Step) -> bool:
+        """Whether it takes means over one place each."""
+        pools = isinstance(step.module, nn.AdaptiveAvgPool2d)
+        return pools and step.depends and step.shape == before.shape
 
     def _find_layers(self) -> Iterator[Layer]:
         for step in self.steps:
@@ -350,6 +360,11 @@ class Network:
             if source != self._program.output:
                 uses.setdefault(index, []).append(source)
         return uses
+
+
+def _is_max_pool(step: Step) -> bool:
+    """One of ours, which gives new memory, too."""
+    return isinstance(step.module, nn.MaxPool2d)
 
 
 def _overwrites(step: Step) -> bool:

@@ -137,6 +137,13 @@ def _cropped(
     return pixels[top : top + side, left : left + side]
 
 
+def on_device(pixels: UInt8[Tensor, "*axis"], device: torch.device) -> UInt8[Tensor, "*axis"]:
+    """There; to a GPU from page-locked memory, so that nothing waits for the copy."""
+    if device.type != "cuda":
+        return pixels.to(device)
+    return pixels.pin_memory().to(device, non_blocking=True)
+
+
 def normalise(
     pixels: UInt8[Tensor, "image channel row col"], transform: Transform
 ) -> Float[Tensor, "image channel row col"]:

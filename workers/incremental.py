@@ -188,8 +188,7 @@ class Incremental:
         values = dict(constants)
         for i in self._network.sources(step):
             if i in pieces and windows is None:
-                # As the model's own maps lie in memory: ``view`` asks for that.
-                values[i] = _contiguous(self.whole(i, pieces[i]))
+                values[i] = self.whole(i, pieces[i])
             elif i in pieces and windows is not None:
                 slid = step.index in self._sliding
                 values[i] = self.whole(i, pieces[i]) if slid else self._laid(i, pieces[i], windows)
@@ -228,7 +227,3 @@ class Incremental:
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, Tensor) else value

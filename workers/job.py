@@ -397,10 +397,13 @@ def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
         ) from error
 
 
+LIBRARIES = ("deconvoy", "torch", "torchvision", "numba", "numpy", "pillow", "zarr")
+
+
 def versions(*more: str) -> Mapping[str, str]:
     """Versions the bits may depend on, and of ``more`` packages."""
     found = {"python": platform.python_version()}
-    for name in ("deconvoy", "torch", "torchvision", "numpy", "pillow", "zarr", *more):
+    for name in (*LIBRARIES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -180,8 +180,9 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
                 f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
                 "with the same weights, images and boxes. Put them back, or start a new run."
             )
-    if now["versions"] != began["versions"]:
-        logger.warning("The run began with %s, now %s.", began["versions"], now["versions"])
+    for key in ("versions", "layout"):
+        if now[key] != began.get(key):
+            logger.warning("The run began with %s %s, now %s.", key, began.get(key), now[key])
     return job, run
 
 

@@ -132,6 +132,9 @@ class Plan:
     """patch, projection, tables, images, ledger, metadata, total; occlusion where it is asked
     for."""
     free_bytes: int
+    candidates_pay_from: int | None
+    """Images from which on a scan for candidates and the exact scan of theirs together take less
+    time than an exact scan of all; None where they never do, or the scan is exact."""
     pilot_images: int
     """Images measured for this."""
 
@@ -173,8 +176,17 @@ def plan(job: Job, at: str = ".") -> Plan:
         seconds=_totalled(forecast.seconds()),
         bytes=_totalled(forecast.bytes()),
         free_bytes=RunStore(at).bytes_free(),
+        candidates_pay_from=_pay_from(job, pilot),
         pilot_images=pilot.images,
     )
+
+
+def _pay_from(job: Job, pilot: Pilot) -> int | None:
+    """Every candidate of every unit may be an image of its own, which is scanned again."""
+    if job.spec.compute.exact:
+        return None
+    gain = 1 - pilot.candidate_seconds / pilot.batch_seconds
+    return math.ceil(job.index.total * kept_by(job.spec) / gain) if gain > 0 else None
 
 
 def require_room(job: Job, run: RunStore) -> None:

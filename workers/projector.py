@@ -22,7 +22,7 @@ from workers.ascent import Ascent
 from workers.cones import Cone, Group
 from workers.deconvnet import Deconvnet, Projection
 from workers.graph import Layer, Network
-from workers.images import Picture, chunks, normalise
+from workers.images import Picture, chunks, normalise, on_device
 from workers.switches import Switches
 
 SWITCH_BYTES = 256 * 2**20
@@ -186,7 +186,7 @@ class Projector:
 
     def _normalised(self, pictures: Sequence[Picture]) -> Float[Tensor, "image channel row col"]:
         pixels = torch.stack([picture.pixels for picture in pictures])
-        return normalise(pixels.to(self._device), self._transform)
+        return normalise(on_device(pixels, self._device), self._transform)
 
 
 class _Kept:

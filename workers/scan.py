@@ -1,7 +1,7 @@
 """Scan a shard of images: one forward pass serves all layers and finds each unit's strongest hits.
 
-Per feature map the spatial maximum is taken, and its place: in the same pass where that costs
-nothing (``workers.peaks``), else only of those maxima that enter the running k strongest.  A lease
+Per feature map the spatial maximum is taken, and its place: on a CPU in the pass that rectifies it
+(``workers.peaks``), on a GPU only of those maxima that enter the running k strongest.  A lease
 brings the scores known so far, so that a partial result holds only hits that can still enter.
 (Top nine: Zeiler & Fergus 2013, Fig. 2.)
 """

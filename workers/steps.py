@@ -136,10 +136,7 @@ class Program:
 
     def _measure(self, names: Mapping[fx.Node, str]) -> list[Step]:
         """Run once on zeros to learn every shape, and look every operation up in the table."""
-        parameter = next(self.model.parameters(), torch.zeros(()))
-        images = torch.zeros(
-            MEASURED_IMAGES, *self.input_shape, dtype=parameter.dtype, device=parameter.device
-        )
+        images = self._zeros()
         values: dict[int, Any] = {}
         steps: list[Step] = []
         for index, node in enumerate(self.nodes):
@@ -175,6 +172,26 @@ class Program:
                 f"pixels: {step.name} ({op_name(step)}) fails with: {error} "
                 "Check the transform's crop."
             ) from error
+
+    def refuse_hidden_writes(self, layout: torch.memory_format) -> None:
+        """What is a copy with one layout of maps may be a view with another.
+
+        Raises:
+            ModelUnsupported: a step overwrites what another reads later, and no edge says so.
+        """
+        images = self._zeros().to(memory_format=layout)
+        values: dict[int, Any] = {}
+        for step in self.steps:
+            versions = {i: v._version for i, v in values.items() if isinstance(v, Tensor)}
+            values[step.index] = self._try(step, values, images)
+            written = [i for i, version in versions.items() if values[i]._version > version]
+            self._refuse_hidden_writes(values, written, step.inputs, step.name)
+
+    def _zeros(self) -> Tensor:
+        """Images to measure with."""
+        parameter = next(self.model.parameters(), torch.zeros(()))
+        shape = MEASURED_IMAGES, *self.input_shape
+        return torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
 
     def _read_later(self, values: Mapping[int, Any], source: int, index: int) -> None:
         """Step ``index`` has overwritten ``source``: let all that comes after read its output."""
@@ -328,7 +345,7 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    if name == "view":  # of maps as the model itself has them in memory
+    if name in ("view", "view_as"):  # of maps as the model itself has them in memory
         return lambda tensor, *args, **kwargs: tensor.contiguous().view(*args, **kwargs)
     return lambda tensor, *args, **kwargs: getattr(tensor, name)(*args, **kwargs)
 

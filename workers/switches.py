@@ -65,7 +65,7 @@ def pooled(
         return_indices=True,
     )
     codes = coded(indices, rows, cols, padding, maps.shape[2:])
-    return outputs, codes
+    return (outputs.contiguous() if maps.is_contiguous() else outputs), codes
 
 
 def coded(

@@ -1,8 +1,8 @@
 """Count and rank the maxima of a batch, unit by unit, on a CPU.
 
 What ``workers.scan`` does with a score of operations on tensors on a GPU is one loop here: a batch
-has some hundred thousand maxima, of which few enter the strongest.  Both give the same.  Compiled
-when first called (``workers.loops``).
+has some hundred thousand maxima, of which few enter the strongest.  Both give the same, but for the
+last bits of sums.  Compiled when first called (``workers.loops``).
 """
 
 from typing import no_type_check
@@ -50,6 +50,7 @@ def take_in(
             if not eligible[row] or (rectified and value <= 0):
                 continue
             # Ids increase, so a later image that only equals the last rank loses the tie.
+            value = score.dtype.type(value)
             if value > score[unit, last] and value >= floor[unit]:
                 rank = last
                 while rank > 0 and score[unit, rank - 1] < value:
