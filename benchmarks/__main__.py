@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.comparison import Comparison
 from workers.job import versions
-from workers.machine import cores
+from workers.machine import cores, keep_freed_memory
 from workers.numerics import fast_types
 
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +30,7 @@ Rows = Iterator[Comparison]
 
 def main() -> None:
     arguments = _arguments()
+    keep_freed_memory()  # as a worker on Ray does; the peers have it, too
     benchmarks = _benchmarks(arguments)
     chosen = (
         arguments.only.split(",") if arguments.only else [n for n in benchmarks if n != "storage"]

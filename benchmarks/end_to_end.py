@@ -80,10 +80,12 @@ def _bare_loop(spec: JobSpec) -> float:
     """Seconds, without building the model."""
     from workers.actor import Actor
     from workers.leases import ProjectionLease, ScanLease
+    from workers.machine import keep_freed_memory
     from workers.pipeline import create
     from workers.shards import CommittedShards
     from workers.writer import create_layer, create_pictures
 
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="deconvoy-bench-") as folder:
         job, run = create(spec, str(Path(folder) / "run"))
         threads = spec.compute.threads

@@ -38,8 +38,10 @@ def _peak(images: int) -> float:
 def _scan(images: int) -> float:
     """The peak of this process in MB."""
     from workers.executors.inline import InlineExecutor
+    from workers.machine import keep_freed_memory
     from workers.pipeline import create, execute
 
+    keep_freed_memory()
     spec = JobSpec.parse(
         {
             "model": {"name": f"deconvoy/{MODEL}"},

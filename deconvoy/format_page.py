@@ -107,5 +107,5 @@ execution order), `classes` (names of the outputs), `labels` (`true`: the data's
 sha256, fingerprint of the listing, images of each of its places, outputs, transform, batch size,
 dtype, layout of maps by kind of device, devices, library versions), `results` (top-1, images read
 and skipped), and of an extended run `extends` (the run before it) and `extends_sha256` (of that
-run's attributes; where they have changed, its projections are computed again instead of taken over).
+run's attributes; where they have changed, its projections are computed again and not taken over).
 """

@@ -47,7 +47,7 @@ from workers.executors import (
     Returned,
 )
 from workers.leases import Assignment
-from workers.machine import cores
+from workers.machine import cores, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class RemoteActor:
     """Builds the real actor where it runs; torch is imported there, not here."""
 
     def __init__(self, assignment: Assignment) -> None:
+        keep_freed_memory()
         from workers.actor import Actor
 
         self._actor = Actor(assignment)
