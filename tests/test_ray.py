@@ -58,14 +58,17 @@ def test_any_number_of_workers_gives_the_bits_of_the_inline_executor(
 
 
 def test_each_of_two_workers_sees_its_own_gpu_and_a_third_waits_while_they_do_the_job(
-    ray_cluster: str, inline: Path, tmp_path: Path
+    ray_cluster: str, tmp_path: Path
 ) -> None:
-    run_on_ray(small_spec(layers="all", **on_workers(3, gpus=1.0)), tmp_path / "run")
+    # So many images that the second worker is ready long before the first has done them all.
+    many = {"layers": "all", "data": {"uri": "shapes?size=1200&seed=1"}}
+    run_inline(small_spec(**many), tmp_path / "inline")
+    run_on_ray(small_spec(**many, **on_workers(3, gpus=1.0)), tmp_path / "run")
     ready = [event for event in log_of(tmp_path / "run") if event["event"] == "ready"]
     assert sorted(event["gpus"] for event in ready) == ["0", "1"]
     busy = {e["worker"] for e in log_of(tmp_path / "run") if e["event"] == "granted"}
     assert busy <= {event["worker"] for event in ready}
-    assert_same_results(inline, tmp_path / "run")
+    assert_same_results(tmp_path / "inline", tmp_path / "run")
 
 
 def test_workers_that_can_never_be_scheduled_are_refused_at_once(ray_cluster: str) -> None:

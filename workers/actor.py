@@ -127,7 +127,11 @@ class Actor:
         self._projector = Projector(self._network, assignment.transform, self._device)
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
-        self._lanes = ThreadPoolExecutor(self._lane_count, thread_name_prefix="lane")
+        # A thread has all cores until torch is told so there: the first matrix product would have
+        # other bits.
+        self._lanes = ThreadPoolExecutor(
+            self._lane_count, "lane", initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._pool = ThreadPoolExecutor(assignment.threads, thread_name_prefix="decode")
         self._pictures = PictureCache(self._read_id, CACHE_BYTES)
         self._done = 0
@@ -187,6 +191,7 @@ class Actor:
             DeconvoyError: what no other attempt would change, such as NaN in a layer.
         """
         self._done = 0
+        torch.set_num_threads(1)  # of this thread, which need not be the one that built the actor
         match lease:
             case ScanLease():
                 return self.scan(lease)

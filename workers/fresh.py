@@ -138,7 +138,7 @@ def _looked(opened: _Opened, subject: _Subject, asked: OcclusionSpec) -> Occlusi
     deconvnet, settings = Deconvnet(network), TorchSettings.now()
     torch.set_num_threads(1)  # as in a run: the bits depend on it, and lanes are faster
     try:
-        with ThreadPoolExecutor(cores()) as pool:
+        with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             occluder = Occluder(
                 network, deconvnet, lambda layer: Cone(network, layer), opened.layers,
                 transform, WHOLE, pool.map, lambda count: None,
