@@ -9,6 +9,7 @@ from workers import loops
 from workers.graph import Network
 from workers.scan import ShardScan, combined
 from workers.tally import merge
+from workers.warmup import warm_up
 
 K = 3
 
@@ -59,3 +60,11 @@ def test_loops_and_whole_tensors_give_the_same(name: str, monkeypatch: pytest.Mo
     assert np.allclose(sums.maxima, slow_sums.maxima, rtol=1e-12)
     assert np.array_equal(sums.active, slow_sums.active)
     assert np.array_equal(sums.histogram, slow_sums.histogram)
+
+
+def test_making_the_loops_ready_leaves_random_numbers_alone() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    warm_up.__wrapped__(torch.device("cpu"))
+    assert torch.equal(torch.rand(3), expected)

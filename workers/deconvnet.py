@@ -335,10 +335,8 @@ class _Down:
                 return fitted(under, [-pad for pad in padding], below.shape[-2:])
             case Down.FILTER:
                 assert step.module is not None
-                rows, cols = (Span(0, 0, n, n) for n in signal.shape[-2:])
-                all_rows, all_cols = (Span(0, 0, n, n) for n in below.shape[-2:])
                 under, natural = self._deconvnet.filter_of(step).into(
-                    signal, touched(step, below, (rows, cols)), (all_rows, all_cols)
+                    signal, touched(step, below, _all_of(step)), _all_of(below)
                 )
                 return fitted(under, [span.start for span in natural], below.shape[-2:])
             case _:

@@ -19,9 +19,10 @@ from workers.scan import ShardScan
 def warm_up(device: torch.device) -> None:
     """Once a process and device."""
     shape = (1, 8, 8)
-    model = nn.Sequential(
-        nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1), nn.ReLU()
-    )
+    with torch.random.fork_rng(devices=[]):  # in a notebook the random numbers are the user's
+        model = nn.Sequential(
+            nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 1), nn.ReLU()
+        )
     network = Network(model, shape).to(device)
     units = sum(layer.units for layer in network.layers)
     scan = ShardScan(network, network.layers, 1, torch.full((units,), -torch.inf, device=device))
