@@ -30,6 +30,7 @@ Rows = Iterator[Comparison]
 
 def main() -> None:
     arguments = _arguments()
+    torch.backends.cudnn.allow_tf32 = False  # as a worker has it; matrix products never do
     keep_freed_memory()  # as a worker on Ray does; the peers have it, too
     benchmarks = _benchmarks(arguments)
     chosen = (
@@ -50,7 +51,7 @@ def main() -> None:
             headed = True
             print("| " + " | ".join(row.shown().values()) + " |", flush=True)
             rows.append(row.to_json())
-        _write(name, rows, before)
+        _write(arguments.into, name, rows, before)
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,6 +65,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=200, help="images of it; fewer are faster")
     parser.add_argument(
         "--sample", type=float, default=0.1, help="share of the units of whole jobs"
+    )
+    parser.add_argument(
+        "--into", type=Path, default=RESULTS, help="a folder for the JSON (benchmarks/results)"
     )
     arguments = parser.parse_args()
     if arguments.images is not None and not arguments.images.is_dir():
@@ -90,14 +94,14 @@ def _benchmarks(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Rows
     }
 
 
-def _write(name: str, rows: list[dict[str, Any]], load: float) -> None:
-    RESULTS.mkdir(exist_ok=True)
+def _write(folder: Path, name: str, rows: list[dict[str, Any]], load: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": name,
         "measured_on": {**_machine(), "load_before": load},
         "rows": rows,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _machine() -> dict[str, Any]:

@@ -14,17 +14,18 @@ import numpy as np
 import torch
 
 from benchmarks.comparison import Comparison, photographs
-from benchmarks.scan import BATCH, K, scan_in_lanes
+from benchmarks.scan import K, scan_in_lanes
 from deconvoy.spec import ModelSpec
 from workers.job import trace
 from workers.machine import cores
 from workers.models import pack
 from workers.topk import Hits, UnitIndex
 
-SUBJECTS = {"alexnet": 1000, "vgg16": 96}
+SUBJECTS = {"alexnet": 1000, "vgg16": 1000 if torch.cuda.is_available() else 96}
 """And images: a processor that emulates bfloat16 takes half a second for one of vgg16."""
 
 KEPT = 2 * K
+BATCH = 16
 
 
 def measure(folder: Path | None, count: int) -> Iterator[Comparison]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zennit.composites import EpsilonPlusFlat
 
 from benchmarks.comparison import Comparison, in_turns, photographs, timed
-from benchmarks.scan import BATCH, K, scan_in_lanes
+from benchmarks.scan import K, scan_in_lanes
 from deconvoy.spec import ModelSpec
 from workers.job import trace
 from workers.machine import cores
@@ -32,6 +32,7 @@ from workers.topk import Hits, UnitIndex
 
 MODEL = "alexnet"
 IMAGES = 64
+BATCH = 16
 BATCHES = (8, 16, 32)
 TURNS = 3
 

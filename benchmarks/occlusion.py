@@ -35,17 +35,17 @@ from deconvoy.spec import ModelSpec
 from workers.extents import Extents
 from workers.graph import Network
 from workers.grids import Grid, grid_over_image
-from workers.incremental import BUDGET
 from workers.job import trace
 from workers.machine import cores
 from workers.models import pack
 from workers.occluding import joined, parts_of
 from workers.occlusion import Sweep, sweep
+from workers.portions import portions_on
 
 SIDE = 224
 PATCH, STRIDE = 16, 8
-BATCH = 32
-PLAIN = 96
+BATCH = 128 if torch.cuda.is_available() else 32
+PLAIN = 3 * BATCH
 CAPTUM_PATCH = 32
 PERTURBATIONS = (1, 4, 16, 32)
 """A call of Captum, from which the best is taken for each model."""
@@ -136,11 +136,12 @@ def _models(model: nn.Module) -> dict[str, nn.Module]:
 
 def _share_of_work(network: Network, grid: Grid) -> float:
     """With batches as a worker makes them."""
+    portions = portions_on(network.device.type)
     done = in_full = 0
-    for rows in parts_of(grid):
+    for rows in parts_of(grid, portions.grid_parts):
         squares = replace(grid, y=grid.y[rows]).squares()
         extents = Extents(network, network.steps, squares)
-        done += extents.multiply_adds(extents.batches(BUDGET))
+        done += extents.multiply_adds(extents.batches(portions.square_bytes))
         in_full += extents.multiply_adds_of_full_runs()
     return done / in_full
 
@@ -148,7 +149,7 @@ def _share_of_work(network: Network, grid: Grid) -> float:
 def _sweep(network: Network, image: Tensor, grid: Grid, fill: Tensor) -> Sweep:
     """In lanes, as many as there are cores, or one on a GPU."""
     lanes = 1 if image.is_cuda else cores()
-    parts = parts_of(grid)
+    parts = parts_of(grid, portions_on(network.device.type).grid_parts)
 
     def part(rows: np.ndarray) -> Sweep:
         torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """How fast the scan of all layers is beside the same model's own forward pass.
 
-Both compute the same normalised batches, in turns, in one process, with each BatchNorm folded into
-the convolution before it.  The model runs as anybody would run it: one batch after the other, each
-operation on all cores, in the faster of torch's two memory layouts.  The scan runs as a worker
-does: as many lanes as there are cores, each with a batch of its own and one thread an operation.
+Both compute the same normalised batches, of the size a job takes by itself, in turns, in one
+process, with each BatchNorm folded into the convolution before it.  The model runs as anybody would
+run it: one batch after the other, each operation on all cores, in the faster of torch's two memory
+layouts.  The scan runs as a worker does: as many lanes as there are cores, each with a batch of its own and one thread an operation.
 It starts without a floor, as the first shard of a job does, when nearly every image still enters
 some top nine: later shards are faster.
 
@@ -25,7 +25,7 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks.comparison import Comparison, fastest, in_turns
 from deconvoy.spec import ModelSpec
 from workers.graph import Network
-from workers.job import trace
+from workers.job import automatic_batch, trace
 from workers.machine import cores
 from workers.models import PackedModel, pack
 from workers.numerics import fast_types
@@ -34,10 +34,10 @@ from workers.topk import Hits
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-BATCH = 16
 SIDE = 224
 K = 9
 TURNS = 3
+BATCHES_ON_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Subject:
     """A model to measure, with random weights: speed does not depend on them."""
 
     name: str
-    batches: int
-    """In a turn: some seconds' worth."""
+    images: int
+    """In a turn: some seconds' worth on a CPU."""
     at_least: float = 0.95
     candidates_at_least: float | None = None
 
 
 SUBJECTS = (
-    Subject("alexnet", 16, candidates_at_least=1.8),
-    Subject("squeezenet1_1", 16),
-    Subject("resnet50", 4),
-    Subject("vgg16", 2, candidates_at_least=1.8),
+    Subject("alexnet", 256, candidates_at_least=1.8),
+    Subject("squeezenet1_1", 256),
+    Subject("resnet50", 64),
+    Subject("vgg16", 32, candidates_at_least=1.8),
 )
 
 
@@ -73,24 +73,27 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
     device = "cuda" if torch.cuda.is_available() else "cpu"
     packed = pack(ModelSpec(name=f"torchvision/{subject.name}"), seed=0)
     generator = torch.Generator().manual_seed(0)
-    batches = torch.randn(subject.batches, BATCH, 3, SIDE, SIDE, generator=generator).to(device)
     exact, fast = trace(packed).to(device), trace(packed).cast(torch.bfloat16).to(device)
+    batch = automatic_batch(exact, device)
+    count = max(2, subject.images // batch) if device == "cpu" else BATCHES_ON_GPU
+    batches = torch.randn(count, batch, 3, SIDE, SIDE, generator=generator).to(device)
     models = {name: _folded(packed, layout).to(device) for name, layout in LAYOUTS.items()}
     ways: dict[str, Callable[[], object]] = {
         name: _bound(_forward, model, batches, LAYOUTS[name], cores())
         for name, model in models.items()
     }
     ways["scan"] = _bound(scan_in_lanes, exact, batches, pool, lanes)
-    ways["bfloat16"] = _bound(scan_in_lanes, fast, batches[:lanes], pool, lanes)
+    instructions = torch.bfloat16 in fast_types(torch.device(device))
+    few = batches if instructions else batches[:lanes]
+    ways["bfloat16"] = _bound(scan_in_lanes, fast, few, pool, lanes)
     seconds = in_turns(ways, TURNS)
-    counts = {"bfloat16": len(batches[:lanes]) * BATCH}
+    counts = {"bfloat16": len(few) * batch}
     each = {
-        way: [t / counts.get(way, subject.batches * BATCH) for t in took]
-        for way, took in seconds.items()
+        way: [t / counts.get(way, count * batch) for t in took] for way, took in seconds.items()
     }
     layout = fastest({name: each[name] for name in LAYOUTS})
     units = sum(layer.units for layer in exact.layers)
-    details = {"units": units, "batch": BATCH, "images_s": _rates(each)}
+    details = {"units": units, "batch": batch, "images_s": _rates(each)}
     yield Comparison(
         what="scan",
         model=subject.name,
@@ -114,7 +117,7 @@ def _measure(subject: Subject, pool: ThreadPoolExecutor, lanes: int) -> Iterator
         at_least=subject.candidates_at_least,
         details={
             **details,
-            "instructions": torch.bfloat16 in fast_types(torch.device(device)),
+            "instructions": instructions,
             "pays_from_images": round(units * 2 * K / gain) if gain > 0 else None,
         },
     )
@@ -156,8 +159,9 @@ def scan_in_lanes(
     """The k strongest hits of all units."""
     units = sum(layer.units for layer in network.layers)
     floor = torch.full((units,), -torch.inf, device=batches.device)
-    ids = torch.arange(len(batches) * BATCH, device=batches.device).view(-1, BATCH)
-    valid = torch.ones(BATCH, dtype=torch.bool, device=batches.device)
+    count, batch = batches.shape[:2]
+    ids = torch.arange(count * batch, device=batches.device).view(count, batch)
+    valid = torch.ones(batch, dtype=torch.bool, device=batches.device)
 
     def scan_lane(lane: int) -> ShardScan:
         torch.set_num_threads(1)

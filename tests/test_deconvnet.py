@@ -3,6 +3,8 @@
 Exact means: in float64 within 1e-9 of the largest value of the oracle's projection.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,7 @@ from tests import networks, reference
 from tests.networks import Case
 from tests.reference import Seed
 from tests.shared_data import needs_shared
-from workers import deconvnet, loops
+from workers import loops, portions
 from workers.deconvnet import project
 from workers.graph import Layer, Network
 
@@ -33,13 +35,13 @@ def projected(
         return project(network, layer, switches, image_of_hit, unit, position, seed)
 
 
-def assert_projections_equal_the_oracles(case: Case, every: int) -> None:
+def assert_projections_equal_the_oracles(case: Case, every: int, device: str = "cpu") -> None:
     """Of every ``every``-th layer and the last: four units, two images, strong and border places.
 
     All hits of a layer are projected in one batch; the oracle takes them one by one.
     """
     model, images = case.model(), case.images(2)
-    network = Network(model, case.shape)
+    network = Network(model, case.shape).to(device)
     activations = reference.layer_outputs(model, images.clone(), case.unrectified)
     for number in sorted({*range(0, len(network.layers), every), len(network.layers) - 1}):
         layer, activation = network.layers[number], activations[number]
@@ -50,7 +52,8 @@ def assert_projections_equal_the_oracles(case: Case, every: int) -> None:
         position[3] = torch.tensor([layer.height - 1, layer.width - 1])
         seed = activation[image_of_hit, unit, position[:, 0], position[:, 1]]
         seed[3] = 1.5
-        ours = projected(network, layer, images, image_of_hit, unit, position, seed)
+        hits = [tensor.to(device) for tensor in (images, image_of_hit, unit, position, seed)]
+        ours = projected(network, layer, *hits).cpu()
         for hit in range(4):
             y, x = position[hit].tolist()
             value = float(seed[hit])
@@ -89,7 +92,8 @@ def test_what_grows_on_its_way_down_goes_on_in_parts(monkeypatch: pytest.MonkeyP
     position = (torch.rand(40, 2, generator=generator) * sides).long()
     hits = network, layer, images, image, unit, position, torch.ones(40, dtype=torch.float64)
     together = projected(*hits)
-    monkeypatch.setattr(deconvnet, "SIGNAL_BYTES", 3 * 8 * 13 * 11 * 4)
+    small = replace(portions.portions_on("cpu"), signal_bytes=3 * 8 * 13 * 11 * 4)
+    monkeypatch.setitem(portions.PORTIONS, "cpu", small)
     assert torch.equal(projected(*hits), together)
     assert together.flatten(1).abs().amax(1).min() > 0
 

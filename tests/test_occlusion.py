@@ -72,11 +72,12 @@ def assert_sweep_equals_the_oracles(
     stride: int,
     exact: float,
     budget: int = 1 << 20,
+    device: str = "cpu",
 ) -> Sweep:
-    network = Network(model, (image.shape[1], image.shape[2], image.shape[3]))
+    network = Network(model, (image.shape[1], image.shape[2], image.shape[3])).to(device)
     fill = FILL.to(image.dtype)
     grid = grid_over_image(*image.shape[2:], patch, stride)
-    ours = sweep(network, image, grid, fill, budget)
+    ours = sweep(network, image.to(device), grid, fill.to(device), budget)
     theirs = reference.occlusion(model, image[0], patch, stride, fill, also)
     clean = reference.layers(model, image.clone(), also)
     assert len(theirs) == len(ours.logits) == len(grid.y) * len(grid.x)

@@ -366,7 +366,7 @@ def test_a_job_is_stopped_between_two_batches_of_a_sweep(tmp_path: Path) -> None
 def test_parts_of_a_grid_are_all_its_rows_once(rows: int) -> None:
     from workers.grids import grid_over_image
 
-    parts = parts_of(grid_over_image(rows + 1, 9, 2, 1))
+    parts = parts_of(grid_over_image(rows + 1, 9, 2, 1), 4)
     assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
 
 

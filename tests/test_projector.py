@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from deconvoy.spec import Transform
 from tests import networks
-from workers import projector as module
+from workers import portions
 from workers.graph import Network
 from workers.images import Picture
+from workers.portions import portions_on
 from workers.projector import Hits, Projector, expected_reuse
 
 SIDE = 96
@@ -48,6 +50,11 @@ def in_turn(work: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:
 def in_two_lanes(work: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:
     with ThreadPoolExecutor(2) as lanes:
         yield from lanes.map(work, list(things))
+
+
+def keep_switches_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep no more bytes of them."""
+    monkeypatch.setitem(portions.PORTIONS, "cpu", replace(portions_on("cpu"), switch_bytes=size))
 
 
 def projected(
@@ -88,7 +95,7 @@ def test_an_image_that_other_leases_want_too_is_run_whole() -> None:
 def test_reuse_counts_for_nothing_where_the_switches_cannot_be_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "KEPT_BYTES", 1000)
+    keep_switches_of(1000, monkeypatch)
     net = network()
     by = Projector(net, TRANSFORM, CPU)
     assert projected(by, net, hits_on([0, 1, 2], net), reuse=50.0)[1] == [False] * 3
@@ -116,10 +123,23 @@ def test_the_bits_depend_neither_on_lanes_nor_on_what_was_done_before(reuse: flo
     assert torch.equal(fresh, in_lanes)
 
 
+def test_images_run_forward_together_give_the_same_as_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU, in batches that are filled up."""
+    net = network()
+    hits = hits_on(CROWDED, net)
+    alone, _ = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse=50.0)
+    monkeypatch.setitem(portions.PORTIONS, "cpu", replace(portions_on("cpu"), images=3))
+    together, whole = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse=50.0)
+    assert all(whole)
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
+
+
 def test_of_more_switches_than_may_be_kept_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     hits = hits_on(list(range(12)), net)
-    monkeypatch.setattr(module, "KEPT_BYTES", 12 * net.switch_bytes(net.path_to(net.layer(LAYER))))
+    keep_switches_of(12 * net.switch_bytes(net.path_to(net.layer(LAYER))), monkeypatch)
     by = Projector(net, TRANSFORM, CPU)
     by._kept._most_bytes //= 4
     expected, whole = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse=50.0)

@@ -61,8 +61,8 @@ def pictures(count: int, seed: int = 1, shape: tuple[int, int, int] = SHAPE) -> 
 
 def shard_scan(network: Network, k: int = 9, floor: Tensor | None = None) -> ShardScan:
     units = sum(layer.units for layer in network.layers)
-    unbounded = torch.full((units,), -math.inf)
-    return ShardScan(network, network.layers, k, unbounded if floor is None else floor)
+    floor = torch.full((units,), -math.inf) if floor is None else floor
+    return ShardScan(network, network.layers, k, floor.to(network.device))
 
 
 def scanned(
@@ -80,11 +80,12 @@ def scanned(
         rows = images[start : start + batch]
         some = torch.tensor(ids[start : start + batch])
         missing = batch - len(rows)
-        scan.add(
+        whole = (
             torch.cat([rows, torch.full((missing, *images.shape[1:]), filling)]),
             torch.cat([some, torch.zeros(missing, dtype=torch.int64)]),
             torch.arange(batch) < len(rows),
         )
+        scan.add(*(tensor.to(network.device) for tensor in whole))
     return scan
 
 

@@ -423,11 +423,11 @@ class Actor:
             at = place[0][batch.hits], place[1][batch.hits]
             patch[at] = cut_patches(pixels, windows, size).numpy()
             for which, projected in self._projector.project(layer, hits, batch):
-                signal = projected.whole(side, side).cpu()
+                signal = projected.whole(side, side)
                 windows = torch.from_numpy(layer.field.windows(hits.position[which]))
                 values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
                 at = place[0][which], place[1][which]
-                projection[at], scale[at] = values.numpy(), factors.numpy()
+                projection[at], scale[at] = values.cpu().numpy(), factors.cpu().numpy()
                 self._advance(len(which))
 
         batches = self._projector.batches(layer, hits, lease.reuse, self._decoded, self._in_lanes)

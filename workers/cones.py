@@ -19,6 +19,7 @@ from jaxtyping import Int64
 from workers.fields import Window
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
+from workers.portions import portions_on
 from workers.sight import Sight, sliding_window
 from workers.steps import Step
 
@@ -28,20 +29,10 @@ Bands = Int64[np.ndarray, "..."]
 
 SLACKS = (0.1, 0.3, 1.0, 3.0, np.inf)
 """How much larger the windows of a group may be than those of its positions alone: the first with
-which groups have ``GROUPED`` hits on average."""
-
-GROUPED = 12
-
-
-SIGNAL_BYTES = 8 * 2**20
-"""Of a signal; there are two at a time while it goes through a step."""
+which groups have enough hits on average (``workers.portions``)."""
 
 SPARSE_FROM = 4
 """Places for each value of an unpooling; the rectifier then takes half of the values away."""
-
-MOST_HITS = 48
-"""Projected together: enough for matrices to be read once for many, and few enough that a worker's
-lanes have one batch each."""
 
 
 @dataclass(frozen=True)
@@ -137,15 +128,17 @@ class Cone:
         """Groups of a few hits.
 
         Args:
-            number_bytes: of a value, where the largest signal of a group may take ``SIGNAL_BYTES``
-                at most, or that of one hit; None where it does not matter, since only switches of
-                whole images are needed and the way down goes in parts by itself.
+            number_bytes: of a value, where the largest signal of a group may take its portion
+                (``workers.portions``) at most, or that of one hit; None where it does not matter,
+                since only switches of whole images are needed and the way down goes in parts by
+                itself.
         """
+        portions = portions_on(self._network.device.type)
         for group in self.groups(position):
-            size = MOST_HITS
+            size = portions.hits
             if number_bytes is not None:
                 largest = max(self.values(group, i) for i in group.windows)
-                size = max(1, min(size, SIGNAL_BYTES // (number_bytes * largest)))
+                size = max(1, min(size, portions.signal_bytes // (number_bytes * largest)))
             for begin in range(0, len(group.hits), size):
                 yield Group(group.hits[begin : begin + size], group.windows)
 
@@ -230,10 +223,11 @@ class Cone:
         return rows, cols
 
     def _keys(self, position: Int64[np.ndarray, "hit yx"]) -> Int64[np.ndarray, " hit"]:
+        enough = portions_on(self._network.device.type).grouped
         for slack in SLACKS:
             rows, cols = (bands[position[:, axis]] for axis, bands in enumerate(self._bands[slack]))
             keys: Int64[np.ndarray, " hit"] = rows * (cols.max() + 1) + cols
-            if len(np.unique(keys)) * GROUPED <= len(keys):
+            if len(np.unique(keys)) * enough <= len(keys):
                 break
         return keys
 

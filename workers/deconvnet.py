@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from workers import loops
 from workers.adjoints import FilterBack, average_back, transpose, unpool
-from workers.cones import SIGNAL_BYTES, Cone, Group, Span, slides, touched
+from workers.cones import Cone, Group, Span, slides, touched
 from workers.graph import Layer, Network
 from workers.ops import Down, Reach
 from workers.placing import Placing, Spans, fitted, pasted
+from workers.portions import portions_on
 from workers.scattering import Landing, SparseFilter, send_maxima
 from workers.sight import sliding_window
 from workers.steps import Step
@@ -91,7 +92,8 @@ class Deconvnet:
         seed: Float[Tensor, " hit"],
     ) -> Iterator[tuple[slice, Projection]]:
         """Project hits of one group of a cone, some at a time: as signals grow on their way down,
-        fewer go together, so that one takes at most ``SIGNAL_BYTES``, or is that of one hit.
+        fewer go together, so that one takes at most its portion (``workers.portions``), or is that
+        of one hit.
 
         Args:
             switches: of the images, or of the hits' windows of this group.
@@ -203,7 +205,8 @@ class _Down:
         number = signal if isinstance(signal, Tensor) else signal.value
         below = [i for i in step.inputs if self._network.steps[i].depends]
         largest = max((self._cone.values(self._group, i) for i in below), default=1)
-        return max(1, SIGNAL_BYTES // (largest * number.element_size()))
+        most = portions_on(number.device.type).signal_bytes
+        return max(1, most // (largest * number.element_size()))
 
     def _part(self, which: slice) -> "_Down":
         switches = self._switches

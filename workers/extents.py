@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from workers.graph import Network
 from workers.grids import Squares
 from workers.ops import Reach, part_of
+from workers.portions import portions_on
 from workers.sight import USUAL, sliding_window
 from workers.steps import Step
-from workers.windows import Spans, Windows, everything, touched, whole_maps, windows_around
+from workers.windows import Covered, Spans, Windows, everything, whole_maps, windows_around
 
 WHOLE_FROM = 0.9
 """Share of a map from which on all of it is computed; from 0.8 to 1 it makes no difference to the
@@ -25,10 +26,6 @@ multiply-adds of alexnet and vgg16, and 1 % to those of resnet18."""
 BANDS = (1, 2, 4, 8, 14)
 """Rows of the grid whose squares share batches; that which takes the fewest multiply-adds is
 used."""
-
-MOST_SQUARES = 32
-"""In a batch: of more, the windows differ more in size, and all are computed as large as the
-largest (alexnet, 224 px: 12 % more multiply-adds with 147 than with 32)."""
 
 SLIDING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
@@ -81,14 +78,16 @@ class Extents:
         return step.index in self._spans and step.node.op != "placeholder"
 
     def _all_spans(self, wanted: Mapping[int, Spans]) -> dict[int, Spans]:
-        squares, found = self._squares, dict[int, Spans]()
+        found = dict[int, Spans]()
+        covered_rows = Covered(self._squares.top, self._squares.height)
+        covered_cols = Covered(self._squares.left, self._squares.width)
         for step in self.steps:
             sight = self._network.sight(step)
             given = step.node.op == "placeholder"
             if sight is None or not (given or can_be_windowed(self._network, step)):
                 continue
-            rows = touched(sight.fields[0], squares.top, squares.height)
-            cols = touched(sight.fields[1], squares.left, squares.width)
+            rows = covered_rows.touched(sight.fields[0])
+            cols = covered_cols.touched(sight.fields[1])
             if step.index in wanted:
                 of_rows, of_cols = wanted[step.index]
                 rows, cols = rows.within(of_rows), cols.within(of_cols)
@@ -103,7 +102,10 @@ class Extents:
         A batch computes windows of its largest size, so squares whose windows the border cuts
         alike go together.
         """
-        size = max(2, min(MOST_SQUARES, budget // self._bytes_of_a_square()))
+        most = portions_on(self._network.device.type).squares
+        size = max(2, min(most, budget // self._bytes_of_a_square()))
+        if len(self._squares) <= size:
+            return self._tiles(size, len(self._squares))
         rows = len(np.unique(self._squares.top))
         tilings = [self._tiles(size, band) for band in sorted({min(band, rows) for band in BANDS})]
         return min(tilings, key=self.multiply_adds)

@@ -86,6 +86,8 @@ class Network:
         self._program = Program(model, input_shape)
         self._fold()
         self._dtype: torch.dtype | None = None
+        self.device = device("cpu")
+        """Where its parameters are, and images must be."""
         self.layout = numerics.layout_on("cpu")
         """Of maps in memory, as convolutions give them."""
         self._lay_out(self.layout)
@@ -214,10 +216,11 @@ class Network:
 
     def to(self, place: device | str) -> "Network":
         """Move the parameters; returns itself."""
+        self.device = device(place)
         for module in self._modules():
             module.to(place)
         if self._dtype is None:
-            self._lay_out(numerics.layout_on(device(place).type))
+            self._lay_out(numerics.layout_on(self.device.type))
         return self
 
     def _lay_out(self, layout: torch.memory_format) -> None:

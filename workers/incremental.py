@@ -27,10 +27,6 @@ from workers.sliding import Sliding
 from workers.steps import Step
 from workers.windows import Spans, Windows, whole_maps
 
-BUDGET = 64 << 20
-"""Bytes of a batch: enough for convolutions to be at their full speed, and small enough that the C
-library keeps the memory from one step to the next."""
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -80,8 +76,8 @@ class Incremental:
         values: Tensor = self._others[step.index]
         return values
 
-    def run(self, visit: Visit, budget: int = BUDGET) -> None:
-        """Run all squares; ``visit`` sees every step of every batch."""
+    def run(self, visit: Visit, budget: int) -> None:
+        """Run all squares, batches of ``budget`` bytes; ``visit`` sees every step of each."""
         head, tail = self._steps[: self.extents.tail], self._steps[self.extents.tail :]
         # Linear layers read all their weights for every batch, so theirs are larger ones.
         enough = self.extents.tail_size(budget)

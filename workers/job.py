@@ -5,6 +5,7 @@ goes on only with the weights, the images and the batch size it began with.
 """
 
 import bisect
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from torch import nn
 
@@ -29,6 +31,7 @@ from workers.models import PackedModel, pack
 from workers.numerics import LAYOUTS
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
+from workers.portions import portions_on
 from workers.projector import expected_reuse
 from workers.topk import (
     Fold,
@@ -40,9 +43,6 @@ from workers.topk import (
 )
 from workers.weights import first_line
 from workers.writer import units_per_item
-
-BATCH_PIXELS = 16 * 224 * 224
-"""Pixels of an automatic batch: 16 images of 224 px keep two cores busy within 1 GB."""
 
 BATCH_LIMITS = (4, 128)
 
@@ -283,6 +283,16 @@ class Job:
         }
 
 
+def automatic_batch(network: Network, device_type: str) -> int:
+    """As many images as a worker's device likes to have at once."""
+    portions = portions_on(device_type)
+    pixels = math.prod(network.input_shape[1:])
+    largest = max(math.prod(step.shape) for step in network.steps if step.depends)
+    low, high = BATCH_LIMITS
+    fitting = min(portions.scan_pixels // pixels, portions.map_bytes // (4 * largest))
+    return max(low, min(high, fitting))
+
+
 def settle(
     spec: JobSpec,
     packed: PackedModel | None = None,
@@ -322,11 +332,12 @@ def settle(
     layers = network.layers
     if spec.layers != "all":
         layers = choose(layers, spec.layers, "layers")
-    side = packed.transform.crop
-    low, high = BATCH_LIMITS
     asked = spec.compute.batch_size
-    automatic = max(low, min(high, BATCH_PIXELS // (side * side)))
-    chosen = batch_size or (automatic if asked == "auto" else asked)
+    if asked == "auto":
+        gpus = spec.compute.gpus_per_worker
+        on_gpu = torch.cuda.is_available() if gpus == "auto" else gpus > 0
+        asked = automatic_batch(network, "cuda" if on_gpu else "cpu")
+    chosen = batch_size or asked
     occluding = occluding_of(spec, packed.transform, network, layers, listing)
     boxes = boxes_of(spec.data, listing)
     job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, boxes)

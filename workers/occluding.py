@@ -26,10 +26,7 @@ from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion import Advance, Sweep, softmax, sweep, unit_sweeps
 from workers.occlusion_writer import MOST_PROBABLE, write_image, write_units
 from workers.pictures import cut, cut_patches, quantised, stored_size
-
-PARTS = 4
-"""Of an image's grid: enough for the lanes of most workers, and few, since the clean image is run
-for each of them."""
+from workers.portions import portions_on
 
 Arrays = dict[str, np.ndarray]
 
@@ -110,7 +107,7 @@ class Occluder:
         return arrays
 
     def _swept(self, image: Tensor, grid: Grid, colour: Tensor) -> Sweep:
-        parts = parts_of(grid)
+        parts = parts_of(grid, portions_on(self._network.device.type).grid_parts)
 
         def sweep_part(rows: Int64[np.ndarray, " row"]) -> Sweep:
             part = replace(grid, y=grid.y[rows])
@@ -120,17 +117,13 @@ class Occluder:
 
     def input_of(self, picture: Picture) -> Float[Tensor, "1 channel row col"]:
         """As the model takes it, where the model is."""
-        device = next((p.device for p in self._parameters()), torch.device("cpu"))
-        return normalise(picture.pixels[None].to(device), self._transform)
-
-    def _parameters(self) -> Iterator[Tensor]:
-        return (p for s in self._network.steps if s.module for p in s.module.parameters())
+        return normalise(picture.pixels[None].to(self._network.device), self._transform)
 
     def colour_of(self, fill: Sequence[float]) -> Float[Tensor, " channel"]:
         """Normalised as the image is."""
         mean, std = np.array(self._transform.mean), np.array(self._transform.std)
         colour = torch.from_numpy(((np.array(fill) / 255 - mean) / std).astype(np.float32))
-        return colour.to(next((p.device for p in self._parameters()), torch.device("cpu")))
+        return colour.to(self._network.device)
 
     # Pictures ---------------------------------------------------------------------------------
 
@@ -248,13 +241,13 @@ class Occluder:
         return OcclusionResult(positions)
 
 
-def parts_of(grid: Grid) -> list[Int64[np.ndarray, " row"]]:
-    """Rows of the grid, cut into at most ``PARTS``; those at the same distance from either border
-    stay together, since the engine computes them alike."""
+def parts_of(grid: Grid, parts: int) -> list[Int64[np.ndarray, " row"]]:
+    """Rows of the grid, cut into so many parts at most; those at the same distance from either
+    border stay together, since the engine computes them alike."""
     count = len(grid.y)
     row = np.arange(count)
     order = np.argsort(np.minimum(row, count - 1 - row), kind="stable")
-    return [np.sort(part) for part in np.array_split(order, min(PARTS, -(-count // 2)))]
+    return [np.sort(part) for part in np.array_split(order, min(parts, -(-count // 2)))]
 
 
 def joined(grid: Grid, parts: Sequence[np.ndarray], swept: Sequence[Sweep]) -> Sweep:

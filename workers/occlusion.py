@@ -18,7 +18,8 @@ from torch import Tensor
 from workers.extents import Which, wanted_below
 from workers.graph import Layer, Network
 from workers.grids import Grid, Squares, grid_over_box
-from workers.incremental import BUDGET, Incremental, Piece
+from workers.incremental import Incremental, Piece
+from workers.portions import portions_on
 from workers.steps import Step
 from workers.windows import Span
 
@@ -73,20 +74,21 @@ def sweep(
     image: Float[Tensor, "1 channel row col"],
     grid: Grid,
     fill: Float[Tensor, " channel"],
-    budget: int = BUDGET,
+    budget: int | None = None,
     advance: Advance = lambda count: None,
 ) -> Sweep:
     """Slide the square over one preprocessed image.
 
     Args:
         fill: the colour of the square, normalised as the image is.
-        budget: bytes that one batch of positions may take, beside the clean activations.
+        budget: bytes that one batch of positions may take, beside the clean activations; the
+            device's portion if None.
         advance: told of every batch.
     """
     squares = grid.squares()
     incremental = Incremental(network, steps_to_all_layers(network), image, squares, fill)
     watch = _Watch(network, incremental, len(squares), advance)
-    incremental.run(watch.see, budget)
+    incremental.run(watch.see, budget or portions_on(image.device.type).square_bytes)
     return Sweep(
         grid=grid,
         logits=watch.logits,
@@ -107,7 +109,7 @@ def unit_sweeps(
     patch: int,
     stride: int,
     fill: Float[Tensor, " channel"],
-    budget: int = BUDGET,
+    budget: int | None = None,
     advance: Advance = lambda count: None,
 ) -> list[UnitSweep]:
     """For hits of one layer in one image: slide the square over each one's receptive field, and
@@ -132,7 +134,7 @@ def unit_sweeps(
             _see_places(layer, piece, (unit[which], y[which], x[which]), which, seen)
             advance(len(np.unique(which)))
 
-    incremental.run(see, budget)
+    incremental.run(see, budget or portions_on(image.device.type).square_bytes)
     ends = np.cumsum([len(grid.y) * len(grid.x) for grid in grids])[:-1]
     return [
         UnitSweep(grid, part.reshape(grid.shape), float(of_clean[u, row, col]))

@@ -7,7 +7,7 @@ windows it costs nothing to speak of.
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from workers.windows import Windows
@@ -33,12 +33,17 @@ class CleanMap:
         self, windows: Windows, padding: float = 0.0
     ) -> Float[Tensor, "position channel row col"]:
         """A copy of these windows; ``padding`` is what lies beyond the border."""
+        return _as_maps(self.pixels(windows, padding), windows)
+
+    def pixels(self, windows: Windows, padding: float = 0.0) -> Float[Tensor, "pixel channel"]:
+        """The same as a table."""
         if padding != self._padding:
             self._pixels[-1], self._padding = padding, padding
-        places = torch.from_numpy(windows.places().reshape(-1)).to(self._pixels.device)
-        pixels = self._pixels.index_select(0, places)
-        shape = len(windows.top), windows.height, windows.width, pixels.shape[1]
-        return pixels.view(shape).permute(0, 3, 1, 2)
+        beyond = self.size[0] * self.size[1]
+        places = _flat_places(
+            windows.top, windows.left, windows, self.size, beyond, self._pixels.device
+        )
+        return self._pixels.index_select(0, places)
 
 
 def overlay(
@@ -49,21 +54,34 @@ def overlay(
     padding: float = 0.0,
 ) -> Float[Tensor, "position channel frame_row frame_col"]:
     """The windows ``frame``: ``values`` where ``windows`` are, the clean map around them."""
-    framed = clean.read(frame, padding)
+    pixels = clean.pixels(frame, padding)
+    framed = _as_maps(pixels, frame)
     down, right = windows.top - frame.top, windows.left - frame.left
     if (down == down[0]).all() and (right == right[0]).all():
         rows, row = _common(int(down[0]), windows.height, frame.height)
         cols, col = _common(int(right[0]), windows.width, frame.width)
         framed[:, :, rows, cols] = values[:, :, row, col]
         return framed
-    pixels = framed.permute(0, 2, 3, 1).reshape(-1, framed.shape[1])  # a view
     news = values.permute(0, 2, 3, 1).reshape(-1, framed.shape[1])
-    to = _flat_places(down, right, windows, frame)
-    if (to < 0).any():
-        (inside,) = np.nonzero(to >= 0)
-        news, to = news[torch.from_numpy(inside).to(news.device)], to[inside]
-    pixels.index_copy_(0, torch.from_numpy(to).to(pixels.device), news)
+    each = frame.height * frame.width
+    to = _flat_places(down, right, windows, (frame.height, frame.width), -1, pixels.device)
+    first = torch.arange(0, len(pixels), each, device=to.device)
+    first = first.repeat_interleave(windows.height * windows.width)
+    if _overhangs(down, windows.height, frame.height) or _overhangs(
+        right, windows.width, frame.width
+    ):
+        inside = (to >= 0).nonzero().squeeze(1)
+        news, to, first = news[inside], to[inside], first[inside]
+    pixels.index_copy_(0, to + first, news)
     return framed
+
+
+def _as_maps(
+    pixels: Float[Tensor, "pixel channel"], windows: Windows
+) -> Float[Tensor, "position channel row col"]:
+    """A view."""
+    shape = len(windows.top), windows.height, windows.width, pixels.shape[1]
+    return pixels.view(shape).permute(0, 3, 1, 2)
 
 
 def _common(offset: int, length: int, room: int) -> tuple[slice, slice]:
@@ -74,17 +92,26 @@ def _common(offset: int, length: int, room: int) -> tuple[slice, slice]:
 
 
 def _flat_places(
-    down: Int[np.ndarray, " position"],
-    right: Int[np.ndarray, " position"],
+    top: Int[np.ndarray, " position"],
+    left: Int[np.ndarray, " position"],
     windows: Windows,
-    frame: Windows,
-) -> Int[np.ndarray, " pixel"]:
-    """The place in the batch's frames of every pixel of its windows; -1 outside of the frame."""
-    position = np.arange(len(down))[:, None]
-    rows = down[:, None] + np.arange(windows.height)
-    cols = right[:, None] + np.arange(windows.width)
-    inside_rows = (rows >= 0) & (rows < frame.height)
-    inside_cols = (cols >= 0) & (cols < frame.width)
-    places = ((position * frame.height + rows) * frame.width)[:, :, None] + cols[:, None, :]
-    inside = inside_rows[:, :, None] & inside_cols[:, None, :]
-    return np.where(inside, places, -1).reshape(-1)
+    size: tuple[int, int],
+    beyond: int,
+    device: torch.device,
+) -> Int64[Tensor, " pixel"]:
+    """The place of each pixel of windows that begin there, in a map of ``size``, counted row by
+    row; ``beyond`` where there is none.  Made where it is needed: it is longer than all else that
+    is told to a device."""
+    starts = torch.from_numpy(np.stack([top, left]).astype(np.int64)).to(device)
+    rows = starts[0, :, None] + torch.arange(windows.height, device=device)
+    cols = starts[1, :, None] + torch.arange(windows.width, device=device)
+    places = (rows * size[1])[:, :, None] + cols[:, None, :]
+    if _overhangs(top, windows.height, size[0]):
+        places.masked_fill_(((rows < 0) | (rows >= size[0]))[:, :, None], beyond)
+    if _overhangs(left, windows.width, size[1]):
+        places.masked_fill_(((cols < 0) | (cols >= size[1]))[:, None, :], beyond)
+    return places.view(-1)
+
+
+def _overhangs(start: Int[np.ndarray, " position"], length: int, room: int) -> bool:
+    return bool(start.min() < 0 or start.max() + length > room)

@@ -21,13 +21,13 @@ from workers.actor import Actor
 from workers.extents import Extents, wanted_below
 from workers.graph import Layer, Network
 from workers.grids import Grid, Squares, grid_over_box
-from workers.incremental import BUDGET
 from workers.job import Job
 from workers.leases import OcclusionLease
 from workers.occluding import parts_of
 from workers.occlusion import steps_to_all_layers, sweep, unit_sweeps
 from workers.occlusion_items import Occluding
 from workers.occlusion_writer import create_group, create_unit_array, shapes
+from workers.portions import portions_on
 from workers.topk import Fold
 from workers.windows import Span
 
@@ -117,7 +117,7 @@ def measure_occlusion(job: Job, actor: Actor, run: RunStore, fold: Fold) -> Occl
 
 def image_work(network: Network, grid: Grid) -> int:
     """Multiply-adds of the sweep over an image, part by part; one in the middle stands for all."""
-    parts = parts_of(grid)
+    parts = parts_of(grid, portions_on("cpu").grid_parts)
     middle = replace(grid, y=grid.y[parts[len(parts) // 2]])
     one = _work(Extents(network, steps_to_all_layers(network), middle.squares()))
     return round(one * len(grid.y) / len(middle.y))
@@ -150,7 +150,7 @@ def _extents_of_hit(
 
 
 def _work(extents: Extents) -> int:
-    return extents.multiply_adds(extents.batches(BUDGET))
+    return extents.multiply_adds(extents.batches(portions_on("cpu").square_bytes))
 
 
 def _few(grid: Grid, count: int) -> Grid:

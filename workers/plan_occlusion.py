@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from deconvoy.spec import DrawnImages, NamedImages
 from workers.graph import Layer
 from workers.job import Job
-from workers.occluding import PARTS
 from workers.occlusion_items import UNITS_AN_ITEM, Occluding
 from workers.pilot_occlusion import OcclusionSample, raw_bytes
+from workers.portions import portions_on
 
 MARKER_BYTES = 60
 """A marker of an image or of some units."""
@@ -77,7 +77,7 @@ def foretold(
     occluding = job.occluding
     assert occluding is not None
     images, grid = images_of(job, occluding), occluding.grid
-    parts = min(PARTS, -(-len(grid.y) // 2))
+    parts = min(portions_on("cpu").grid_parts, -(-len(grid.y) // 2))
     swept = parts * sample.clean_seconds + sample.image_work * sample.seconds
     image_seconds = swept / min(lanes, parts) + sample.picture_seconds
     positions, leases = float(images * len(grid.y) * len(grid.x)), [image_seconds] * images

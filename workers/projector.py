@@ -2,8 +2,9 @@
 
 An image is run forward as a whole where that is less work than the cones of its hits; else each hit
 is run forward on its own cone (``workers.ascent``).  This is decided from the hits of the lease
-alone, and every image is run by itself, so that the bits do not depend on which worker does it, nor
-on what it did before.  That is why switches of whole images may be kept from lease to lease.
+alone, and every image is run by itself, or on a GPU in batches of one size, so that the bits do not
+depend on which worker does it, nor on what it did before.  That is why switches of whole images may
+be kept from lease to lease.
 """
 
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
@@ -23,13 +25,8 @@ from workers.cones import Cone, Group
 from workers.deconvnet import Deconvnet, Projection
 from workers.graph import Layer, Network
 from workers.images import Picture, chunks, normalise, on_device
+from workers.portions import portions_on
 from workers.switches import Switches
-
-SWITCH_BYTES = 256 * 2**20
-"""Switches held for the hits at hand: those of 170 images of vgg16, of 3,000 of alexnet."""
-
-KEPT_BYTES = 256 * 2**20
-"""Switches kept for the next leases."""
 
 HELD_IMAGES = 512
 """Whose hits are run on their cones, decoded at a time: 77 MB of 224 px."""
@@ -88,7 +85,8 @@ class Projector:
         self._network, self._transform, self._device = network, transform, device
         self.deconvnet = Deconvnet(network)
         self._cones: dict[str, tuple[Cone, Ascent]] = {}
-        self._kept = _Kept(KEPT_BYTES)
+        self._portions = portions_on(device.type)
+        self._kept = _Kept(self._portions.switch_bytes)
 
     def batches(
         self, layer: Layer, hits: Hits, reuse: float, pictures: Pictures, in_lanes: InLanes
@@ -105,7 +103,7 @@ class Projector:
             distinct, first = np.unique(hits.image[which], return_index=True)
             ends = [*first[1:].tolist(), len(which)]
             shared = bool(len(which)) and bool(whole[which[0]])
-            fitting = SWITCH_BYTES // self._network.switch_bytes(cone.path)
+            fitting = self._portions.switch_bytes // self._network.switch_bytes(cone.path)
             for part in chunks(range(len(distinct)), max(8, fitting) if shared else HELD_IMAGES):
                 own = which[int(first[part[0]]) : ends[part[-1]]]
                 ids = distinct[part[0] : part[-1] + 1]
@@ -156,7 +154,8 @@ class Projector:
             work[group.hits] = ascent.of_a_hit(group)
         _, row = np.unique(hits.image, return_inverse=True)
         again = 1.0
-        if len(np.unique(hits.image)) * self._network.switch_bytes(cone.path) <= KEPT_BYTES:
+        needed = len(np.unique(hits.image)) * self._network.switch_bytes(cone.path)
+        if needed <= self._portions.switch_bytes:
             again = reuse
         found: Bool[np.ndarray, " hit"] = np.bincount(row, work)[row] * again >= ascent.whole
         return found
@@ -169,20 +168,26 @@ class Projector:
         ascent: Ascent,
         in_lanes: InLanes,
     ) -> Switches:
-        """Of whole images, each by itself."""
+        """Of whole images, as many at a time as the device takes."""
         if not ascent.path:
             return Switches({})
+        known = [self._kept.get(image, ascent.pools) for image in ids.tolist()]
+        missing = [row for row, switches in enumerate(known) if switches is None]
+        size = self._portions.images
 
-        def forward(image: int) -> Switches:
-            pools = ascent.pools
-            kept = self._kept.get(int(ids[image]), pools)
-            if kept is None:
-                with torch.no_grad():
-                    kept = self._network.switches(self._normalised([pictures[image]]), ascent.path)
-                self._kept.put(int(ids[image]), kept)
-            return kept
+        def forward(rows: Sequence[int]) -> list[Switches]:
+            images = self._normalised([pictures[row] for row in rows])
+            if len(rows) < size:
+                images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(rows)))
+            with torch.no_grad():
+                return self._network.switches(images, ascent.path).each(len(rows))
 
-        return Switches.joined(list(in_lanes(forward, range(len(pictures)))))
+        parts = list(chunks(missing, size))
+        for rows, found in zip(parts, in_lanes(forward, parts), strict=True):
+            for row, switches in zip(rows, found, strict=True):
+                known[row] = switches
+                self._kept.put(int(ids[row]), switches)
+        return Switches.joined([switches for switches in known if switches is not None])
 
     def _normalised(self, pictures: Sequence[Picture]) -> Float[Tensor, "image channel row col"]:
         pixels = torch.stack([picture.pixels for picture in pictures])

@@ -1,8 +1,10 @@
 """Scan a shard of images: one forward pass serves all layers and finds each unit's strongest hits.
 
-Per feature map the spatial maximum is taken, and its place: on a CPU in the pass that rectifies it
-(``workers.peaks``), on a GPU only of those maxima that enter the running k strongest.  A lease
-brings the scores known so far, so that a partial result holds only hits that can still enter.
+Per feature map the spatial maximum is taken, and its place, before the next step may overwrite it:
+on a CPU in the pass that rectifies it (``workers.peaks``).  When the model is through, the maxima
+of all layers are counted and ranked at once: on a CPU in one loop (``workers.tally``), on a GPU,
+which must not be waited for at every layer, by operations on tensors.  A lease brings the scores
+known so far, so that a partial result holds only hits that can still enter.
 (Top nine: Zeiler & Fergus 2013, Fig. 2.)
 """
 
@@ -57,8 +59,11 @@ class ShardScan:
         self._edges = torch.tensor(histogram_edges(), dtype=torch.float32, device=device)
         self._maxima: list[tuple[int, Float64[Tensor, " unit"]]] = []
         self._active = torch.zeros(units, dtype=torch.int64, device=device)
-        self._histogram = torch.zeros(units * BINS, dtype=torch.int64, device=device)
+        self._histogram = torch.zeros((units, BINS), dtype=torch.int64, device=device)
         self._layers = layers
+        rectified = [layer.rectified for layer in layers for _ in range(layer.units)]
+        self._rectified = torch.tensor(rectified, device=device)
+        """A zero is no hit."""
 
     @torch.inference_mode()
     def add(
@@ -82,129 +87,105 @@ class ShardScan:
         Raises:
             ActivationInvalid: a layer is NaN or infinite on an image; names both.
         """
-        eligible = valid if copies is None else valid & ~copies
         first = int(ids[0])
-        self._maxima.append((first, self._score.new_zeros(len(self._score), dtype=torch.float64)))
+        seen: dict[int, tuple[Tensor, Tensor]] = {}
 
         def visit(layer: Layer, maps: Tensor, rectify: bool = False) -> None:
             if layer.name in self._number:
-                maxima = self._see(layer, maps, ids, valid, eligible, rectify)
-                if scores is not None:
-                    units = self._index.units_of(self._number[layer.name])
-                    scores[:, units] = maxima.float().cpu().numpy()
+                seen[self._number[layer.name]] = _peaks_of(layer, maps, rectify)
             elif rectify:
                 maps.clamp_(min=0)
 
-        try:
-            logits = self._network.forward(images, visit, partial(visit, rectify=True))
-            _require_finite(self._network.layers[-1], logits.flatten(1), valid)
-        except _NotFinite as found:
-            image = str(int(ids[found.row]))
-            name = f" ({uris[found.row]})" if uris and uris[found.row] != image else ""
-            raise ActivationInvalid(
-                f"Layer {found.layer!r}, unit {found.unit}: the activation over image "
-                f"{image}{name} is {found.value}, but activations must be finite: check "
-                "the weights for NaN and the transform for the right mean and deviation, and start "
-                "a new run."
-            ) from None
-        probability, predicted = logits.flatten(1).float().softmax(1).max(1)
+        logits = self._network.forward(images, visit, partial(visit, rectify=True)).flatten(1)
+        in_order = (seen[number] for number in range(len(self._layers)))
+        maxima, places = (torch.cat(each, 1) for each in zip(*in_order, strict=True))
+        eligible = valid if copies is None else valid & ~copies
+        self._require_finite(maxima, logits, ids, valid, uris)
+        self._maxima.append((first, self._score.new_zeros(len(self._score), dtype=torch.float64)))
+        if loops.serve(maxima.device):
+            self._take_in(maxima, places, ids, valid, eligible)
+        else:
+            self._count(maxima, valid)
+            self._keep_strongest(maxima, places, ids, eligible)
+        if scores is not None:
+            scores[:] = maxima.float().cpu().numpy()
+        probability, predicted = logits.float().softmax(1).max(1)
         return Prediction(predicted.cpu().numpy(), probability.cpu().numpy())
 
-    def _see(
+    def _require_finite(
         self,
-        layer: Layer,
-        maps: Tensor,
-        ids: Tensor,
-        valid: Tensor,
-        eligible: Tensor,
-        rectify: bool,
-    ) -> Float[Tensor, "image unit"]:
-        places = None
-        fits = can_find(maps)
-        if rectify and not fits:
-            maps.clamp_(min=0)
-        if maps.dtype == torch.bfloat16 and loops.serve(maps.device):
-            maps = maps.float()
-            fits = can_find(maps)
-        if fits:
-            maxima, places = peaks(maps, rectify)
-        else:
-            maxima = maps.amax((2, 3)) if maps.ndim == 4 else maps  # (image, unit)
-        maxima = maxima.to(torch.promote_types(maxima.dtype, torch.float32))
-        if layer.ceiling is not None:
-            maxima = maxima.clamp(min=0)
-        _require_finite(layer, maxima, valid)
-        units = self._index.units_of(self._number[layer.name])
-        if loops.serve(maps.device):
-            if places is None:
-                places = _places(maps)
-            self._take_in(units, maxima, places, ids, valid, eligible, layer.rectified)
-            return maxima
-        self._count(units, maxima[valid])
-        candidates = maxima.masked_fill(~eligible[:, None], MISSING_SCORE)
-        if layer.rectified:  # a zero is no hit
-            candidates = candidates.masked_fill(candidates <= 0, MISSING_SCORE)
-        self._keep_strongest(units, candidates, maps, ids)
-        return maxima
+        maxima: Float[Tensor, "image unit"],
+        logits: Float[Tensor, "image output"],
+        ids: Int64[Tensor, " image"],
+        valid: Bool[Tensor, " image"],
+        uris: Sequence[str],
+    ) -> None:
+        """Names the first layer that is NaN or infinite on an image, the first such image, and its
+        first such unit; the model's output is looked at, too, where it is not among the layers."""
+        if bool((torch.isfinite(maxima).all(1) & torch.isfinite(logits).all(1) | ~valid).all()):
+            return
+        numbered = [
+            *((layer, maxima[:, self._index.units_of(n)]) for n, layer in enumerate(self._layers)),
+            (self._network.layers[-1], logits),
+        ]
+        layer, values = next(
+            (layer, values) for layer, values in numbered if not torch.isfinite(values[valid]).all()
+        )
+        row, unit = (int(i) for i in (~torch.isfinite(values) & valid[:, None]).nonzero()[0])
+        image = str(int(ids[row]))
+        name = f" ({uris[row]})" if uris and uris[row] != image else ""
+        raise ActivationInvalid(
+            f"Layer {layer.name!r}, unit {unit}: the activation over image {image}{name} is "
+            f"{float(values[row, unit])}, but activations must be finite: check the weights for "
+            "NaN and the transform for the right mean and deviation, and start a new run."
+        )
 
     def _take_in(
         self,
-        units: slice,
         maxima: Float[Tensor, "image unit"],
         places: Int64[Tensor, "image unit"],
         ids: Int64[Tensor, " image"],
         valid: Bool[Tensor, " image"],
         eligible: Bool[Tensor, " image"],
-        rectified: bool,
     ) -> None:
         """Count and rank, in one loop."""
         take_in(
-            maxima.contiguous().numpy(), places.numpy(), ids.numpy(), valid.numpy(),
-            eligible.numpy(), rectified, self._floor[units].numpy(), self._edges.numpy(),
-            self._score[units].numpy(), self._image[units].numpy(), self._place[units].numpy(),
-            self._maxima[-1][1][units].numpy(), self._active[units].numpy(),
-            self._histogram.view(-1, BINS)[units].numpy(),
+            maxima.numpy(), places.numpy(), ids.numpy(), valid.numpy(), eligible.numpy(),
+            self._rectified.numpy(), self._floor.numpy(), self._edges.numpy(),
+            self._score.numpy(), self._image.numpy(), self._place.numpy(),
+            self._maxima[-1][1].numpy(), self._active.numpy(), self._histogram.numpy(),
         )  # fmt: skip
 
-    def _count(self, units: slice, maxima: Float[Tensor, "image unit"]) -> None:
-        self._maxima[-1][1][units] = maxima.double().sum(0)
-        self._active[units] += (maxima > 0).sum(0)
-        bins = torch.bucketize(maxima, self._edges, right=True) - 1
-        bins += BINS * torch.arange(maxima.shape[1], device=maxima.device)
-        counted = torch.bincount(bins.flatten(), minlength=BINS * maxima.shape[1])
-        self._histogram[units.start * BINS : units.stop * BINS] += counted
+    def _count(self, maxima: Float[Tensor, "image unit"], valid: Bool[Tensor, " image"]) -> None:
+        counts = valid[:, None]
+        self._maxima[-1][1].add_(maxima.masked_fill(~counts, 0).sum(0, dtype=torch.float64))
+        self._active += ((maxima > 0) & counts).sum(0)
+        bins = torch.bucketize(maxima, self._edges, right=True).clamp_(1, BINS) - 1
+        self._histogram.scatter_add_(1, bins.T, counts.T.expand_as(bins.T).long())
 
     def _keep_strongest(
         self,
-        units: slice,
-        candidates: Float[Tensor, "image unit"],
-        maps: Tensor,
-        ids: Tensor,
+        maxima: Float[Tensor, "image unit"],
+        places: Int64[Tensor, "image unit"],
+        ids: Int64[Tensor, " image"],
+        eligible: Bool[Tensor, " image"],
     ) -> None:
+        """Waits for the device once, to learn of which units any maximum enters."""
+        maxima = maxima.float()
+        no_hit = ~eligible[:, None] | (self._rectified & (maxima <= 0))
         # Ids increase, so a later image that only equals the last rank loses the tie; against the
         # floor, which may come from later images, an equal one must stay.
-        enters = (candidates > self._score[units, -1]) & (candidates >= self._floor[units])
-        rows = enters.any(0).nonzero().squeeze(1)
-        if not len(rows):
-            return
-        entering = candidates[:, rows].masked_fill(~enters[:, rows], MISSING_SCORE)
-        everyone = torch.cat([self._score[units][rows], entering.T.float()], dim=1)
+        enters = (maxima > self._score[:, -1]) & (maxima >= self._floor) & ~no_hit
+        units = enters.any(0).nonzero().squeeze(1)
+        entering = maxima.masked_fill(~enters, MISSING_SCORE)[:, units].T
+        everyone = torch.cat([self._score[units], entering], dim=1)
         ranked, source = everyone.sort(dim=1, descending=True, stable=True)
-        ranked, source = ranked[:, : self._k], source[:, : self._k]
-        row, rank = (source >= self._k).nonzero(as_tuple=True)
-        batch_row = source[row, rank] - self._k
-
-        old = source.clamp(max=self._k - 1)
-        image = self._image[units][rows].gather(1, old)
-        place = self._place[units][rows].gather(1, old)
-        image[row, rank] = ids[batch_row]
-        if maps.ndim == 4:
-            # argmax gives the first of several maxima: reading order
-            place[row, rank] = maps[batch_row, rows[row]].flatten(1).argmax(1)
-        else:
-            place[row, rank] = 0
-        rows = rows + units.start
-        self._score[rows], self._image[rows], self._place[rows] = ranked, image, place
+        source = source[:, : self._k]
+        image = torch.cat([self._image[units], ids.expand(len(units), -1)], dim=1)
+        place = torch.cat([self._place[units], places[:, units].T], dim=1)
+        self._score[units] = ranked[:, : self._k]
+        self._image[units] = image.gather(1, source)
+        self._place[units] = place.gather(1, source)
 
     def strongest(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores, image ids and places of the hits that may still enter, (unit, rank)."""
@@ -229,29 +210,28 @@ class ShardScan:
         return combined([self])[1]
 
 
-def _places(maps: Tensor) -> Int64[Tensor, "image unit"]:
-    """Of the maxima; the first of several, in reading order."""
-    return (
-        maps.flatten(2).argmax(2) if maps.ndim == 4 else torch.zeros_like(maps, dtype=torch.int64)
-    )
+def _peaks_of(
+    layer: Layer, maps: Tensor, rectify: bool
+) -> tuple[Float[Tensor, "image unit"], Int64[Tensor, "image unit"]]:
+    """The maxima of a layer's maps and their places, row by row; of equals the first.
 
-
-@dataclass
-class _NotFinite(Exception):
-    """The first activation of a layer that is NaN or infinite."""
-
-    layer: str
-    unit: int
-    row: int
-    """Of the batch."""
-    value: float
-
-
-def _require_finite(layer: Layer, maxima: Float[Tensor, "image unit"], valid: Tensor) -> None:
-    bad = (~torch.isfinite(maxima)) & valid[:, None]
-    if bad.any():
-        row, unit = (int(i) for i in bad.nonzero()[0])
-        raise _NotFinite(layer.name, unit, row, float(maxima[row, unit]))
+    Args:
+        rectify: set what is below zero to zero first, in place.
+    """
+    if rectify and not can_find(maps):
+        maps.clamp_(min=0)
+    if maps.dtype == torch.bfloat16 and loops.serve(maps.device):
+        maps = maps.float()
+    if can_find(maps):
+        maxima, places = peaks(maps, rectify)
+    elif maps.ndim == 2:
+        maxima, places = maps, torch.zeros_like(maps, dtype=torch.int64)
+    elif maps.is_contiguous(memory_format=torch.channels_last):
+        maxima, places = maps.permute(0, 2, 3, 1).flatten(1, 2).max(1)
+    else:
+        maxima, places = maps.flatten(2).max(2)
+    maxima = maxima.to(torch.promote_types(maxima.dtype, torch.float32))
+    return maxima if layer.ceiling is None else maxima.clamp(min=0), places
 
 
 def combined(lanes: Sequence[ShardScan]) -> tuple[Hits, UnitSums]:
@@ -264,5 +244,5 @@ def combined(lanes: Sequence[ShardScan]) -> tuple[Hits, UnitSums]:
         sums.maxima.__iadd__(maxima.cpu().numpy())
     for lane in lanes:
         sums.active.__iadd__(lane._active.cpu().numpy())
-        sums.histogram.__iadd__(lane._histogram.view(-1, BINS).cpu().numpy())
+        sums.histogram.__iadd__(lane._histogram.cpu().numpy())
     return hits, sums

@@ -28,6 +28,14 @@ class Switches:
             {step: torch.cat([part.codes[step] for part in parts]) for step in parts[0].codes}
         )
 
+    def each(self, count: int) -> "list[Switches]":
+        """Those of the first ``count`` images one by one; copies, where there are more."""
+        alone = all(len(codes) == 1 for codes in self.codes.values())
+        return [
+            Switches({s: c if alone else c[i : i + 1].clone() for s, c in self.codes.items()})
+            for i in range(count)
+        ]
+
     @property
     def nbytes(self) -> int:
         return sum(codes.nbytes for codes in self.codes.values())

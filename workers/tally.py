@@ -18,12 +18,12 @@ def take_in(
     maxima, places, ids, valid, eligible, rectified, floor, edges,
     score, image, place, total, active, histogram,
 ):  # fmt: skip
-    """One batch of one layer, in the order of its images.
+    """One batch, in the order of its images.
 
     Args:
         maxima, places: (image, unit); ids increase.
         valid: images that count; ``eligible`` those among them that may be hits.
-        rectified: a zero is no hit.
+        rectified: units of which a zero is no hit.
         floor: score a hit must reach, a unit; lists of others may have set it, so one that is equal
             to it stays.
         edges: of the histogram, from −inf to inf.
@@ -47,7 +47,7 @@ def take_in(
                 else:
                     high = middle
             histogram[unit, low] += 1
-            if not eligible[row] or (rectified and value <= 0):
+            if not eligible[row] or (rectified[unit] and value <= 0):
                 continue
             # Ids increase, so a later image that only equals the last rank loses the tie.
             value = score.dtype.type(value)

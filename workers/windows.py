@@ -50,18 +50,23 @@ Spans = tuple[Span, Span]
 """Of rows and of columns."""
 
 
-def touched(
-    field: AxisField,
-    start: Int[np.ndarray, " position"],
-    length: Int[np.ndarray, " position"],
-) -> Span:
-    """The positions of one axis of a map whose fields meet pixels ``[start, start + length)``."""
-    pairs, back = np.unique(np.stack([start, length]), axis=1, return_inverse=True)
-    first, end = pairs[0][:, None], pairs.sum(axis=0)[:, None]
-    meets: Bool[np.ndarray, "pair place"] = (field.low < end) & (field.high > first)
-    low = meets.argmax(axis=1)
-    high = meets.shape[1] - meets[:, ::-1].argmax(axis=1)
-    return _or_none(low, high, np.asarray(meets.any(axis=1))).take(back.reshape(-1))
+class Covered:
+    """Pixels ``[start, start + length)`` of one axis, for each position of the square."""
+
+    def __init__(
+        self, start: Int[np.ndarray, " position"], length: Int[np.ndarray, " position"]
+    ) -> None:
+        # Many positions cover the same rows, or the same columns.
+        pairs, back = np.unique(np.stack([start, length]), axis=1, return_inverse=True)
+        self._first, self._end = pairs[0][:, None], pairs.sum(axis=0)[:, None]
+        self._of_position = back.reshape(-1)
+
+    def touched(self, field: AxisField) -> Span:
+        """The positions of one axis of a map whose fields meet them."""
+        meets: Bool[np.ndarray, "pair place"] = (field.low < self._end) & (field.high > self._first)
+        low = meets.argmax(axis=1)
+        high = meets.shape[1] - meets[:, ::-1].argmax(axis=1)
+        return _or_none(low, high, np.asarray(meets.any(axis=1))).take(self._of_position)
 
 
 def everything(length: int, positions: int) -> Span:
@@ -110,17 +115,6 @@ class Windows:
             width=_read(self.width, cols),
             size=size,
         )
-
-    def places(self) -> Int[np.ndarray, "position row col"]:
-        """The flat place of each pixel in a map, row by row; one past the last for padding."""
-        height, width = self.size
-        rows = self.top[:, None] + np.arange(self.height)
-        cols = self.left[:, None] + np.arange(self.width)
-        places = rows[:, :, None] * width + cols[:, None, :]
-        out_of_rows, out_of_cols = (rows < 0) | (rows >= height), (cols < 0) | (cols >= width)
-        if out_of_rows.any() or out_of_cols.any():
-            places[out_of_rows[:, :, None] | out_of_cols[:, None, :]] = height * width
-        return places
 
 
 def _read(count: int, window: Window) -> int:
