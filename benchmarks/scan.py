@@ -3,9 +3,9 @@
 Both compute the same normalised batches, of the size a job takes by itself, in turns, in one
 process, with each BatchNorm folded into the convolution before it.  The model runs as anybody would
 run it: one batch after the other, each operation on all cores, in the faster of torch's two memory
-layouts.  The scan runs as a worker does: as many lanes as there are cores, each with a batch of its own and one thread an operation.
-It starts without a floor, as the first shard of a job does, when nearly every image still enters
-some top nine: later shards are faster.
+layouts.  The scan runs as a worker does: as many lanes as there are cores, each with a batch of its
+own and one thread an operation.  It starts without a floor, as the first shard of a job does, when
+nearly every image still enters some top nine: later shards are faster.
 
 ``candidate scan`` is the scan in bfloat16 (``compute.precision`` of a job spec), also on processors
 that have no instructions for it and emulate it, where a job that asks for it is refused.

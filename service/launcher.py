@@ -136,6 +136,7 @@ def _execute_new(
         require_room(job, store)
         _say_job(job, say)
         carriers.append(executor_of(executor, job.spec.compute, address))
+        carriers[-1].require_fast(job.spec.compute.precision)
 
     with _stoppable():
         try:

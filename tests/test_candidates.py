@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import deconvoy
 from deconvoy.errors import RequestError
 from deconvoy.spec import JobSpec
 from service import tables
 from tests.runs import resume_inline, run_inline, small_spec
+from tests.typing_in import Type, type_
 from workers import extend, numerics, pipeline
 from workers.candidates import judge
 from workers.executors.inline import InlineExecutor
@@ -19,6 +21,8 @@ from workers.job import settle
 from workers.plan import plan
 from workers.topk import Fold, Hits, UnitIndex
 from workers.verify import verify
+
+__all__ = ["type_"]
 
 HITS = ("score", "image", "label", "position", "box", "window", "patch", "projection", "scale")
 
@@ -105,7 +109,36 @@ def test_a_processor_without_bfloat16_refuses_it(
 ) -> None:
     monkeypatch.setattr(numerics, "fast_types", lambda device: (torch.float32,))
     with pytest.raises(deconvoy.errors.JobFailed, match="take float32"):
-        run_inline(fast_spec(), tmp_path / "run")
+        run_inline(fast_spec(), tmp_path / "run")  # without asking the executor first
+
+
+def test_it_is_refused_before_anything_is_written(
+    tmp_path: Path, type_: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numerics, "fast_types", lambda device: (torch.float32,))
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(yaml.safe_dump(fast_spec().to_json()))
+    code, _, err = type_("run", spec, "--out", tmp_path / "run", "--executor", "inline")
+    assert code == 2
+    assert "take float32" in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.skipif(
+    torch.bfloat16 in numerics.fast_types(torch.device("cpu")), reason="bfloat16 is fast here"
+)
+def test_workers_on_ray_are_asked_before_anything_is_written(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    compute = fast_spec().compute.model_copy(update={"workers": 1, "gpus_per_worker": 0.0})
+    from workers.executors.ray import RayExecutor
+
+    executor = RayExecutor(compute)
+    with pytest.raises(RequestError, match="take float32"):
+        executor.require_fast("bfloat16")
+    executor.require_fast("float32")
+    executor.shutdown()
 
 
 @pytest.mark.parametrize(

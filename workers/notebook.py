@@ -104,14 +104,14 @@ def analyse(
     model = copy.deepcopy(model).float().eval()
     packed = pack_module(model, kind, {}, None, classes, chosen, chosen_from)
     packed = replace(packed, module=model)
+    compute = spec.compute
+    asked = None if compute.workers == "auto" else compute.workers
+    executor = InlineExecutor(asked, compute.threads, compute.gpus_per_worker)
+    executor.require_fast(compute.precision)
     job, store = pipeline.create(
         spec, os.fspath(out), overwrite=overwrite, packed=packed, listing=listing
     )
-    compute = job.spec.compute
-    asked = None if compute.workers == "auto" else compute.workers
-    pipeline.execute(
-        job, store, InlineExecutor(asked, compute.threads, compute.gpus_per_worker), observe
-    )
+    pipeline.execute(job, store, executor, observe)
     return Run(out)
 
 

@@ -36,7 +36,7 @@ def require_fast(precision: str, device: torch.device) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, precision)
     if dtype not in fast_types(device):
         raise RequestError(
-            f"compute.precision is {precision}, but the processor of this worker has no "
+            f"compute.precision is {precision}, but the processor that is to compute has no "
             "instructions for it and would take many times as long: take float32."
         )
     return dtype

@@ -64,6 +64,14 @@ class Executor(Protocol):
 
     workers: int
 
+    def require_fast(self, precision: str) -> None:
+        """Before anything is written or started.
+
+        Raises:
+            RequestError: workers have no instructions for that type.
+        """
+        ...
+
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         """Start ``workers`` workers; each reports ``Ready`` when it is.
 

@@ -13,6 +13,7 @@ from workers.actor import Actor, TorchSettings
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
 from workers.leases import Assignment
 from workers.machine import cores
+from workers.numerics import require_fast
 
 
 class InlineExecutor(Executor):
@@ -35,6 +36,7 @@ class InlineExecutor(Executor):
                 "GPUs here: leave it out, or lower it. `deconvoy doctor` says more of this machine."
             )
         self.workers = 1
+        self._cuda = gpus != 0 and torch.cuda.is_available()
         self._threads = cores() if threads == "auto" else threads
         self._reports: queue.Queue[Report] = queue.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
@@ -42,6 +44,9 @@ class InlineExecutor(Executor):
         self._built = 0
         self._busy = threading.Event()
         self._settings = TorchSettings.now()
+
+    def require_fast(self, precision: str) -> None:
+        require_fast(precision, torch.device("cuda" if self._cuda else "cpu"))
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         self._assignment = assignment_of(self._threads)

@@ -34,7 +34,7 @@ if "RAY_ADDRESS" not in os.environ:
 import ray
 import ray.exceptions
 
-from deconvoy.errors import ClusterTooSmall, DeconvoyError
+from deconvoy.errors import ClusterTooSmall, DeconvoyError, RequestError
 from deconvoy.spec import ComputeSpec
 from workers.executors import (
     Executor,
@@ -148,6 +148,13 @@ class RayExecutor(Executor):
             self._threads = max(1, int(self._cpus))
         _require_room(nodes, self._cpus, self._gpus)
 
+    def require_fast(self, precision: str) -> None:
+        if precision == "float32" or self._gpus:
+            return
+        refusal = ray.get(_remote(num_cpus=self._cpus)(_refusal_of).remote(precision))
+        if refusal is not None:
+            raise refusal
+
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
         assignment = replace(assignment_of(self._threads), cuda=self._gpus > 0)
         self._assignment = ray.put(assignment)
@@ -233,6 +240,19 @@ class RayExecutor(Executor):
         self._pool.clear()
         if self._owns_cluster and ray.is_initialized():
             disconnect(self._folder)
+
+
+def _refusal_of(precision: str) -> RequestError | None:
+    """Asked where workers run; torch is imported there, not here."""
+    import torch
+
+    from workers.numerics import require_fast
+
+    try:
+        require_fast(precision, torch.device("cpu"))
+    except RequestError as error:
+        return error
+    return None
 
 
 def _pending(worker: _Worker) -> list[Any]:
