@@ -137,6 +137,8 @@ class _Subject:
             details={
                 "images": len(self.pictures),
                 "largest_difference": max(differences),
+                "compared": len(differences),
+                "differ_by_more_than_1e-4": sum(d > 1e-4 for d in differences),
                 "layers_ms": {
                     n: [[1e3 * seconds for seconds in pair] for pair in pairs]
                     for n, pairs in found.items()
