@@ -1,0 +1,82 @@
+"""What an operator may set: by environment variables ``DECONVOY_…``, or options of ``deconvoy up``.
+
+Lists are written as JSON: ``DECONVOY_DATA_ROOTS='["/data", "s3://photos"]'``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """One service.  Frozen; what is derived from it is a property."""
+
+    model_config = SettingsConfigDict(env_prefix="DECONVOY_", frozen=True, extra="forbid")
+
+    home: Path = Path("~/.deconvoy")
+    """Where the catalogue, the local token and the state of a local Ray are kept."""
+    database: SecretStr | None = None
+    """Of the catalogue, as SQLAlchemy writes it (``postgresql+psycopg://user:…@host/name``);
+    default: a SQLite file below ``home``."""
+    runs: str = ""
+    """Folder or ``s3://…`` below which jobs write their runs; default: ``runs`` below ``home``."""
+    browse: tuple[str, ...] = ()
+    """Runs elsewhere that are shown, too."""
+
+    data_roots: tuple[str, ...] = ()
+    """Folders and URLs below which a job's images, labels and weights may lie.  Built-in images
+    (``shapes?…``) and named weights need none."""
+    python_models: tuple[str, ...] = ()
+    """Models that are Python code and may be run, named as in ``model.name``, ``*`` for any text."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    hosts: tuple[str, ...] = ()
+    """Names under which browsers and programs reach the service, besides the loopback ones."""
+    tokens: bool = True
+    """Whether callers must show a token.  It can only be turned off on a loopback address."""
+
+    ray: str = "local"
+    """``local``: one on this machine, beside the service; ``none``: no jobs, only browsing; else the
+    address of a running cluster."""
+    concurrent_jobs: Annotated[int, Field(ge=1, le=64)] = 1
+    """Jobs that run at a time; others wait."""
+
+    body_bytes: Annotated[int, Field(ge=1024)] = MIB
+    """Of a request, at most."""
+    page_rows: Annotated[int, Field(ge=1)] = 1000
+    """Of a JSON page, at most."""
+    picture_pixels: Annotated[int, Field(ge=10_000)] = 40_000_000
+    """Of a drawn figure, at most."""
+    plan_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """A plan may take."""
+    plan_bytes: Annotated[int, Field(ge=256 * MIB)] = 16 * 1024 * MIB
+    """Of memory a plan may take."""
+    log: Literal["json", "text"] = "text"
+
+    @property
+    def home_folder(self) -> Path:
+        return self.home.expanduser()
+
+    @property
+    def database_url(self) -> str:
+        if self.database is not None:
+            return self.database.get_secret_value()
+        return f"sqlite:///{self.home_folder / 'catalogue.db'}"
+
+    @property
+    def runs_root(self) -> str:
+        return self.runs or str(self.home_folder / "runs")
+
+    @property
+    def token_file(self) -> Path:
+        """The token of whoever started the service, for the command line and ``Client``."""
+        return self.home_folder / "token"
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "::1", "localhost")
