@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     """Folders and URLs below which a job's images, labels and weights may lie.  Built-in images
     (``shapes?…``) and named weights need none."""
     python_models: tuple[str, ...] = ()
-    """Models that are Python code and may be run, named as in ``model.name``, ``*`` for any text."""
+    """Models that are Python code and may be run: as in ``model.name``, ``*`` for any text."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
@@ -41,8 +41,8 @@ class Settings(BaseSettings):
     """Whether callers must show a token.  It can only be turned off on a loopback address."""
 
     ray: str = "local"
-    """``local``: one on this machine, beside the service; ``none``: no jobs, only browsing; else the
-    address of a running cluster."""
+    """``local``: one on this machine, beside the service; ``none``: no jobs, only browsing; else
+    the address of a running cluster."""
     concurrent_jobs: Annotated[int, Field(ge=1, le=64)] = 1
     """Jobs that run at a time; others wait."""
 

@@ -27,14 +27,14 @@ def fast_types(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.float32,)
 
 
-def require_fast(precision: str, device: torch.device) -> torch.dtype:
-    """The type of that name.
+def require_fast(precision: str, device: torch.device | None = None) -> torch.dtype:
+    """The type of that name; ``device`` is the CPU if None.
 
     Raises:
         RequestError: the device has no instructions for it.
     """
     dtype: torch.dtype = getattr(torch, precision)
-    if dtype not in fast_types(device):
+    if dtype not in fast_types(device or torch.device("cpu")):
         raise RequestError(
             f"compute.precision is {precision}, but the processor that is to compute has no "
             "instructions for it and would take many times as long: take float32."

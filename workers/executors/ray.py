@@ -244,12 +244,10 @@ class RayExecutor(Executor):
 
 def _refusal_of(precision: str) -> RequestError | None:
     """Asked where workers run; torch is imported there, not here."""
-    import torch
-
     from workers.numerics import require_fast
 
     try:
-        require_fast(precision, torch.device("cpu"))
+        require_fast(precision)
     except RequestError as error:
         return error
     return None
