@@ -78,6 +78,10 @@ class ClusterTooSmall(RequestError):
     """What was asked for can never be scheduled on this cluster."""
 
 
+class ClusterUnreachable(DeconvoyError, ConnectionError):
+    """A cluster, or something on it, that does not answer now."""
+
+
 class JobFailed(DeconvoyError, RuntimeError):
     """A work item failed for good; what was committed stays, and ``resume`` goes on."""
 

@@ -19,6 +19,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from deconvoy.pace import Pace
+from deconvoy.pace import Progress as Reached
+
 LINE_SECONDS = 10.0
 """Time between plain lines."""
 
@@ -85,32 +88,29 @@ class _Lines:
     """A line at the start and the end of each stage, and now and then between."""
 
     def __init__(self) -> None:
-        self._stage = ""
+        self._pace, self._stage = Pace(), ""
         self._started = self._told = 0.0
-        self._began_with = self._last = 0
+        self._last = 0
 
     def __call__(self, advance: Advance) -> None:
         now = time.monotonic()
+        pace = self._pace.tell(advance.stage, advance.done, advance.total)
         if advance.stage != self._stage:
-            self._stage, self._started, self._began_with = advance.stage, now, advance.done
-            self._last = -1
+            self._stage, self._started, self._last = advance.stage, now, -1
         due = now - self._told > LINE_SECONDS or advance.done == advance.total or self._last < 0
         if due and advance.done != self._last:
             self._told, self._last = now, advance.done
             with suppress(OSError):  # nobody reads it any more: no reason to stop the job
-                sys.stderr.write(f"{self._line(advance, now - self._started)}\n")
+                sys.stderr.write(f"{self._line(pace, now - self._started)}\n")
                 sys.stderr.flush()
 
-    def _line(self, advance: Advance, seconds: float) -> str:
-        line = f"{WORDS[advance.stage]}: {advance.done:,} of {advance.total:,}"
-        new = advance.done - self._began_with
-        if new <= 0 or seconds <= 0:
+    def _line(self, now: Reached, seconds: float) -> str:
+        line = f"{WORDS[now.stage]}: {now.done:,} of {now.total:,}"
+        if now.rate is None or now.seconds_left is None:
             return line
-        rate = new / seconds
-        if advance.done == advance.total:
-            return f"{line} in {seconds:.0f} s ({rate:,.1f}/s)"
-        left = (advance.total - advance.done) / rate
-        return f"{line}, {rate:,.1f}/s, about {span(left)} left"
+        if now.done == now.total:
+            return f"{line} in {seconds:.0f} s ({now.rate:,.1f}/s)"
+        return f"{line}, {now.rate:,.1f}/s, about {span(now.seconds_left)} left"
 
 
 def span(seconds: float | int) -> str:

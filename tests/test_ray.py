@@ -86,7 +86,7 @@ def test_one_worker_a_gpu_is_what_a_cluster_with_gpus_gives(ray_cluster: str) ->
 
 
 def test_folders_of_clusters_long_dead_are_removed_and_others_stay() -> None:
-    from workers.executors.ray import _sweep_folders
+    from workers.executors.clusters import sweep_folders
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -96,19 +96,19 @@ def test_folders_of_clusters_long_dead_are_removed_and_others_stay() -> None:
     )
     for folder in (dead, living):
         os.utime(folder, (0, 0))
-    _sweep_folders()
+    sweep_folders()
     assert [folder.exists() for folder in (dead, fresh, living)] == [False, True, True]
     fresh.rmdir()
     living.rmdir()
 
 
 def test_a_worker_reserves_whole_cores_or_a_share_of_one_and_never_more_than_a_node_has() -> None:
-    from workers.executors.ray import _share
+    from workers.executors.clusters import share
 
-    assert _share([8.0], 2) == 4
-    assert _share([8.0], 3) == 2
-    assert _share([2.0], 3) == 0.666
-    assert _share([4.0, 4.0], 1) == 4
+    assert share([8.0], 2) == 4
+    assert share([8.0], 3) == 2
+    assert share([2.0], 3) == 0.666
+    assert share([4.0, 4.0], 1) == 4
 
 
 def write_factory(folder: Path, body: str) -> str:

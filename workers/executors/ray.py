@@ -3,6 +3,8 @@
 Actors never restart by themselves: the driver is told, and the ledger gives the lease to another.
 Calls to ``progress`` go through a concurrency group of their own and are answered while the actor
 works.  This module must not import torch, which the driver of a cluster may lack the memory for.
+
+Besides: actors that outlive who started them and are found again by name (``workers.drivers``).
 """
 
 import logging
@@ -13,10 +15,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 # Ray reads these once, when it is imported.  `uv run` must not make it copy the working directory
@@ -34,7 +34,7 @@ if "RAY_ADDRESS" not in os.environ:
 import ray
 import ray.exceptions
 
-from deconvoy.errors import ClusterTooSmall, DeconvoyError, RequestError
+from deconvoy.errors import ClusterUnreachable, DeconvoyError, RequestError
 from deconvoy.spec import ComputeSpec
 from workers.executors import (
     Executor,
@@ -46,6 +46,7 @@ from workers.executors import (
     Report,
     Returned,
 )
+from workers.executors.clusters import own_signals, require_room, share, sweep_folders
 from workers.leases import Assignment
 from workers.machine import cores, keep_freed_memory
 
@@ -56,6 +57,11 @@ _remote: Any = ray.remote
 _nodes: Any = ray.nodes
 
 PROGRESS_SECONDS = 1.0
+
+ANSWER_SECONDS = 20.0
+"""Longest wait for an actor by name: a driver loads torch before it answers for the first time."""
+
+NAMESPACE = "deconvoy"
 """How often a busy worker is asked how far it is."""
 
 CONNECT_HINT = (
@@ -141,12 +147,12 @@ class RayExecutor(Executor):
             self.workers = max(1, int(all_gpus / self._gpus))
         else:
             self.workers = max(1, int(all_cores) // 2)
-        self._cpus = _share([node.get("CPU", 0.0) for node in nodes], self.workers)
+        self._cpus = share([node.get("CPU", 0.0) for node in nodes], self.workers)
         if compute.threads != "auto":
             self._threads = compute.threads
         else:
             self._threads = max(1, int(self._cpus))
-        _require_room(nodes, self._cpus, self._gpus)
+        require_room(nodes, self._cpus, self._gpus)
 
     def require_fast(self, precision: str) -> None:
         if precision == "float32" or self._gpus:
@@ -242,6 +248,69 @@ class RayExecutor(Executor):
             disconnect(self._folder)
 
 
+# Actors by name --------------------------------------------------------------------------------
+
+
+def start_named(kind: type, name: str, *arguments: Any) -> None:
+    """An actor that needs no core of its own and outlives this process; one that is there already
+    is left alone."""
+    actor = _remote(max_concurrency=4)(kind).options(
+        name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
+        num_cpus=0, max_restarts=0, max_task_retries=0,
+    )  # fmt: skip
+    actor.remote(*arguments)
+
+
+def ask_named(name: str, method: str, *arguments: Any) -> Any:
+    """What a method of it returns; None where there is no such actor, or it died.
+
+    Raises:
+        ClusterUnreachable: it does not answer in time; it may be there all the same.
+    """
+    try:
+        handle = _named(name)
+        if handle is None:
+            return None
+        return ray.get(getattr(handle, method).remote(*arguments), timeout=ANSWER_SECONDS)
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.ActorDiedError:
+        return None
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise ClusterUnreachable(f"{name!r} does not answer: {_first_line(error)}.") from error
+
+
+def end_named(name: str) -> None:
+    """Its process, and those of its workers, whatever they do."""
+    handle = _named(name)
+    if handle is not None:
+        ray.kill(handle)
+
+
+def _named(name: str) -> Any:
+    try:
+        return ray.get_actor(name, namespace=NAMESPACE)
+    except ValueError:  # Ray's for a name that is not there
+        return None
+
+
+def serve_cluster(announce: Callable[[str], None]) -> None:
+    """Be a cluster of this machine until told to end (SIGTERM or Ctrl-C).
+
+    Args:
+        announce: told the address when it is ready.
+    """
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    folder = connect(None, None)
+    try:
+        announce(str(ray.get_runtime_context().gcs_address))
+        ending.wait()
+    finally:
+        disconnect(folder)
+
+
 def _refusal_of(precision: str) -> RequestError | None:
     """Asked where workers run; torch is imported there, not here."""
     from workers.numerics import require_fast
@@ -265,10 +334,10 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
     """
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        _sweep_folders()
+        sweep_folders()
         folder = tempfile.mkdtemp(prefix=f"dv-{os.getpid()}-", dir="/tmp")  # sockets need it short
         try:
-            with _own_signals():
+            with own_signals():
                 ray.init(
                     address="local",  # else RAY_ADDRESS or somebody's cluster would be joined
                     num_cpus=cores(),
@@ -282,7 +351,7 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
             raise
         return folder
     try:
-        with _own_signals():
+        with own_signals():
             ray.init(address=address, **quiet)
         return None
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -292,66 +361,12 @@ def connect(address: str | None, num_gpus: int | None) -> str | None:
         ) from error
 
 
-def _sweep_folders() -> None:
-    """Remove what the clusters of processes that were killed have left: Ray never does.  Not what
-    is younger than a day: a container that shares /tmp has process numbers of its own."""
-    yesterday = time.time() - 86_400
-    for folder in Path("/tmp").glob("dv-*-*"):
-        pid = folder.name.split("-")[1]
-        about = folder.stat()
-        ours = about.st_uid == os.getuid() and about.st_mtime < yesterday
-        if pid.isdecimal() and ours and not _lives(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep our handler of SIGTERM: Ray puts one in its place that ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def disconnect(folder: str | None) -> None:
     """Leave the cluster; one that ``connect`` started ends, and its folder goes: Ray never cleans
     up its logs."""
     ray.shutdown()
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _share(cores_of_nodes: list[float], workers: int) -> float:
-    """Cores each worker reserves: whole ones, or a fraction where workers outnumber cores; never
-    more than one node has."""
-    share = min(sum(cores_of_nodes) / workers, max(cores_of_nodes))
-    return float(int(share)) if share >= 1 else int(share * 1000) / 1000
-
-
-def _require_room(nodes: list[dict[str, float]], cpus: float, gpus: float) -> None:
-    if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        return
-    most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
-    most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
-    raise ClusterTooSmall(
-        f"A worker with {gpus:g} GPUs and {cpus:g} cores fits no node of this cluster: the largest "
-        f"has {most_gpus:g} GPUs and {most_cpus:g} cores. Lower compute.gpus_per_worker, or add "
-        "a node."
-    )
 
 
 def _reason(error: Exception) -> str:
