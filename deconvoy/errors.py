@@ -82,6 +82,12 @@ class ClusterUnreachable(DeconvoyError, ConnectionError):
     """A cluster, or something on it, that does not answer now."""
 
 
+class JobConflict(DeconvoyError, RuntimeError):
+    """What is asked of a job does not fit the state it is in."""
+
+    exit_code = 2
+
+
 class JobFailed(DeconvoyError, RuntimeError):
     """A work item failed for good; what was committed stays, and ``resume`` goes on."""
 

@@ -262,3 +262,33 @@ def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:
     say(f"analysing {workers_demo.IMAGES:,} images it has never seen, every layer")
     found = run(spec, str(folder.run), overwrite=True, observe=observe, say=lambda _: None)
     return {**found, "folder": folder, "training_accuracy": trained.accuracy}
+
+
+def serve_cluster(announce: Callable[[str], None]) -> None:
+    """Be a local Ray cluster until told to end.
+
+    Args:
+        announce: told its address when it is ready.
+    """
+    with _extra("ray", "A local Ray"):
+        from workers.executors.ray import serve_cluster as serve
+    serve(announce)
+
+
+def drivers(address: str) -> Any:
+    """The drivers of jobs on the cluster there (``workers.drivers.Drivers``).
+
+    Raises:
+        DeconvoyError: it cannot be reached.
+    """
+    os.environ["RAY_ADDRESS"] = address  # read when Ray is imported
+    with _extra("ray", "Running jobs"):
+        from workers.drivers import Drivers
+    return Drivers(address)
+
+
+def order(job: str, url: str, spec: dict[str, Any]) -> Any:
+    """What a driver is told to do (``workers.orders.Order``)."""
+    from workers.orders import Order
+
+    return Order(job, url, spec)

@@ -3,6 +3,7 @@
 Lists are written as JSON: ``DECONVOY_DATA_ROOTS='["/data", "s3://photos"]'``.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,6 +58,17 @@ class Settings(BaseSettings):
     plan_bytes: Annotated[int, Field(ge=256 * MIB)] = 16 * 1024 * MIB
     """Of memory a plan may take."""
     log: Literal["json", "text"] = "text"
+
+    def environment(self) -> dict[str, str]:
+        """The same as variables, for processes beside this one."""
+        found = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if value is not None:
+                plain = value.get_secret_value() if isinstance(value, SecretStr) else value
+                text = plain if isinstance(plain, str) else json.dumps(plain, default=str)
+                found[f"DECONVOY_{name.upper()}"] = text.strip('"') if name == "home" else text
+        return found
 
     @property
     def home_folder(self) -> Path:

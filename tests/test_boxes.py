@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from deconvoy.errors import RequestError
+from deconvoy.places import anchored
 from deconvoy.spec import DataSpec, Transform
 from tests.runs import small_spec, write_photographs
 from workers import boxes as boxing
 from workers.boxes import boxes_of, in_input
 from workers.datasets import list_images
 from workers.images import decode
-from workers.job import anchored, settle
+from workers.job import settle
 from workers.shapes import SIDE, render
 
 Corners = tuple[int, int, int, int]

@@ -359,37 +359,6 @@ def _require_outputs(listing: Listing, outputs: int) -> None:
             )
 
 
-def anchored(spec: JobSpec) -> JobSpec:
-    """The spec with absolute paths, so that a run is resumed from any folder."""
-
-    def absolute(path: str | None) -> str | None:
-        if path is None or "://" in path:
-            return path
-        several = "{" in path  # shard-{000..012}.tar
-        return os.path.abspath(path) if several or os.path.exists(path) else path
-
-    def each(paths: str | None | tuple[str | None, ...]) -> Any:
-        return tuple(map(absolute, paths)) if isinstance(paths, tuple) else absolute(paths)
-
-    file, colon, factory = spec.model.name.rpartition(":")
-    name = f"{absolute(file)}:{factory}" if colon else spec.model.name
-    classes = spec.model.classes
-    model = spec.model.model_copy(
-        update={
-            "name": name,
-            "weights": absolute(spec.model.weights),
-            "classes": absolute(classes) if isinstance(classes, str) else classes,
-        }
-    )
-    places = {
-        "uri": each(spec.data.uri),
-        "labels": each(spec.data.labels),
-        "boxes": absolute(spec.data.boxes),
-    }
-    data = spec.data.model_copy(update=places)
-    return spec.model_copy(update={"model": model, "data": data})
-
-
 def trace(packed: PackedModel, model: nn.Module | None = None) -> Network:
     """The traced network at the size its transform gives.
 

@@ -24,13 +24,14 @@ from deconvoy.errors import (
     RunUnreadable,
 )
 from deconvoy.files import refuse_in_the_way
+from deconvoy.places import anchored
 from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import RunStore
 from workers.candidates import Judgement
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
-from workers.job import Job, ProjectionItem, anchored, settle
+from workers.job import Job, ProjectionItem, settle
 from workers.leases import ProjectionLease, ProjectionResult, ScanLease
 from workers.ledger import (
     Abort,

@@ -58,8 +58,8 @@ _nodes: Any = ray.nodes
 
 PROGRESS_SECONDS = 1.0
 
-ANSWER_SECONDS = 20.0
-"""Longest wait for an actor by name: a driver loads torch before it answers for the first time."""
+ANSWER_SECONDS = 5.0
+"""Longest wait for an actor by name; one that is still loading torch does not answer yet."""
 
 NAMESPACE = "deconvoy"
 """How often a busy worker is asked how far it is."""

@@ -1,0 +1,64 @@
+"""The files, folders and URLs that a job spec names."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from deconvoy.spec import JobSpec
+
+WEIGHTS = (".safetensors", ".pt", ".pth")
+
+
+def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Field and place of everything that is read: images, labels, boxes, weights, class names and
+    Python files.  Built-in images and weights that are known by name are no places."""
+    data, model = spec.data, spec.model
+    for field, value in (("uri", data.uri), ("labels", data.labels), ("boxes", data.boxes)):
+        for place in value if isinstance(value, tuple) else (value,):
+            if place is not None and not place.startswith("shapes?"):
+                yield f"data.{field}", place
+    if model.weights is not None and _is_file(model.weights):
+        yield "model.weights", model.weights
+    if isinstance(model.classes, str):
+        yield "model.classes", model.classes
+    file, colon, _ = model.name.rpartition(":")
+    if colon and not model.name.startswith("python/"):
+        yield "model.name", file
+
+
+def is_python(spec: JobSpec) -> bool:
+    """Whether the model is somebody's own code."""
+    return ":" in spec.model.name
+
+
+def anchored(spec: JobSpec) -> JobSpec:
+    """The spec with absolute paths, so that it means the same from any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        if path is None or "://" in path:
+            return path
+        several = "{" in path  # shard-{000..012}.tar
+        return os.path.abspath(path) if several or os.path.exists(path) else path
+
+    def each(paths: str | None | tuple[str | None, ...]) -> Any:
+        return tuple(map(absolute, paths)) if isinstance(paths, tuple) else absolute(paths)
+
+    file, colon, factory = spec.model.name.rpartition(":")
+    classes = spec.model.classes
+    model = spec.model.model_copy(
+        update={
+            "name": f"{absolute(file)}:{factory}" if colon else spec.model.name,
+            "weights": absolute(spec.model.weights),
+            "classes": absolute(classes) if isinstance(classes, str) else classes,
+        }
+    )
+    places = {
+        "uri": each(spec.data.uri),
+        "labels": each(spec.data.labels),
+        "boxes": absolute(spec.data.boxes),
+    }
+    return spec.model_copy(update={"model": model, "data": spec.data.model_copy(update=places)})
+
+
+def _is_file(weights: str) -> bool:
+    return "/" in weights or os.sep in weights or weights.lower().endswith(WEIGHTS)

@@ -1,0 +1,118 @@
+"""The Ray of this machine that runs beside the service: started once, found again, ended.
+
+It is a process of its own (``service.head``), so that jobs go on when the service is killed.  Only
+this machine reaches it, with a token that only the user can read.
+"""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deconvoy.errors import ClusterUnreachable
+
+START_SECONDS = 120.0
+"""Ray takes 5 to 20 s to start on two cores."""
+
+END_SECONDS = 20.0
+
+
+class LocalCluster:
+    """At most one for each home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._state, self._token, self._log = (
+            home / name for name in ("ray.json", "ray.token", "ray.log")
+        )
+
+    def environment(self) -> dict[str, str]:
+        """What processes need to reach it."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray listens on the loopback address alone
+        }
+
+    def address(self) -> str | None:
+        """Of the one that lives."""
+        known = self._known()
+        return str(known["address"]) if known and _is_head(int(known["pid"])) else None
+
+    def ensure(self) -> str:
+        """The address of the one that lives, else of one started now.
+
+        Raises:
+            ClusterUnreachable: it did not start.
+        """
+        if (address := self.address()) is not None:
+            return address
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._state.unlink(missing_ok=True)
+        self._make_token()
+        environment = {**os.environ, **self.environment()}
+        for other in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # of somebody else's cluster
+            environment.pop(other, None)
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service.head", str(self._state)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        begin = time.monotonic()
+        while time.monotonic() - begin < START_SECONDS:
+            if (address := self.address()) is not None:
+                return address
+            if process.poll() is not None:
+                raise ClusterUnreachable(
+                    f"Ray did not start (exit status {process.returncode}): {self._log} says why; "
+                    "`deconvoy doctor` checks this machine."
+                )
+            time.sleep(0.1)
+        process.terminate()
+        raise ClusterUnreachable(
+            f"Ray did not start in {START_SECONDS:.0f} s: {self._log} says how far it came."
+        )
+
+    def end(self) -> None:
+        """End it and all that runs on it."""
+        known = self._known()
+        if known is None or not _is_head(pid := int(known["pid"])):
+            return
+        os.kill(pid, signal.SIGTERM)
+        begin = time.monotonic()
+        while _is_head(pid) and time.monotonic() - begin < END_SECONDS:
+            time.sleep(0.1)
+        if _is_head(pid):
+            os.kill(pid, signal.SIGKILL)
+        self._state.unlink(missing_ok=True)
+
+    def _known(self) -> dict[str, object] | None:
+        try:
+            found: dict[str, object] = json.loads(self._state.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def _make_token(self) -> None:
+        if self._token.exists():
+            return
+        descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(secrets.token_hex(32))
+
+
+def _is_head(pid: int) -> bool:
+    """Whether that process lives and is one of ours: numbers are used again."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"service.head" in words

@@ -1,0 +1,65 @@
+"""Keep the processes beside the API alive: the dispatcher, and the local Ray where there is one."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+from deconvoy.errors import ClusterUnreachable
+from service.cluster import LocalCluster
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 2.0
+"""Between two starts of what ended by itself."""
+
+END_SECONDS = 10.0
+
+
+class Supervisor:
+    """A thread that waits for the dispatcher to end, and starts another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._local = LocalCluster(settings.home_folder) if settings.ray == "local" else None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, end_cluster: bool = False) -> None:
+        """End the dispatcher, and the local Ray with all its jobs if so told."""
+        self._ending.set()
+        if self._process is not None:
+            self._process.terminate()
+        self._thread.join(END_SECONDS)
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        if end_cluster and self._local is not None:
+            self._local.end()
+
+    def _keep(self) -> None:
+        while not self._ending.is_set():
+            try:
+                self._run()
+            except ClusterUnreachable as error:
+                logger.error("%s", error)
+            self._ending.wait(AGAIN_SECONDS)
+
+    def _run(self) -> None:
+        address = self._settings.ray if self._local is None else self._local.ensure()
+        if self._ending.is_set():
+            return
+        environment = {**os.environ, **self._settings.environment(), "RAY_ADDRESS": address}
+        if self._local is not None:
+            environment |= self._local.environment()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "service.dispatcher"], env=environment, stdin=subprocess.DEVNULL
+        )
+        status = self._process.wait()
+        if not self._ending.is_set():
+            logger.warning("The dispatcher ended with status %s; another one starts.", status)
