@@ -15,27 +15,17 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from deconvoy.errors import JobNotFound, KeyReused, RequestError, RunExists, RunNotFound
+from deconvoy.pace import Progress
 from service import catalogue_tables as tables
 from service.database import Database
 from service.words import checked_line, checked_tags, legible, storable
 
-ACTIVE = ("starting", "running")
+ACTIVE = ("starting", "running", "stopping")
 ENDED = ("done", "failed", "stopped", "interrupted")
 STATES = ("queued", *ACTIVE, *ENDED)
 """``stopped`` by a person and ``interrupted`` by a death can be resumed, and so can ``failed``."""
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Of the stage a job is in; ``rate`` counts items per second."""
-
-    stage: str
-    done: int
-    total: int
-    rate: float | None
-    seconds_left: float | None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import deconvoy
 from deconvoy.errors import ClusterUnreachable, DeconvoyError, RunNotFound
 from service import launcher
-from service.catalogue import Catalogue, Job
+from service.catalogue import ACTIVE, Catalogue, Job
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,6 @@ STOP_SECONDS = 60.0
 
 ATTEMPTS = 3
 """To start a driver that dies before its run is there."""
-
-ACTIVE = ("starting", "running", "stopping")
 
 
 class Drivers(Protocol):

@@ -13,11 +13,8 @@ from deconvoy.errors import DeconvoyError, JobConflict, RunNotFound
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from service.admission import admit
-from service.catalogue import Catalogue, Job, NewJob
+from service.catalogue import ENDED, Catalogue, Job, NewJob
 from service.settings import Settings
-
-ENDED = ("done", "failed", "stopped", "interrupted")
-"""States that a job leaves only when somebody resumes it."""
 
 LOG = "logs/driver.txt"
 """In a run: what its driver says of it, for people."""
@@ -31,8 +28,10 @@ class Queue:
     def __init__(self, settings: Settings, catalogue: Catalogue) -> None:
         self._settings, self._catalogue = settings, catalogue
 
-    def submit(self, given: Mapping[str, Any], submitter: str, key: str | None = None) -> Job:
-        """Take a job in.
+    def submit(
+        self, given: Mapping[str, Any], submitter: str, key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Take a job in; whether it is a new one.
 
         Args:
             given: the job spec as JSON.
@@ -48,7 +47,9 @@ class Queue:
         job_id = _id_of(spec)
         url = f"{self._settings.runs_root.rstrip('/')}/{job_id}"
         name = spec.name or spec.model.name
-        return self._catalogue.add_job(NewJob(job_id, name, spec.to_json(), url, submitter, key))
+        new = NewJob(job_id, name, spec.to_json(), url, submitter, key, resumes=False)
+        job = self._catalogue.add_job(new)
+        return job, job.id == job_id
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job; its run stays readable and can be resumed.  One that is stopping already goes
@@ -75,7 +76,7 @@ class Queue:
             raise JobConflict(f"The job {job_id!r} is {job.state}, so there is nothing to resume.")
         if job.state == "failed":
             self._require_resumable(job)
-        if not self._catalogue.move(job_id, "queued", among=ENDED[1:]):
+        if not self._catalogue.move(job_id, "queued", among=("failed", "stopped", "interrupted")):
             raise JobConflict(f"The job {job_id!r} changed just now: look at it again.")
         return self._catalogue.job(job_id)
 

@@ -1,0 +1,104 @@
+"""``deconvoy up``: the whole service on one machine, until Ctrl-C."""
+
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from deconvoy.errors import MissingExtra, RequestError
+from service.console import out
+
+DRAIN_SECONDS = 5
+"""Time for requests at hand, and for streams to end, at Ctrl-C."""
+
+
+def up(
+    urls: Annotated[
+        list[str] | None, typer.Argument(metavar="[URL]...", help="Runs elsewhere, to show, too.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|ADDRESS|none",
+            help="Where jobs run: on a Ray of this machine, started beside it (default), on the "
+            "cluster at an address, or nowhere.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Default: 8000; 0: any that is free.")
+    ] = None,
+    runs: Annotated[
+        str | None, typer.Option(help="Folder or s3://… for runs; default: ~/.deconvoy/runs.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or URL below which jobs may read; default: this folder."),
+    ] = None,
+) -> None:
+    """The whole service on one machine: API, jobs and a local Ray beside it."""
+    try:
+        import uvicorn
+
+        from service.app import create_app
+        from service.settings import Settings
+    except ModuleNotFoundError as error:
+        raise MissingExtra("service", "The service") from error
+    given: dict[str, Any] = {"ray": ray, "host": host, "port": port, "runs": runs}
+    given = {name: value for name, value in given.items() if value is not None}
+    if urls:
+        given["browse"] = tuple(urls)
+    if data:
+        given["data_roots"] = tuple(_absolute(place) for place in data)
+    settings = Settings(**given)
+    if not settings.data_roots and settings.on_loopback:
+        settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
+    listening = _listen(settings.host, settings.port)
+    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    app = create_app(settings, supervise=settings.ray != "none")
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                link = app.state.gate.link(address)
+                out.print(f"Deconvoy is at {address}  (API: {address}/docs)", soft_wrap=True)
+                out.print(f"Open it in a browser: {escape(link)}", soft_wrap=True)
+                where = {"local": "a Ray of this machine", "none": "nowhere"}.get(settings.ray)
+                out.print(
+                    f"Jobs run on {where or settings.ray}; runs are in "
+                    f"{escape(settings.runs_root)}. Ctrl-C ends it.",
+                    soft_wrap=True,
+                )
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise RequestError(
+            f"Nothing can listen on {host}:{port} ({error.strerror}): choose another --port, or "
+            "end what is there."
+        ) from error
+    listening.listen(128)
+    return listening
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
