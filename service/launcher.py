@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -231,23 +231,23 @@ def verify(url: str, sample: int) -> dict[str, Any]:
 
 def occlude(
     url: str,
-    image: int | str,
+    images: Sequence[int | str],
     *,
     patch: int | None = None,
     stride: int | None = None,
     layer: str | None = None,
-) -> Occlusion:
-    """Slide a square over one image, now, with a run's model.
+) -> Iterator[Occlusion]:
+    """Slide a square over each of some images when it is asked for, with a run's model.
 
     Args:
-        image: id of an image of the run, or a file that nobody scanned.
+        images: ids of images of the run, or files that nobody scanned.
         layer: the only one to watch; default: all of the run.
     """
     with _extra("workers", "Occluding an image"):
-        from workers.fresh import occlude as look
+        from workers.fresh import occlude_each
 
     layers = None if layer is None else [layer]
-    return look(url, image, patch=patch, stride=stride, layers=layers)
+    yield from occlude_each(url, images, patch=patch, stride=stride, layers=layers)
 
 
 def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:

@@ -197,8 +197,10 @@ def test_figures_of_images_from_the_run_and_from_now(
     looked: list[Any] = []
     from workers import fresh
 
-    now = fresh.occlude
-    monkeypatch.setattr(fresh, "occlude", lambda *a, **k: (looked.append(a[1]), now(*a, **k))[1])
+    now = fresh.occlude_each
+    monkeypatch.setattr(
+        fresh, "occlude_each", lambda *a, **k: (looked.extend(a[1]), now(*a, **k))[1]
+    )
 
     def drawn(*arguments: str | Path) -> Image.Image:
         code, out, err = type_("figure", run, *arguments, "-o", tmp_path / "f.png")
@@ -214,6 +216,41 @@ def test_figures_of_images_from_the_run_and_from_now(
     drawn("--image", "2", "--patch", "40")
     drawn("--image", tmp_path / "three.png", "--patch", "40")
     assert looked == [5, 2, str(tmp_path / "three.png")]
+
+
+def test_a_command_traces_and_tries_its_model_once_for_all_its_images(
+    type_: Type, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import fresh
+
+    for number in (3, 4):
+        Image.fromarray(render(1, number).image).save(tmp_path / f"{number}.png")
+    done: list[str] = []
+    for name in ("trace", "require_independent"):
+        before: Any = getattr(fresh, name)
+
+        def told(model: Any, name: str = name, before: Any = before) -> Any:
+            done.append(name)
+            return before(model)
+
+        monkeypatch.setattr(fresh, name, told)
+    images = [str(tmp_path / "3.png"), "5", "2", str(tmp_path / "4.png")]
+    asked = [part for image in images for part in ("--image", image)]
+    code, _, err = type_("figure", run, *asked, "-o", tmp_path / "f.png")
+    assert code == 0, err
+    assert done == ["trace", "require_independent"]
+    assert [line.split()[4] for line in err.splitlines()] == [images[0], "2", images[3]]
+
+
+def test_several_images_at_once_are_each_as_alone_and_in_order(run: Path, tmp_path: Path) -> None:
+    from workers.fresh import occlude_each
+
+    Image.fromarray(render(1, 3).image).save(tmp_path / "three.png")
+    images: list[int | str] = [str(tmp_path / "three.png"), 2, 0]
+    for image, found in zip(images, occlude_each(run, images, **SQUARE), strict=True):
+        alone = workers.occlude(run, image, **SQUARE)
+        assert (found.image, found.uri, found.target) == (alone.image, alone.uri, alone.target)
+        assert np.array_equal(found.probability, alone.probability), image
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {
