@@ -205,15 +205,23 @@ def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -
     _draw_legend(draw, one, _x_of(5, row.side, tiled), y)
 
 
+def title_of(one: Occlusion) -> tuple[str, str]:
+    """The class that is watched, and what is said of it: a prediction must not pass for a label."""
+    name = one.name_of(one.target)
+    told = f"p = {one.clean_probability:.3f}, lowest {float(one.probability.min()):.3f}"
+    if one.predicted:
+        return f"predicted: {name}", told
+    if one.clean_label != one.target:
+        told += f"   predicted: {one.name_of(one.clean_label)}"
+    return name, told
+
+
 def _draw_title(draw: Draw, one: Occlusion, top: int, width: int) -> None:
-    name = printable(one.name_of(one.target))
+    name, told = map(printable, title_of(one))
     draw.text((MARGIN, top + TITLE), name, BRIGHT, font(TITLE), anchor="ls")
     x = MARGIN + text_width(name, TITLE) + 12
-    told = [f"p = {one.clean_probability:.3f}, lowest {float(one.probability.min()):.3f}"]
-    if one.clean_label != one.target:
-        told.append(f"predicted: {printable(one.name_of(one.clean_label))}")
-    draw.text((x, top + TITLE), "   ".join(told), MUTED, font(TEXT), anchor="ls")
-    x += text_width("   ".join(told), TEXT) + 16
+    draw.text((x, top + TITLE), told, MUTED, font(TEXT), anchor="ls")
+    x += text_width(told, TEXT) + 16
     uri = clipped(printable(one.uri), TEXT, width - x - MARGIN, keep_end=True)
     draw.text((x, top + TITLE), uri, MUTED, font(TEXT), anchor="ls")
 

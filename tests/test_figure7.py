@@ -126,6 +126,15 @@ def test_the_weakest_place_is_the_first_among_equals() -> None:
     assert handmade(((0.9, 0.2), (0.2, 0.9))).weakest == (5.0, 35.0)
 
 
+def test_the_heading_tells_a_prediction_from_a_label() -> None:
+    assert figure7.title_of(handmade()) == ("cat", "p = 0.850, lowest 0.200")
+    wrong = handmade(clean_label=0)
+    assert figure7.title_of(wrong) == ("cat", "p = 0.850, lowest 0.200   predicted: dog")
+    unlabelled = handmade(predicted=True)
+    assert figure7.title_of(unlabelled) == ("predicted: cat", "p = 0.850, lowest 0.200")
+    assert figure7.figure7(unlabelled).tobytes() != figure7.figure7(handmade()).tobytes()
+
+
 def test_images_stack_as_rows_and_other_projections_stand_beside() -> None:
     one, tile = handmade(), np.ones((9, 9, 3), np.float32)
     alone, page = figure7.figure7(one), figure7.figure7_page([one, one, one])

@@ -126,6 +126,7 @@ def test_an_image_of_a_run_is_the_same_now_as_in_the_run(run: Path) -> None:
     assert stored.boxes.tolist() == now.boxes.tolist() == [list(render(1, 5).box)]
     for name in ("y", "x", "probability", "label", "picture"):
         assert np.array_equal(getattr(stored, name), getattr(now, name)), name
+    assert not stored.predicted and not now.predicted, "it has a label"
     assert stored.unit == now.unit and stored.classes == now.classes
     for name, activity in now.activity.items():
         assert np.array_equal(stored.activity[name], activity), name
@@ -150,6 +151,7 @@ def test_an_image_the_run_did_not_cover_and_a_file_are_seen_by_its_model(
         run, tmp_path / "three.png", patch=30, stride=30, label=known.name_of(3)
     )
     assert np.array_equal(named.probability, known.probability)
+    assert (known.predicted, file.predicted, named.predicted) == (False, True, False)
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], type[DeconvoyError], str]] = {

@@ -209,6 +209,7 @@ def _gathered(
         boxes=boxes,
         classes=opened.classes,
         maps=maps_among(sizes, opened.network.layers[-1].units),
+        predicted=subject.label is None,
     )
 
 
