@@ -114,8 +114,7 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
     """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
-    say("measuring a few of its images …")
-    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())))
+    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())), say)
     if as_json:
         print_json(planned)
     else:

@@ -62,13 +62,16 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
     return RayExecutor(compute, address)
 
 
-def plan(spec: JobSpec) -> dict[str, Any]:
-    """What a job would do, take and need."""
+def plan(spec: JobSpec, say: Say) -> dict[str, Any]:
+    """What a job would do, take and need; a spec that is wrong is refused before it is measured."""
     with _extra("workers", "Planning a job"):
         from workers.job import settle
         from workers.plan import plan as plan_job
 
-    planned: dict[str, Any] = plan_job(settle(spec)).to_json()
+    def measuring() -> None:
+        say("measuring a few of its images …")
+
+    planned: dict[str, Any] = plan_job(settle(spec), measuring=measuring).to_json()
     return planned
 
 

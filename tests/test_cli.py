@@ -157,8 +157,9 @@ def test_layers_lists_the_receptive_fields(type_: Type) -> None:
 
 
 def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
-    code, out, _ = type_("plan", spec, "--set", "data.limit=10")
+    code, out, err = type_("plan", spec, "--set", "data.limit=10")
     assert code == 0 and "10" in out and "relu1" in out
+    assert err.count("measuring a few of its images") == 1
     assert "weights    none given: random, seed 0" in out
     assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
@@ -280,6 +281,28 @@ WRONG: list[tuple[str, list[str], int, str]] = [
         2,
         "has such a unit",
     ),
+    (
+        "units nowhere, foretold",
+        [
+            "plan",
+            "{spec}",
+            "--set",
+            "analyses=[{kind: top}, {kind: projection, units: {ids: [999]}}]",
+        ],
+        2,
+        "has such a unit",
+    ),
+    (
+        "no image to cover",
+        [
+            "plan",
+            "{spec}",
+            "--set",
+            "analyses=[{kind: top}, {kind: occlusion, images: {ids: [20]}}]",
+        ],
+        2,
+        "analyses.occlusion.images.ids",
+    ),
     ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were"),
     ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
     ("no such query", ["query", "{run}", "nerest"], 2, "nearest: nearest"),
@@ -327,6 +350,7 @@ def test_wrong_requests_get_one_sentence(
     assert got == code, said
     assert says in said
     assert "Traceback" not in err
+    assert "measuring" not in said, "it is refused first"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
