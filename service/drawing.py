@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from PIL import Image
 from rich.markup import escape
@@ -55,7 +56,8 @@ def figure(
         list[str] | None,
         typer.Option(
             metavar="ID|PATH",
-            help="Occlude this image: of the run, or a file that nobody scanned. May be repeated.",
+            help="Occlude this image: of the run, or a file that nobody scanned. May be repeated; "
+            "default: the three of the run whose probability falls most.",
         ),
     ] = None,
     patch: Annotated[
@@ -123,14 +125,22 @@ def draw_images(
     """Fig. 7, a row an image.
 
     Args:
-        images: ids, paths in the data set, or files; none: the first ones that the run occluded.
+        images: ids, paths in the data set, or files; none: ``most_moved``.
         patch: with it, or with ``stride``, what the run has of another square is computed anew.
     """
-    if not images:
-        images = [str(one) for one in run.occluded()["image_id"][:SHOWN_IMAGES].to_pylist()]
+    images = images or most_moved(run)
     found = _occlusions(run, images, layer, patch, stride)
     others = [_others(run, one, layer) for one in found]
     return figure7.figure7_page(found, layer, others=others, **look)
+
+
+def most_moved(run: deconvoy.Run) -> list[str]:
+    """Of the images that the run occluded, those whose probability falls most under a square, the
+    largest fall first; of equals the first one."""
+    table = run.occluded()
+    fall = table["probability"].to_numpy() - table["lowest"].to_numpy()
+    order = np.argsort(-fall, kind="stable")[:SHOWN_IMAGES]
+    return [str(one) for one in table["image_id"].take(order).to_pylist()]
 
 
 def _occlusions(

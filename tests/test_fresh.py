@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from torch import nn
 import deconvoy
 import workers
 from deconvoy.errors import DeconvoyError, ImageUnreadable, RequestError, RunNotFound
+from service import drawing
 from tests import reference
 from tests.runs import run_inline, small_spec
 from tests.test_wrong_inputs import change_attribute
@@ -210,7 +212,11 @@ def test_figures_of_images_from_the_run_and_from_now(
         return Image.open(tmp_path / "f.png").copy()
 
     every = drawn("--analysis", "occlusion")
-    assert drawn("--image", "0", "--image", "5").tobytes() == every.tobytes() and not looked
+    named = [
+        part for image in drawing.most_moved(deconvoy.open(run)) for part in ("--image", image)
+    ]
+    assert sorted(named[1::2]) == ["0", "5"]
+    assert drawn(*named).tobytes() == every.tobytes() and not looked
     assert drawn("relu2", "--image", "5").height < every.height and not looked
     drawn("--image", "5", "--patch", "24", "--stride", "20")
     assert not looked, "it is what the run has"
@@ -218,6 +224,25 @@ def test_figures_of_images_from_the_run_and_from_now(
     drawn("--image", "2", "--patch", "40")
     drawn("--image", tmp_path / "three.png", "--patch", "40")
     assert looked == [5, 2, str(tmp_path / "three.png")]
+
+
+def test_unless_told_the_images_are_drawn_whose_probability_falls_most(
+    type_: Type, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, lowest = [0.9, 0.5, 0.99, 0.8, 0.6], [0.8, 0.1, 0.9, 0.2, 0.2]
+    told = {"image_id": [4, 5, 2, 7, 0], "probability": clean, "lowest": lowest}
+    monkeypatch.setattr(deconvoy.Run, "occluded", lambda self: pa.table(told))
+    assert drawing.most_moved(deconvoy.open(run)) == ["7", "5", "0"]
+    monkeypatch.setattr(drawing, "SHOWN_IMAGES", 1)
+    for moved, column in ((5, [0.9, 0.1]), (0, [0.1, 0.9])):
+        told |= {"image_id": [0, 5], "probability": [1.0, 1.0], "lowest": column}
+        for name, asked in (
+            ("told", ["--image", str(moved)]),
+            ("not", ["--analysis", "occlusion"]),
+        ):
+            code, _, err = type_("figure", run, *asked, "-o", tmp_path / f"{name}.png")
+            assert code == 0, err
+        assert (tmp_path / "told.png").read_bytes() == (tmp_path / "not.png").read_bytes()
 
 
 def test_a_command_traces_and_tries_its_model_once_for_all_its_images(
