@@ -12,6 +12,7 @@ import deconvoy
 from deconvoy import figure7, figures, panels, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.occlusion import Occlusion
+from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
@@ -34,7 +35,11 @@ def figure(
         Path | None, typer.Option("-o", "--out", help="PNG or JPEG file.", show_default=False)
     ] = None,
     units: Annotated[
-        str | None, typer.Option(help="Which, as in 0-15 or 3,7,12; default: the first sixteen.")
+        str | None,
+        typer.Option(
+            help="Which, as in 0-15 or 3,7,12; default: of those that the run projected, the first "
+            f"{FIGURE_UNITS}."
+        ),
     ] = None,
     zoom: Annotated[
         bool | None,

@@ -128,6 +128,23 @@ def test_a_unit_named_twice_is_drawn_once(type_: Type, finished: Path, tmp_path:
     assert (tmp_path / "1,2.png").read_bytes() == (tmp_path / "1,1,2,1-2.png").read_bytes()
 
 
+def test_the_units_of_a_figure_are_unless_told_those_that_its_help_says(
+    type_: Type, spec: Path, tmp_path: Path
+) -> None:
+    said = " ".join(type_("figure", "--help")[1].replace("│", " ").split())
+    promised = re.search(r"default: of those that the run projected, the first (\d+)\.", said)
+    assert promised, said
+    ids = [unit for unit in range(3, 32) if unit % 3]
+    analyses = f"analyses=[{{kind: top}}, {{kind: projection, units: {{ids: {ids}}}}}]"
+    job = ["run", spec, "--executor", "inline", "--set", "layers=[relu1]", "--set", analyses]
+    assert type_(*job, "--out", tmp_path / "run")[0] == 0
+    first = ",".join(map(str, ids[: int(promised[1])]))
+    for name, units in (("told", ["--units", first]), ("not", [])):
+        figure = ["figure", tmp_path / "run", "relu1", *units, "-o", tmp_path / f"{name}.png"]
+        assert type_(*figure)[0] == 0
+    assert (tmp_path / "told.png").read_bytes() == (tmp_path / "not.png").read_bytes()
+
+
 def test_the_version_is_printed(type_: Type) -> None:
     code, out, _ = type_("--version")
     assert code == 0 and out.startswith("deconvoy ")
