@@ -34,11 +34,16 @@ from deconvoy.panels import (
     TITLE,
     Projections,
     Row,
-    activity_range,
+    Scale,
+    activity_of,
+    activity_scale,
+    flat_words,
     map_of,
     picture_of,
+    probability_of,
+    probability_scale,
+    probability_text,
     projection_of,
-    shares,
     signed,
 )
 
@@ -49,6 +54,8 @@ MARGIN, GAP = 24, 20
 TEXT = 13
 LEFT_TICKS = 28
 BAR, BAR_LABELS = 10, 44
+LINE = SMALL + 2
+"""From one number beside a scale to the next."""
 LEGEND = 168
 Draw = ImageDraw.ImageDraw
 
@@ -148,9 +155,10 @@ def _explained(rows: Sequence[Row]) -> str:
         f"A square{told} slides over each image; axes are pixels of the model's input. (a) It "
         f"stands where the class is least probable.{boxes} (b) Sum over the map that is strongest "
         "in the clean image. (c) That map's largest activation projected to pixels, signed, "
-        f"mid-grey is zero{smooth}. (d) Softmax probability. (e) Class with the largest one. In "
-        "(b), (d) and (e) each cell is one position, drawn at the square's centre; the white mark "
-        "on a scale is the clean image."
+        f"mid-grey is zero{smooth}. (d) Softmax probability; each image has its own scale, from "
+        "its smallest value to its largest. (e) The class that is then most probable. In (b), (d) "
+        "and (e) each cell is one position, drawn at the square's centre; the white mark on a "
+        "scale is the clean image."
     )
 
 
@@ -182,9 +190,9 @@ def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -
     )
     panels: tuple[Callable[[], UInt8[np.ndarray, "row col rgb"]], ...] = (
         lambda: picture_of(row),
-        lambda: map_of(row, heat.shaded(shares(one.activity[row.layer], activity_range(row)))),
+        lambda: activity_of(row),
         lambda: projection_of(row),
-        lambda: map_of(row, heat.shaded(one.probability)),
+        lambda: probability_of(row),
         lambda: map_of(row, heat.coloured(one.label, heat.legend(one.label, one.target))),
     )
     for number, (heading, panel) in enumerate(zip(headings, panels, strict=True)):
@@ -194,10 +202,9 @@ def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -
         _draw_ticks(draw, row, x, y)
     _draw_marks(draw, row, _x_of(0, row.side, tiled), y)
     of_bar = row.shape[1] + 8
-    bounds, clean = activity_range(row), one.clean_activity[row.layer]
-    _draw_bar(image, draw, row, _x_of(1, row.side, tiled) + of_bar, y, bounds, clean)
-    of_class = (0.0, 1.0), one.clean_probability
-    _draw_bar(image, draw, row, _x_of(3, row.side, tiled) + of_bar, y, *of_class)
+    _draw_bar(image, draw, row, _x_of(1, row.side, tiled) + of_bar, y, activity_scale(row))
+    if not flat_words(one):
+        _draw_bar(image, draw, row, _x_of(3, row.side, tiled) + of_bar, y, probability_scale(one))
     for number, other in enumerate(row.others):
         tile = Image.fromarray(signed(other, row.sigma, (row.other_side, row.other_side)))
         x = _x_of(2, row.side, tiled) + row.side + 6
@@ -205,15 +212,24 @@ def _draw_row(image: Image.Image, draw: Draw, row: Row, top: int, tiled: bool) -
     _draw_legend(draw, one, _x_of(5, row.side, tiled), y)
 
 
+def title_of(one: Occlusion) -> tuple[str, str]:
+    """The class that is watched, and what is said of it: a prediction must not pass for a label."""
+    name = one.name_of(one.target)
+    clean, lowest = map(probability_text, (one.clean_probability, float(one.probability.min())))
+    told = f"p = {clean}, lowest {lowest}"
+    if one.predicted:
+        return f"predicted: {name}", told
+    if one.clean_label != one.target:
+        told += f"   predicted: {one.name_of(one.clean_label)}"
+    return name, told
+
+
 def _draw_title(draw: Draw, one: Occlusion, top: int, width: int) -> None:
-    name = printable(one.name_of(one.target))
+    name, told = map(printable, title_of(one))
     draw.text((MARGIN, top + TITLE), name, BRIGHT, font(TITLE), anchor="ls")
     x = MARGIN + text_width(name, TITLE) + 12
-    told = [f"p = {one.clean_probability:.3f}, lowest {float(one.probability.min()):.3f}"]
-    if one.clean_label != one.target:
-        told.append(f"predicted: {printable(one.name_of(one.clean_label))}")
-    draw.text((x, top + TITLE), "   ".join(told), MUTED, font(TEXT), anchor="ls")
-    x += text_width("   ".join(told), TEXT) + 16
+    draw.text((x, top + TITLE), told, MUTED, font(TEXT), anchor="ls")
+    x += text_width(told, TEXT) + 16
     uri = clipped(printable(one.uri), TEXT, width - x - MARGIN, keep_end=True)
     draw.text((x, top + TITLE), uri, MUTED, font(TEXT), anchor="ls")
 
@@ -257,26 +273,23 @@ def _draw_marks(draw: Draw, row: Row, x: int, y: int) -> None:
         outline(box, None, BOX)
 
 
-def _draw_bar(
-    image: Image.Image,
-    draw: Draw,
-    row: Row,
-    x: int,
-    y: int,
-    bounds: tuple[float, float],
-    clean: float,
-) -> None:
+def _draw_bar(image: Image.Image, draw: Draw, row: Row, x: int, y: int, scale: Scale) -> None:
     """A scale from its upper to its lower bound, with a mark at the clean value."""
-    height, (low, high) = row.shape[0], bounds
-    share = np.linspace(1, 0, height)[:, None].repeat(BAR, 1)
+    below = row.shape[0] - 1
+    share = np.linspace(1, 0, below + 1)[:, None].repeat(BAR, 1)
     image.paste(Image.fromarray(heat.shaded(share)), (x, y))
-    at = y + round((1 - float(shares(np.array([clean], np.float32), bounds)[0])) * (height - 1))
-    for value, place in ((high, y), (low, y + height - 1)):
-        if abs(place - at) > SMALL + 2:
-            text = _number(value)
-            draw.text((x + BAR + 7, place), text, MUTED, font(SMALL), anchor="lm")
-    draw.rectangle((x - 2, at - 1, x + BAR + 1, at), BRIGHT)
-    draw.text((x + BAR + 7, at), _number(clean), BRIGHT, font(SMALL), anchor="lm")
+    at = round((1 - float(scale.shares(np.array([scale.clean], np.float32))[0])) * below)
+    draw.rectangle((x - 2, y + at - 1, x + BAR + 1, y + at), BRIGHT)
+    clean, told = scale.number(scale.clean), at
+    for value, place in ((scale.high, 0), (scale.low, below)):
+        if scale.number(value) == clean:
+            told = place
+        else:  # a mark near an end is told beside it, so that both numbers can be read
+            told = max(told, LINE) if place == 0 else min(told, below - LINE)
+            draw.text(
+                (x + BAR + 7, y + place), scale.number(value), MUTED, font(SMALL), anchor="lm"
+            )
+    draw.text((x + BAR + 7, y + told), clean, BRIGHT, font(SMALL), anchor="lm")
 
 
 def _draw_legend(draw: Draw, one: Occlusion, x: int, y: int) -> None:
@@ -290,7 +303,3 @@ def _draw_legend(draw: Draw, one: Occlusion, x: int, y: int) -> None:
         name = clipped(printable(name), TEXT, LEGEND - 56)
         watched = key.label == one.target
         draw.text((x + 56, middle), name, BRIGHT if watched else MUTED, font(TEXT), anchor="lm")
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 1000 or value in (0, 1) else f"{value:.3g}"

@@ -79,6 +79,8 @@ class Occlusion:
     maps: tuple[str, ...] = ()
     """Layers of feature maps among ``unit``, without those that have one map for every class; the
     last one is that of the paper's figure.  Empty where nobody looked."""
+    predicted: bool = False
+    """Whether the target is no label but what the model makes of the clean image."""
 
     @property
     def weakest(self) -> tuple[float, float]:
@@ -134,11 +136,12 @@ def occlusion_of(run: "Run", image: int | str) -> Occlusion:
         return read(group, name, row)
 
     image_id = int(ids[row])
+    listed = run.images_of(ids[row : row + 1])
     scale, stored = own("scale"), own("projection").astype(np.float32)
     top5 = "top5" in group
     return Occlusion(
         image=image_id,
-        uri=run.images_of(ids[row : row + 1]).column("uri")[0].as_py(),
+        uri=listed.column("uri")[0].as_py(),
         size=(attributes["size"][0], attributes["size"][1]),
         y=read(group, "y"),
         x=read(group, "x"),
@@ -160,6 +163,7 @@ def occlusion_of(run: "Run", image: int | str) -> Occlusion:
         boxes=_boxes(own("box") if "box" in group else np.zeros((0, 4), np.int32)),
         classes=run.classes,
         maps=maps_among({name: _size_of(run, name) for name in layers}, run.outputs),
+        predicted=listed.column("label")[0].as_py() is None,
     )
 
 

@@ -1,7 +1,7 @@
 """The pictures of the panels of Fig. 7: arrays of one image in, RGB out.  ``figure7`` lays them
 out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,16 +9,19 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw
 
 from deconvoy import heat
-from deconvoy.figures import EMPTY, MUTED, signed_colours, smoothed
-from deconvoy.lettering import font
+from deconvoy.figures import BRIGHT, EMPTY, MUTED, signed_colours, smoothed
+from deconvoy.lettering import draw_lines, text_height, wrapped
 from deconvoy.occlusion import Occlusion
 
 OTHER_TILES = 4
 """Projections in other images that stand beside the one in this."""
 
-SMALL = 11
+SMALL, WORDS = 11, 13
 TITLE, HEADING, BOTTOM_TICKS = 20, 36, 18
 """Pixels of the title, of the two lines above a panel, and of the ticks below it."""
+
+FLAT = 0.01
+"""Probabilities that differ by less are told in words: colours would draw patterns from nothing."""
 
 Projections = Sequence[Float32[np.ndarray, "h w 3"]]
 
@@ -50,6 +53,24 @@ class Row:
         return TITLE + 12 + HEADING + self.side + BOTTOM_TICKS
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the colours of a panel mean."""
+
+    low: float
+    high: float
+    clean: float
+    """Of the image without a square; between the two."""
+    number: Callable[[float], str]
+    """A value as the scale shows it."""
+
+    def shares(self, values: Float32[np.ndarray, "*place"]) -> Float32[np.ndarray, "*place"]:
+        """0 at the lower end, 1 at the upper one."""
+        width = self.high - self.low if self.high > self.low else 1.0
+        found: Float32[np.ndarray, "*place"] = ((values - self.low) / width).astype(np.float32)
+        return found
+
+
 def picture_of(row: Row) -> UInt8[np.ndarray, "row col rgb"]:
     shown = Image.fromarray(row.occlusion.picture)
     return np.asarray(shown.resize(row.shape[::-1], Image.Resampling.BICUBIC))
@@ -68,10 +89,32 @@ def projection_of(row: Row) -> UInt8[np.ndarray, "row col rgb"]:
     projection = row.occlusion.projection.get(row.layer)
     if projection is not None:
         return signed(projection, row.sigma, row.shape)
-    empty = Image.new("RGB", row.shape[::-1], EMPTY)
-    middle = row.shape[1] // 2, row.shape[0] // 2
-    text = "cannot be projected"
-    ImageDraw.Draw(empty).text(middle, text, MUTED, font(SMALL), anchor="mm")
+    return _in_words(row, "cannot be projected", MUTED)
+
+
+def activity_of(row: Row) -> UInt8[np.ndarray, "row col rgb"]:
+    activity = row.occlusion.activity[row.layer]
+    return map_of(row, heat.shaded(activity_scale(row).shares(activity)))
+
+
+def probability_of(row: Row) -> UInt8[np.ndarray, "row col rgb"]:
+    words = flat_words(row.occlusion)
+    if words:
+        return _in_words(row, words, BRIGHT)
+    probability = row.occlusion.probability
+    return map_of(row, heat.shaded(probability_scale(row.occlusion).shares(probability)))
+
+
+def _in_words(row: Row, words: str, colour: heat.Colour) -> UInt8[np.ndarray, "row col rgb"]:
+    """A panel that says what it has no colours for."""
+    height, width = row.shape
+    empty = Image.new("RGB", (width, height), EMPTY)
+    draw = ImageDraw.Draw(empty)
+    lines = wrapped(words, WORDS if width >= 96 else SMALL, colour, width - 4)
+    y = (height - text_height(lines)) // 2
+    for line in lines:
+        draw_lines(draw, [line], (width - line.width) // 2, y)
+        y += line.height
     return np.asarray(empty)
 
 
@@ -86,19 +129,35 @@ def signed(
     return signed_colours(np.stack(resized, axis=2))
 
 
-def activity_range(row: Row) -> tuple[float, float]:
+def activity_scale(row: Row) -> Scale:
     """From zero, or below where the layer goes below, to the largest: a scale that began at the
     smallest would make any drop look deep."""
     activity = row.occlusion.activity[row.layer]
     clean = row.occlusion.clean_activity[row.layer]
     low, high = float(activity.min()), float(activity.max())
-    return min(0.0, low, clean), max(0.0, high, clean)
+    return Scale(min(0.0, low, clean), max(0.0, high, clean), clean, _number)
 
 
-def shares(
-    values: Float32[np.ndarray, "*place"], bounds: tuple[float, float]
-) -> Float32[np.ndarray, "*place"]:
-    low, high = bounds
-    width = high - low if high > low else 1.0
-    found: Float32[np.ndarray, "*place"] = ((values - low) / width).astype(np.float32)
-    return found
+def probability_scale(one: Occlusion) -> Scale:
+    """From the smallest to the largest, that without a square among them: one from 0 to 1 would
+    show nothing of a class that is nearly sure, or hardly thought of."""
+    low, high = float(one.probability.min()), float(one.probability.max())
+    clean = one.clean_probability
+    return Scale(min(low, clean), max(high, clean), clean, probability_text)
+
+
+def flat_words(one: Occlusion) -> str:
+    """What the panel of the probability says where there is next to nothing to see; else ""."""
+    low, high = float(one.probability.min()), float(one.probability.max())
+    if high - low >= FLAT:
+        return ""
+    ends = dict.fromkeys(map(probability_text, (low, high)))  # once where they look alike
+    return f"{' to '.join(ends)} everywhere"
+
+
+def probability_text(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 or value in (0, 1) else f"{value:.3g}"

@@ -35,6 +35,9 @@ from deconvoy.schema import EXAMPLE_KINDS, FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 
+FIGURE_UNITS = 16
+"""Units of a Fig. 2 unless told."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -458,9 +461,9 @@ class Run:
         return occluded(self)
 
     def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:
-        """Fig. 2 of a layer: its first sixteen projected units, or those named."""
+        """Fig. 2 of a layer: of its projected units the first ``FIGURE_UNITS``, or those named."""
         if units is None:
-            units = self.projected_units(layer)[:16]
+            units = self.projected_units(layer)[:FIGURE_UNITS]
         if not len(units):
             raise RunNotFound(
                 f"Layer {layer!r} of {self.url!r} has no projections: {self.projected_told(layer)}"

@@ -100,8 +100,8 @@ def demo(
     out.print(f"\n{escape(queries.pointing_game(run).told())}", soft_wrap=True)
     here = found["folder"]
     out.print(
-        f"\nThe figures above are Fig. 2 of the paper, a page a layer, and Fig. 7, a row an image. "
-        f"What to type next:\n"
+        f"\nThe figures above are Fig. 2 of the paper, a page a layer, and Fig. 7, a row an image: "
+        f"the three images whose class a square hides best. What to type next:\n"
         f"  deconvoy show {here.run}\n"
         f"  deconvoy show {here.run} relu5 3\n"
         f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"
@@ -114,8 +114,7 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
     """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
-    say("measuring a few of its images …")
-    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())))
+    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())), say)
     if as_json:
         print_json(planned)
     else:

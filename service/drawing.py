@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import typer
 from PIL import Image
 from rich.markup import escape
@@ -11,6 +12,7 @@ import deconvoy
 from deconvoy import figure7, figures, panels, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.occlusion import Occlusion
+from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
@@ -33,7 +35,11 @@ def figure(
         Path | None, typer.Option("-o", "--out", help="PNG or JPEG file.", show_default=False)
     ] = None,
     units: Annotated[
-        str | None, typer.Option(help="Which, as in 0-15 or 3,7,12; default: the first sixteen.")
+        str | None,
+        typer.Option(
+            help="Which, as in 0-15 or 3,7,12; default: of those that the run projected, the first "
+            f"{FIGURE_UNITS}."
+        ),
     ] = None,
     zoom: Annotated[
         bool | None,
@@ -55,7 +61,8 @@ def figure(
         list[str] | None,
         typer.Option(
             metavar="ID|PATH",
-            help="Occlude this image: of the run, or a file that nobody scanned. May be repeated.",
+            help="Occlude this image: of the run, or a file that nobody scanned. May be repeated; "
+            "default: the three of the run whose probability falls most.",
         ),
     ] = None,
     patch: Annotated[
@@ -123,47 +130,63 @@ def draw_images(
     """Fig. 7, a row an image.
 
     Args:
-        images: ids, paths in the data set, or files; none: the first ones that the run occluded.
+        images: ids, paths in the data set, or files; none: ``most_moved``.
         patch: with it, or with ``stride``, what the run has of another square is computed anew.
     """
-    if not images:
-        images = [str(one) for one in run.occluded()["image_id"][:SHOWN_IMAGES].to_pylist()]
-    found = [_occlusion(run, image, layer, patch, stride) for image in images]
+    images = images or most_moved(run)
+    found = _occlusions(run, images, layer, patch, stride)
     others = [_others(run, one, layer) for one in found]
     return figure7.figure7_page(found, layer, others=others, **look)
 
 
-def _occlusion(
-    run: deconvoy.Run, image: str, layer: str | None, patch: int | None, stride: int | None
-) -> Occlusion:
-    """From the run where it has it, else computed now."""
-    known: int | str
+def most_moved(run: deconvoy.Run) -> list[str]:
+    """Of the images that the run occluded, those whose probability falls most under a square, the
+    largest fall first; of equals the first one."""
+    table = run.occluded()
+    fall = table["probability"].to_numpy() - table["lowest"].to_numpy()
+    order = np.argsort(-fall, kind="stable")[:SHOWN_IMAGES]
+    return [str(one) for one in table["image_id"].take(order).to_pylist()]
+
+
+def _occlusions(
+    run: deconvoy.Run, images: list[str], layer: str | None, patch: int | None, stride: int | None
+) -> list[Occlusion]:
+    """From the run where it has them, else computed now, for which the model is loaded once."""
+    known = [_known(run, image) for image in images]  # what is not there is told first
+    found = [_stored(run, image, patch, stride) for image in known]
+    missing = [image for image, one in zip(known, found, strict=True) if one is None]
+    looked = launcher.occlude(run.url, missing, patch=patch, stride=stride, layer=layer)
+    for row, one in enumerate(found):
+        if one is None:
+            say(f"sliding a square over {images[row]} …")
+            found[row] = next(looked)
+    return [one for one in found if one is not None]
+
+
+def _known(run: deconvoy.Run, image: str) -> int | str:
+    """Id of an image of the run, or a file."""
     try:
-        known = queries.image_id_of(run, image)
+        return queries.image_id_of(run, image)
     except RunNotFound as error:
         if image.isdecimal():
             raise
         if "://" not in image and not Path(image).is_file():
             raise RunNotFound(f"{error} Nor is it a file here.") from None
-        known = image
-    if isinstance(known, int):
-        stored = _stored(run, known)
-        asked = (patch, stride)
-        if stored and all(a in (None, b) for a, b in zip(asked, _square(stored), strict=True)):
-            return stored
-    say(f"sliding a square over {image} …")
-    return launcher.occlude(run.url, known, patch=patch, stride=stride, layer=layer)
+        return image
 
 
-def _square(stored: Occlusion) -> tuple[int, int]:
-    return stored.patch, stored.stride
-
-
-def _stored(run: deconvoy.Run, image: int) -> Occlusion | None:
+def _stored(
+    run: deconvoy.Run, image: int | str, patch: int | None, stride: int | None
+) -> Occlusion | None:
+    """What the run has of an image under such a square."""
+    if isinstance(image, str):
+        return None
     try:
-        return run.occlusion(image)
+        stored = run.occlusion(image)
     except RunNotFound:
         return None
+    same = patch in (None, stored.patch) and stride in (None, stored.stride)
+    return stored if same else None
 
 
 def _others(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -62,13 +62,16 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
     return RayExecutor(compute, address)
 
 
-def plan(spec: JobSpec) -> dict[str, Any]:
-    """What a job would do, take and need."""
+def plan(spec: JobSpec, say: Say) -> dict[str, Any]:
+    """What a job would do, take and need; a spec that is wrong is refused before it is measured."""
     with _extra("workers", "Planning a job"):
         from workers.job import settle
         from workers.plan import plan as plan_job
 
-    planned: dict[str, Any] = plan_job(settle(spec)).to_json()
+    def measuring() -> None:
+        say("measuring a few of its images …")
+
+    planned: dict[str, Any] = plan_job(settle(spec), measuring=measuring).to_json()
     return planned
 
 
@@ -232,23 +235,23 @@ def verify(url: str, sample: int) -> dict[str, Any]:
 
 def occlude(
     url: str,
-    image: int | str,
+    images: Sequence[int | str],
     *,
     patch: int | None = None,
     stride: int | None = None,
     layer: str | None = None,
-) -> Occlusion:
-    """Slide a square over one image, now, with a run's model.
+) -> Iterator[Occlusion]:
+    """Slide a square over each of some images when it is asked for, with a run's model.
 
     Args:
-        image: id of an image of the run, or a file that nobody scanned.
+        images: ids of images of the run, or files that nobody scanned.
         layer: the only one to watch; default: all of the run.
     """
     with _extra("workers", "Occluding an image"):
-        from workers.fresh import occlude as look
+        from workers.fresh import occlude_each
 
     layers = None if layer is None else [layer]
-    return look(url, image, patch=patch, stride=stride, layers=layers)
+    yield from occlude_each(url, images, patch=patch, stride=stride, layers=layers)
 
 
 def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:

@@ -128,6 +128,23 @@ def test_a_unit_named_twice_is_drawn_once(type_: Type, finished: Path, tmp_path:
     assert (tmp_path / "1,2.png").read_bytes() == (tmp_path / "1,1,2,1-2.png").read_bytes()
 
 
+def test_the_units_of_a_figure_are_unless_told_those_that_its_help_says(
+    type_: Type, spec: Path, tmp_path: Path
+) -> None:
+    said = " ".join(type_("figure", "--help")[1].replace("│", " ").split())
+    promised = re.search(r"default: of those that the run projected, the first (\d+)\.", said)
+    assert promised, said
+    ids = [unit for unit in range(3, 32) if unit % 3]
+    analyses = f"analyses=[{{kind: top}}, {{kind: projection, units: {{ids: {ids}}}}}]"
+    job = ["run", spec, "--executor", "inline", "--set", "layers=[relu1]", "--set", analyses]
+    assert type_(*job, "--out", tmp_path / "run")[0] == 0
+    first = ",".join(map(str, ids[: int(promised[1])]))
+    for name, units in (("told", ["--units", first]), ("not", [])):
+        figure = ["figure", tmp_path / "run", "relu1", *units, "-o", tmp_path / f"{name}.png"]
+        assert type_(*figure)[0] == 0
+    assert (tmp_path / "told.png").read_bytes() == (tmp_path / "not.png").read_bytes()
+
+
 def test_the_version_is_printed(type_: Type) -> None:
     code, out, _ = type_("--version")
     assert code == 0 and out.startswith("deconvoy ")
@@ -157,8 +174,9 @@ def test_layers_lists_the_receptive_fields(type_: Type) -> None:
 
 
 def test_plan_says_what_a_job_would_take(type_: Type, spec: Path) -> None:
-    code, out, _ = type_("plan", spec, "--set", "data.limit=10")
+    code, out, err = type_("plan", spec, "--set", "data.limit=10")
     assert code == 0 and "10" in out and "relu1" in out
+    assert err.count("measuring a few of its images") == 1
     assert "weights    none given: random, seed 0" in out
     assert json.loads(type_("plan", spec, "--json")[1])["layers"][0]["name"] == "relu1"
 
@@ -280,6 +298,28 @@ WRONG: list[tuple[str, list[str], int, str]] = [
         2,
         "has such a unit",
     ),
+    (
+        "units nowhere, foretold",
+        [
+            "plan",
+            "{spec}",
+            "--set",
+            "analyses=[{kind: top}, {kind: projection, units: {ids: [999]}}]",
+        ],
+        2,
+        "has such a unit",
+    ),
+    (
+        "no image to cover",
+        [
+            "plan",
+            "{spec}",
+            "--set",
+            "analyses=[{kind: top}, {kind: occlusion, images: {ids: [20]}}]",
+        ],
+        2,
+        "analyses.occlusion.images.ids",
+    ),
     ("not projected", ["figure", "{run}", "relu1", "--units", "9"], 2, "only units 0, 1, 2 were"),
     ("no picture", ["figure", "{run}", "relu1", "-o", "{folder}/f.txt"], 2, ".png"),
     ("no such query", ["query", "{run}", "nerest"], 2, "nearest: nearest"),
@@ -327,6 +367,7 @@ def test_wrong_requests_get_one_sentence(
     assert got == code, said
     assert says in said
     assert "Traceback" not in err
+    assert "measuring" not in said, "it is refused first"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from deconvoy import figure7, heat
 from deconvoy.errors import RequestError
 from deconvoy.figures import EMPTY
+from deconvoy.occlusion import Occlusion
+from deconvoy.panels import Row, flat_words, probability_of, probability_scale
 from tests.occlusions import handmade
 
 
@@ -69,6 +71,7 @@ def test_the_class_watched_is_in_the_legend_however_rare_it_is() -> None:
 def test_the_probability_has_its_colour_at_the_place_of_the_square() -> None:
     shares = np.full((5, 5), 0.9)
     shares[1, 3] = 0.25
+    shares[3, 1:3] = 0, 1  # the ends of the scale
     one = handmade(shares, activity={"relu5": np.zeros((5, 5), np.float32)}, unit={"relu5": 7},
                    clean_activity={"relu5": 0.0}, maps=("relu5",))  # fmt: skip
     picture = figure7.figure7(one, side=80)
@@ -113,6 +116,61 @@ def test_the_scale_of_the_activity_starts_at_zero_and_holds_the_clean_value() ->
     assert len(pixels_of(figure7.figure7(signed, "logits"), heat.shaded(np.array(0.0)))) > 1000
 
 
+def drawn_d(one: Occlusion) -> np.ndarray:
+    """Panel (d) on 80 pixels; the centres of the squares are at 10 and 70."""
+    return probability_of(Row(one, "relu5", (), 80, 0.0))
+
+
+def test_the_scale_of_the_probability_goes_from_its_smallest_value_to_its_largest() -> None:
+    panel = drawn_d(handmade(((0.92, 0.93), (0.95, 0.96)), clean_probability=0.94))
+    corners = panel[[10, 10, 69, 69], [10, 69, 10, 69]]
+    assert corners.tolist() == heat.shaded(np.array([0, 0.25, 0.75, 1])).tolist()
+    low = drawn_d(handmade(((0.002, 0.003), (0.005, 0.012)), clean_probability=0.004))
+    assert len(np.unique(low[[10, 10, 69, 69], [10, 69, 10, 69]], axis=0)) == 4
+
+
+def test_what_the_model_makes_of_the_image_without_a_square_is_on_the_scale_too() -> None:
+    scale = probability_scale(handmade(((0.3, 0.4), (0.4, 0.4)), clean_probability=0.9))
+    assert (scale.low, scale.high) == pytest.approx((0.3, 0.9))
+    assert [scale.number(value) for value in (scale.low, scale.clean)] == ["0.300", "0.900"]
+
+
+FLAT: dict[str, tuple[Any, float, str]] = {
+    "nearly sure": (((0.971, 0.978), (0.975, 0.975)), 0.977, "0.971 to 0.978 everywhere"),
+    "one number": (((0.5, 0.5), (0.5, 0.50002)), 0.5, "0.500 everywhere"),
+    "hardly thought of": (((0.0002, 0.004), (0.001, 0.001)), 0.002, "0.000 to 0.004 everywhere"),
+    "never more": (((0.9984, 0.9999), (0.999, 0.999)), 0.9998, "0.998 to 1.000 everywhere"),
+    "not at all": (((0, 0), (0, 0)), 0.0, "0.000 everywhere"),
+    "worth showing": (((0.97, 0.981), (0.975, 0.975)), 0.977, ""),
+}
+
+
+@pytest.mark.parametrize("what", FLAT)
+def test_a_probability_that_does_not_move_is_told_in_words_instead_of_colours(what: str) -> None:
+    shares, clean, words = FLAT[what]
+    one = handmade(shares, clean_probability=clean)
+    assert flat_words(one) == words
+    coloured = {tuple(colour) for colour in heat.shaded(np.linspace(0, 1, 2)).tolist()}
+    found = {tuple(colour) for colour in np.unique(drawn_d(one).reshape(-1, 3), axis=0).tolist()}
+    assert bool(coloured & found) == (not words)
+
+
+def test_both_ends_of_a_scale_can_be_read_beside_a_mark_next_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[tuple[str, float]] = []
+    before = ImageDraw.ImageDraw.text
+
+    def told(self: Any, place: Any, text: str, *rest: Any, **more: Any) -> None:
+        written.append((text, place[1]))
+        before(self, place, text, *rest, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", told)
+    figure7.figure7(handmade(((0.8771, 0.9994), (0.99, 0.99)), clean_probability=0.996), side=160)
+    heights = {text: y for text, y in written if text in ("0.999", "0.996", "0.877")}
+    assert heights["0.999"] + 13 <= heights["0.996"] < heights["0.877"] - 13
+
+
 def test_unless_told_the_last_layer_of_feature_maps_is_shown() -> None:
     assert handmade().default_layer() == "relu5"
     assert handmade(maps=()).default_layer() == "relu1", "one that is projected, not the output"
@@ -124,6 +182,15 @@ def test_unless_told_the_last_layer_of_feature_maps_is_shown() -> None:
 
 def test_the_weakest_place_is_the_first_among_equals() -> None:
     assert handmade(((0.9, 0.2), (0.2, 0.9))).weakest == (5.0, 35.0)
+
+
+def test_the_heading_tells_a_prediction_from_a_label() -> None:
+    assert figure7.title_of(handmade()) == ("cat", "p = 0.850, lowest 0.200")
+    wrong = handmade(clean_label=0)
+    assert figure7.title_of(wrong) == ("cat", "p = 0.850, lowest 0.200   predicted: dog")
+    unlabelled = handmade(predicted=True)
+    assert figure7.title_of(unlabelled) == ("predicted: cat", "p = 0.850, lowest 0.200")
+    assert figure7.figure7(unlabelled).tobytes() != figure7.figure7(handmade()).tobytes()
 
 
 def test_images_stack_as_rows_and_other_projections_stand_beside() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +13,7 @@ from torch import nn
 import deconvoy
 import workers
 from deconvoy.errors import DeconvoyError, ImageUnreadable, RequestError, RunNotFound
+from service import drawing
 from tests import reference
 from tests.runs import run_inline, small_spec
 from tests.test_wrong_inputs import change_attribute
@@ -126,6 +128,7 @@ def test_an_image_of_a_run_is_the_same_now_as_in_the_run(run: Path) -> None:
     assert stored.boxes.tolist() == now.boxes.tolist() == [list(render(1, 5).box)]
     for name in ("y", "x", "probability", "label", "picture"):
         assert np.array_equal(getattr(stored, name), getattr(now, name)), name
+    assert not stored.predicted and not now.predicted, "it has a label"
     assert stored.unit == now.unit and stored.classes == now.classes
     for name, activity in now.activity.items():
         assert np.array_equal(stored.activity[name], activity), name
@@ -150,6 +153,7 @@ def test_an_image_the_run_did_not_cover_and_a_file_are_seen_by_its_model(
         run, tmp_path / "three.png", patch=30, stride=30, label=known.name_of(3)
     )
     assert np.array_equal(named.probability, known.probability)
+    assert (known.predicted, file.predicted, named.predicted) == (False, True, False)
 
 
 WRONG: dict[str, tuple[Any, dict[str, Any], type[DeconvoyError], str]] = {
@@ -197,8 +201,10 @@ def test_figures_of_images_from_the_run_and_from_now(
     looked: list[Any] = []
     from workers import fresh
 
-    now = fresh.occlude
-    monkeypatch.setattr(fresh, "occlude", lambda *a, **k: (looked.append(a[1]), now(*a, **k))[1])
+    now = fresh.occlude_each
+    monkeypatch.setattr(
+        fresh, "occlude_each", lambda *a, **k: (looked.extend(a[1]), now(*a, **k))[1]
+    )
 
     def drawn(*arguments: str | Path) -> Image.Image:
         code, out, err = type_("figure", run, *arguments, "-o", tmp_path / "f.png")
@@ -206,7 +212,11 @@ def test_figures_of_images_from_the_run_and_from_now(
         return Image.open(tmp_path / "f.png").copy()
 
     every = drawn("--analysis", "occlusion")
-    assert drawn("--image", "0", "--image", "5").tobytes() == every.tobytes() and not looked
+    named = [
+        part for image in drawing.most_moved(deconvoy.open(run)) for part in ("--image", image)
+    ]
+    assert sorted(named[1::2]) == ["0", "5"]
+    assert drawn(*named).tobytes() == every.tobytes() and not looked
     assert drawn("relu2", "--image", "5").height < every.height and not looked
     drawn("--image", "5", "--patch", "24", "--stride", "20")
     assert not looked, "it is what the run has"
@@ -214,6 +224,60 @@ def test_figures_of_images_from_the_run_and_from_now(
     drawn("--image", "2", "--patch", "40")
     drawn("--image", tmp_path / "three.png", "--patch", "40")
     assert looked == [5, 2, str(tmp_path / "three.png")]
+
+
+def test_unless_told_the_images_are_drawn_whose_probability_falls_most(
+    type_: Type, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, lowest = [0.9, 0.5, 0.99, 0.8, 0.6], [0.8, 0.1, 0.9, 0.2, 0.2]
+    told = {"image_id": [4, 5, 2, 7, 0], "probability": clean, "lowest": lowest}
+    monkeypatch.setattr(deconvoy.Run, "occluded", lambda self: pa.table(told))
+    assert drawing.most_moved(deconvoy.open(run)) == ["7", "5", "0"]
+    monkeypatch.setattr(drawing, "SHOWN_IMAGES", 1)
+    for moved, column in ((5, [0.9, 0.1]), (0, [0.1, 0.9])):
+        told |= {"image_id": [0, 5], "probability": [1.0, 1.0], "lowest": column}
+        for name, asked in (
+            ("told", ["--image", str(moved)]),
+            ("not", ["--analysis", "occlusion"]),
+        ):
+            code, _, err = type_("figure", run, *asked, "-o", tmp_path / f"{name}.png")
+            assert code == 0, err
+        assert (tmp_path / "told.png").read_bytes() == (tmp_path / "not.png").read_bytes()
+
+
+def test_a_command_traces_and_tries_its_model_once_for_all_its_images(
+    type_: Type, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers import fresh
+
+    for number in (3, 4):
+        Image.fromarray(render(1, number).image).save(tmp_path / f"{number}.png")
+    done: list[str] = []
+    for name in ("trace", "require_independent"):
+        before: Any = getattr(fresh, name)
+
+        def told(model: Any, name: str = name, before: Any = before) -> Any:
+            done.append(name)
+            return before(model)
+
+        monkeypatch.setattr(fresh, name, told)
+    images = [str(tmp_path / "3.png"), "5", "2", str(tmp_path / "4.png")]
+    asked = [part for image in images for part in ("--image", image)]
+    code, _, err = type_("figure", run, *asked, "-o", tmp_path / "f.png")
+    assert code == 0, err
+    assert done == ["trace", "require_independent"]
+    assert [line.split()[4] for line in err.splitlines()] == [images[0], "2", images[3]]
+
+
+def test_several_images_at_once_are_each_as_alone_and_in_order(run: Path, tmp_path: Path) -> None:
+    from workers.fresh import occlude_each
+
+    Image.fromarray(render(1, 3).image).save(tmp_path / "three.png")
+    images: list[int | str] = [str(tmp_path / "three.png"), 2, 0]
+    for image, found in zip(images, occlude_each(run, images, **SQUARE), strict=True):
+        alone = workers.occlude(run, image, **SQUARE)
+        assert (found.image, found.uri, found.target) == (alone.image, alone.uri, alone.target)
+        assert np.array_equal(found.probability, alone.probability), image
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

@@ -203,7 +203,7 @@ def test_panels_of_a_residual_network_and_of_images_named_are_the_oracles(residu
     oracle = Oracle(residual)
     one = run.occlusion("3")
     assert one.fill == (0, 100, 255) and one.top5 is None
-    assert one.target == one.clean_label  # its labels are not the model's classes
+    assert one.predicted and one.target == one.clean_label  # its labels are not the model's classes
     assert_is_the_oracles(oracle, one)
 
 

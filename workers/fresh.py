@@ -5,7 +5,7 @@ The same sweep and the same panels as the analysis of a run makes; nothing is wr
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -50,6 +50,7 @@ class _Opened:
     """A model that can look, and the layers that are watched."""
 
     network: Network
+    deconvnet: Deconvnet
     transform: Transform
     classes: tuple[str, ...]
     layers: Sequence[Layer]
@@ -117,9 +118,36 @@ def occlude(
             "transform and classes are for a model at hand: a run has its own; leave them out."
         )
     else:
-        opened, subject = _of_run(os.fspath(model), image, layers)
+        opened, read = _of_run(os.fspath(model), layers, listed=_is_id(image))
+        subject = read(image)
     asked = _asked({"patch": patch, "stride": stride, "fill": fill, "top5": top5})
     return _looked(opened, _labelled(subject, label, opened), asked)
+
+
+def occlude_each(
+    url: str | os.PathLike[str],
+    images: Sequence[int | str],
+    *,
+    patch: int | None = None,
+    stride: int | None = None,
+    layers: Layers = None,
+) -> Iterator[Occlusion]:
+    """``occlude`` of several images with a run's model, which is loaded, traced and tried once.
+
+    Args:
+        images: ids of images of the run, and paths or URLs of files.
+
+    Yields:
+        The panels of each, in order, when they are asked for.
+    """
+    asked = _asked({"patch": patch, "stride": stride})
+    opened, read = _of_run(os.fspath(url), layers, listed=any(map(_is_id, images)))
+    for image in images:
+        yield _looked(opened, read(image), asked)
+
+
+def _is_id(image: Any) -> bool:
+    return isinstance(image, int | np.integer)
 
 
 def _asked(fields: Mapping[str, Any]) -> OcclusionSpec:
@@ -133,14 +161,13 @@ def _asked(fields: Mapping[str, Any]) -> OcclusionSpec:
 
 def _looked(opened: _Opened, subject: _Subject, asked: OcclusionSpec) -> Occlusion:
     network, transform = opened.network, opened.transform
-    require_independent(network)
     grid, fill = grid_of(asked, transform.crop), fill_of(asked, transform)
-    deconvnet, settings = Deconvnet(network), TorchSettings.now()
+    settings = TorchSettings.now()
     torch.set_num_threads(1)  # as in a run: the bits depend on it, and lanes are faster
     try:
         with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             occluder = Occluder(
-                network, deconvnet, lambda layer: Cone(network, layer), opened.layers,
+                network, opened.deconvnet, lambda layer: Cone(network, layer), opened.layers,
                 transform, WHOLE, pool.map, lambda count: None,
             )  # fmt: skip
             arrays = occluder.panels(subject.picture, grid, fill, subject.label, asked.top5)
@@ -182,6 +209,7 @@ def _gathered(
         boxes=boxes,
         classes=opened.classes,
         maps=maps_among(sizes, opened.network.layers[-1].units),
+        predicted=subject.label is None,
     )
 
 
@@ -198,8 +226,12 @@ def _of_model(
     return _opened(replace(packed, module=model), tuple(classes), layers)
 
 
-def _of_run(url: str, image: Any, layers: Layers) -> tuple[_Opened, _Subject]:
-    """The model of a run, and the picture as it sees it."""
+def _of_run(url: str, layers: Layers, *, listed: bool) -> tuple[_Opened, Callable[[Any], _Subject]]:
+    """The model of a run, and what reads a picture as it sees it.
+
+    Args:
+        listed: whether images will be named by their ids, so that the run's images are listed anew.
+    """
     run = Run(url)
     if run.spec.model.name.startswith("object/"):
         raise RequestError(
@@ -207,12 +239,15 @@ def _of_run(url: str, image: Any, layers: Layers) -> tuple[_Opened, _Subject]:
             "in workers.occlude(model, image)."
         )
     watched = run.layer_names if layers is None else layers
-    if isinstance(image, int | np.integer):
-        image = int(image)
-        job, _ = pipeline.reopen(url)
-        return _opened(job.packed, run.classes, watched), _of_image(run, job, image)
-    opened = _opened(_packed(run), run.classes, watched)
-    return opened, _subject(image, opened.transform)
+    job = pipeline.reopen(url)[0] if listed else None
+    opened = _opened(job.packed if job else _packed(run), run.classes, watched)
+
+    def read(image: Any) -> _Subject:
+        if job is not None and _is_id(image):
+            return _of_image(run, job, int(image))
+        return _subject(image, opened.transform)
+
+    return opened, read
 
 
 def _packed(run: Run) -> PackedModel:
@@ -228,12 +263,14 @@ def _packed(run: Run) -> PackedModel:
 
 
 def _opened(packed: PackedModel, classes: tuple[str, ...], layers: Layers) -> _Opened:
+    """Trace a model and try that it treats images one by one."""
     network = trace(packed)
     patterns = (layers,) if isinstance(layers, str) else layers
     if patterns is not None and not len(patterns):
         raise RequestError("layers is empty: name layers whose strongest map is watched, or none.")
     chosen = network.layers if patterns is None else choose(network.layers, patterns, "layers")
-    return _Opened(network, packed.transform, classes, chosen)
+    require_independent(network)
+    return _Opened(network, Deconvnet(network), packed.transform, classes, chosen)
 
 
 def _of_image(run: Run, job: Job, image: int) -> _Subject:

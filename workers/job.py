@@ -29,7 +29,7 @@ from workers.graph import Layer, Network
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
 from workers.numerics import LAYOUTS
-from workers.occlusion_items import Occluding, occluding_of
+from workers.occlusion_items import Occluding, occluding_of, require_readable
 from workers.outliers import LeftOut
 from workers.portions import portions_on
 from workers.projector import expected_reuse
@@ -248,6 +248,16 @@ class Job:
                 "projected has such a unit; units are counted from 0."
             )
         return items
+
+    def require_doable(self) -> None:
+        """Refuse, before anything is written or measured, what no run of this job could do.
+
+        Raises:
+            ModelUnsupported: a layer cannot be projected; names the operation.
+            RequestError: a unit or an image that the spec names is not there, or cannot be read.
+        """
+        self.projection_items()
+        require_readable(self.occluding, self.listing, self.packed.transform)
 
     def _candidates_from(self) -> dict[str, Any]:
         """How candidates are found, where the scan itself is not exact."""

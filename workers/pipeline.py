@@ -48,7 +48,6 @@ from workers.ledger import (
     WorkerReady,
 )
 from workers.models import PackedModel
-from workers.occlusion_items import require_readable
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
 from workers.rescan import Rescan
@@ -121,8 +120,7 @@ def create(
             "it, or --overwrite to replace it."
         )
     job = settle(spec, packed, batch_size, listing)
-    job.projection_items()  # refuses what cannot be projected before anything is written
-    require_readable(job.occluding, job.listing, job.packed.transform)
+    job.require_doable()
     if check is not None:
         check(job, run)
     if occupied:

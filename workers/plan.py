@@ -146,14 +146,20 @@ class Plan:
         return fields
 
 
-def plan(job: Job, at: str = ".") -> Plan:
+def plan(job: Job, at: str = ".", measuring: Callable[[], None] = lambda: None) -> Plan:
     """Foretell a settled job; takes seconds, since a few of its images are run.
 
     Args:
         at: where the run would be; its disk's free space is told.
+        measuring: called when nothing is left to refuse and those images are about to be run.
+
+    Raises:
+        RequestError: no run of this job could do what it asks for.
     """
+    job.require_doable()
     work = works_of(job)
     crew = _crew_of(job.spec.compute)
+    measuring()
     pilot = measure(job, min(crew.lanes, PILOT_LANES), work)
     forecast = _Forecast(job, crew, work, pilot)
     total = max(work.values())
