@@ -1,0 +1,96 @@
+"""The HTTP service, put together: what it knows, what stands before it, and its routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service import problems
+from service.api import chunks, images, layers, login, occlusion, pictures, runs, system, tables
+from service.auth import Gate
+from service.catalogue import Catalogue
+from service.guards import guards
+from service.logs import RequestLog
+from service.metrics import Metrics
+from service.settings import Settings
+from service.shelf import Shelf
+
+DRAWERS = 4
+"""Pictures drawn at a time."""
+
+ENDED_OR_NOT = ("starting", "running", "done", "failed", "stopped", "interrupted")
+"""States of jobs that may have a run."""
+
+DESCRIPTION = """\
+What each feature map of a convolutional network sees: runs, their layers, units, hits, images and
+pictures; and the jobs that make them.
+
+Errors are problem+json (RFC 9457): one sentence that says what, which value, what rule and what to
+do. Rows come in pages: `next` is the address of the following one. A run itself is below
+`/v1/runs/{run_id}/zarr/`, for `deconvoy.open` and any Zarr client.
+"""
+
+
+def create_app(
+    settings: Settings, catalogue: Catalogue | None = None, gate: Gate | None = None
+) -> FastAPI:
+    """The application.
+
+    Args:
+        catalogue: default: that of the settings; it is opened and closed with the application.
+        gate: who may call; default: by the tokens in the catalogue.
+    """
+    known = catalogue or Catalogue(settings.database_url)
+    app = FastAPI(
+        title="Deconvoy",
+        version=system.version(),
+        description=DESCRIPTION,
+        lifespan=started,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(RequestLog), *guards(settings)],
+    )
+    app.state.settings = settings
+    app.state.catalogue = known
+    app.state.gate = gate or Gate(settings, known)
+    app.state.shelf = Shelf(settings, lambda: _job_urls(known))
+    app.state.metrics = Metrics(known.counts)
+    app.state.queue = None
+    problems.install(app)
+    app.include_router(system.outside)
+    app.include_router(login.router)
+    # Pictures come before what they are of: a number with a suffix is no number.  What has a path
+    # within comes last.
+    for router in (
+        system.router,
+        runs.router,
+        pictures.router,
+        tables.router,
+        images.router,
+        occlusion.router,
+        layers.router,
+        chunks.router,
+    ):
+        app.include_router(router, prefix="/v1")
+    return app
+
+
+@asynccontextmanager
+async def started(app: FastAPI) -> AsyncIterator[None]:
+    """From start to stop; for an application mounted in another too, whose lifespan calls it."""
+    catalogue: Catalogue = app.state.catalogue
+    gate: Gate = app.state.gate
+    await anyio.to_thread.run_sync(catalogue.upgrade)
+    await anyio.to_thread.run_sync(gate.open)
+    app.state.drawers = anyio.CapacityLimiter(DRAWERS)
+    try:
+        yield
+    finally:
+        await anyio.to_thread.run_sync(catalogue.close)
+
+
+def _job_urls(catalogue: Catalogue) -> dict[str, str]:
+    return {job.id: job.url for job in catalogue.in_states(*ENDED_OR_NOT)}
