@@ -74,7 +74,7 @@ def create_app(
         layers.router,
         chunks.router,
     ):
-        app.include_router(router, prefix="/v1")
+        app.include_router(router)
     return app
 
 

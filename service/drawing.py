@@ -169,9 +169,7 @@ def _stored(run: deconvoy.Run, image: int) -> Occlusion | None:
         return None
 
 
-def other_projections(
-    run: deconvoy.Run, one: Occlusion, layer: str | None
-) -> panels.Projections:
+def other_projections(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:
     """The same map's projections in other images, where the run has them."""
     name = layer or one.default_layer()
     if name not in run.layer_names or one.unit.get(name) not in run.projected_units(name):

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from service.problems import Problem
+from service.problems import refused
 
 Format = Literal["json", "arrow", "parquet", "csv"]
 
@@ -49,11 +49,10 @@ def chosen(request: Request, asked: Format | None) -> Format:
             kind = media_type.partition("/")[0]
             if wanted in ("*/*", media_type, f"{kind}/*"):
                 return name
-    raise Problem(
+    raise refused(
         406,
-        "Not Acceptable",
-        f"The header Accept is {accept[:80]!r}; this is there as {', '.join(MEDIA_TYPES.values())}: "
-        "accept one of them, or give format.",
+        f"The header Accept is {accept[:80]!r}; this is there as "
+        f"{', '.join(MEDIA_TYPES.values())}: accept one of them, or give format.",
         "Accept",
     )
 

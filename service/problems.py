@@ -71,10 +71,19 @@ class ProblemResponse(JSONResponse):
     media_type = MEDIA_TYPE
 
 
+def refused(
+    status: int, detail: str, field: str | None = None, headers: Mapping[str, str] | None = None
+) -> Problem:
+    """A problem whose title is that of its status."""
+    # As RFC 9110 has it; the phrases of Python's table differ from one version to the next.
+    titles = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+    return Problem(status, titles.get(status) or HTTPStatus(status).phrase, detail, field, headers)
+
+
 def of(error: DeconvoyError, field: str | None = None) -> Problem:
     """One of our errors as a problem."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
-    return Problem(status, HTTPStatus(status).phrase, str(error), field)
+    return refused(status, str(error), field)
 
 
 @contextmanager
@@ -116,7 +125,16 @@ async def _on_problem(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, Problem)
     if error.status == 500:
         log.error("failed", path=request.url.path, exc_info=error)
-    return answer(error)
+    return answer(_without_place(request, error))
+
+
+def _without_place(request: Request, problem: Problem) -> Problem:
+    """Callers know a run by its id, and need not know where it lies."""
+    place, run_id = getattr(request.state, "run", ("", ""))
+    if not place:
+        return problem
+    detail = problem.detail.replace(place, run_id)
+    return Problem(problem.status, problem.title, detail, problem.field, problem.headers)
 
 
 async def _on_our_error(request: Request, error: Exception) -> ProblemResponse:
@@ -129,10 +147,10 @@ async def _on_invalid(request: Request, error: Exception) -> ProblemResponse:
     first, *others = error.errors()
     if first["type"] == "json_invalid":
         told = f"The body is no JSON ({first['ctx']['error']}): mend it, or check that it is whole."
-        return answer(Problem(400, HTTPStatus(400).phrase, told, "body"))
+        return answer(refused(400, told, "body"))
     field = ".".join(map(str, first["loc"][1:])) or str(first["loc"][0])
     further = f" ({len(others)} more like this.)" if others else ""
-    return answer(Problem(422, HTTPStatus(422).phrase, _told(field, first) + further, field))
+    return answer(refused(422, _told(field, first) + further, field))
 
 
 def _told(field: str, error: Mapping[str, Any]) -> str:
@@ -157,13 +175,13 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     elif status == 405:
         allowed = (error.headers or {}).get("allow", "")
         detail = f"{request.method} is no method of {path!r}; it has {allowed or 'others'}."
-    return answer(Problem(status, HTTPStatus(status).phrase, detail, None, error.headers))
+    return answer(refused(status, detail, None, error.headers))
 
 
 async def _on_anything(request: Request, error: Exception) -> ProblemResponse:
     log.error("failed", path=request.url.path, exc_info=error)
     told = "The service failed at this request; its log says why, under this time and path."
-    return answer(Problem(500, HTTPStatus(500).phrase, told))
+    return answer(refused(500, told))
 
 
 # -- OpenAPI ---------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ SETTLING_SECONDS = 0.25
 """An unknown id makes the shelf look again, but not more often than this."""
 
 FRESH_SECONDS, FRESH_REMOTE_SECONDS = 2.0, 10.0
-"""A run that is not done is opened anew after so long; so is one that cannot be looked at cheaply."""
+"""A run that is not done is opened anew after so long; so is a remote one."""
 
 Stamp = tuple[int, int, int]
 
@@ -206,11 +206,12 @@ def _open(run_id: str, url: str) -> Shelved:
         run = Run(url)
         content = RunStore(url).read("zarr.json")
     except RunNotFound:  # said without the place: ids are what callers know
-        raise RunNotFound(f"The run {run_id!r} is not there any more: GET /v1/runs lists what is.") from None
+        raise RunNotFound(
+            f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
+        ) from None
     commit = hashlib.sha256(content).hexdigest()[:16]
-    return Shelved(
-        run_id, url, run, commit, run.status == "done", stamp, opened, LayerCache(run)
-    )  # fmt: skip
+    done = run.status == "done"
+    return Shelved(run_id, url, run, commit, done, stamp, opened, LayerCache(run))
 
 
 def _stamp(url: str) -> Stamp | None:

@@ -68,11 +68,11 @@ IMAGE = {
 
 
 class Answer(BaseModel):
-    model_config = ConfigDict(populate_by_name=True)
+    """One answer of a route."""
 
 
 def _example(**fields: Any) -> ConfigDict:
-    return ConfigDict(populate_by_name=True, json_schema_extra={"examples": [fields]})
+    return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class RunSummary(Answer):
@@ -188,7 +188,7 @@ class ClassCount(Answer):
     """How many of a unit's hits are of a class."""
 
     label: int
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     count: int
 
 
@@ -252,7 +252,7 @@ class Hit(Answer):
     image: int
     uri: str
     label: int | None
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     """Of the label; empty where unknown."""
     y: int
     x: int
@@ -306,7 +306,7 @@ class ImageRow(Answer):
     id: int
     uri: str
     label: int | None
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     width: int | None
     height: int | None
     predicted: int | None
@@ -356,7 +356,7 @@ class OcclusionRow(Answer):
     image: int
     uri: str
     target: int
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     probability: float
     """Of the target, without a square."""
     lowest: float
@@ -431,7 +431,7 @@ class OcclusionDetails(Answer):
     """Top rows of the square."""
     x: list[int]
     target: int
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     clean_probability: float
     clean_label: int
     probability: list[list[float]]

@@ -7,7 +7,7 @@ from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 
 from service import problems
-from service.problems import Problem
+from service.problems import refused
 from service.shelf import Shelf, Shelved
 
 RunId = Annotated[
@@ -41,7 +41,9 @@ def opened(request: Request, run_id: str) -> Shelved:
     """
     shelf: Shelf = request.app.state.shelf
     with problems.about("run_id"):
-        return shelf.open(run_id)
+        found = shelf.open(run_id)
+    request.state.run = (found.url, run_id)
+    return found
 
 
 def link(request: Request, *parts: object, **query: object) -> str:
@@ -60,9 +62,8 @@ def page_size(request: Request, limit: int | None) -> int:
     """
     most: int = request.app.state.settings.page_rows
     if limit is not None and limit > most:
-        raise Problem(
+        raise refused(
             422,
-            "Unprocessable Content",
             f"The parameter 'limit' is {limit}; a page has {most} rows at most: ask for fewer, and "
             "follow next.",
             "limit",
@@ -89,9 +90,8 @@ def refuse_unknown(request: Request) -> None:
     for name in request.query_params:
         if name not in known:
             there = problems.nearest(name, sorted(known))
-            raise Problem(
+            raise refused(
                 422,
-                "Unprocessable Content",
                 f"There is no parameter {name!r} here; {there}.",
                 name,
             )

@@ -19,11 +19,11 @@ from deconvoy.store import RunStore
 from service import caching, problems
 from service.api.asking import KNOWN_PARAMETERS, RunId, opened
 from service.auth import Scope, requires
-from service.problems import Problem
+from service.problems import Problem, refused
 from service.shelf import Shelved
 
 router = APIRouter(
-    prefix="/runs/{run_id}/zarr",
+    prefix="/v1/runs/{run_id}/zarr",
     tags=["zarr"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
@@ -57,7 +57,9 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 ZarrPath = Annotated[
     str,
-    Path(description="Path of a file below the run.", examples=["layers/features.0/score/zarr.json"]),
+    Path(
+        description="Path of a file below the run.", examples=["layers/features.0/score/zarr.json"]
+    ),
 ]
 
 
@@ -117,9 +119,8 @@ def _require_inside(path: str) -> None:
 
 
 def _nothing(path: str) -> Problem:
-    return Problem(
+    return refused(
         404,
-        "Not Found",
         f"The run has no file {path[:200]!r}: give one below it, or a folder with a slash at its "
         "end.",
         "path",
@@ -209,9 +210,8 @@ def _range(request: Request, file: _File) -> tuple[int, int] | None:
     if last and first and int(last) < int(first):
         return None
     if begin >= file.size or begin >= end:
-        raise Problem(
+        raise refused(
             416,
-            "Range Not Satisfiable",
             f"The file has {file.size} bytes, so there are none at {request.headers['range']!r}: "
             "ask for a range below its size.",
             "Range",

@@ -24,7 +24,7 @@ from service.auth import Scope, requires
 from service.shelf import Shelved
 
 router = APIRouter(
-    prefix="/runs/{run_id}/images",
+    prefix="/v1/runs/{run_id}/images",
     tags=["images"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
@@ -40,7 +40,9 @@ def list_images(
     run_id: RunId,
     text: Annotated[
         str | None,
-        Query(max_length=2000, description="Only those with this in their path.", examples=["n021"]),
+        Query(
+            max_length=2000, description="Only those with this in their path.", examples=["n021"]
+        ),
     ] = None,
     label: Annotated[
         str | None,

@@ -35,7 +35,7 @@ from service.hits import LayerHits
 from service.shelf import Shelved
 
 router = APIRouter(
-    prefix="/runs/{run_id}/layers",
+    prefix="/v1/runs/{run_id}/layers",
     tags=["layers"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
@@ -84,9 +84,7 @@ def list_units(
 
 
 @router.get("/{layer:path}/units/{unit}")
-def show_unit(
-    request: Request, run_id: RunId, layer: Layer, unit: UnitNumber
-) -> UnitDetails:
+def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> UnitDetails:
     """One unit with its strongest hits."""
     shelved = opened(request, run_id)
     hits = layer_hits(shelved, layer)

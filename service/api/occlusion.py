@@ -13,7 +13,7 @@ from service.auth import Scope, requires
 from service.problems import nearest
 
 router = APIRouter(
-    prefix="/runs/{run_id}/occlusion",
+    prefix="/v1/runs/{run_id}/occlusion",
     tags=["occlusion"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )

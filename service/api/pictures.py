@@ -7,14 +7,13 @@ the service waiting.
 import io
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from PIL import Image
 
 from deconvoy import figure7, figures
-from deconvoy.errors import RequestError
 from service import caching, drawing, photographs, problems
 from service.api.asking import (
     KNOWN_PARAMETERS,
@@ -27,11 +26,11 @@ from service.api.asking import (
 from service.api.images import ImageId, image_row
 from service.api.layers import layer_hits
 from service.auth import Scope, requires
-from service.problems import Problem
+from service.problems import refused
 from service.shelf import Shelved
 
 router = APIRouter(
-    prefix="/runs/{run_id}",
+    prefix="/v1/runs/{run_id}",
     tags=["pictures"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
     default_response_class=Response,
@@ -57,11 +56,13 @@ Tile = Annotated[
     int, Query(ge=16, le=512, description="Side of a hit's tile in pixels.", examples=[64])
 ]
 
+Responses = dict[int | str, dict[str, Any]]
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_KEPT = {304: {"description": "The caller has it already."}}
-BOTH = {200: {"content": {"image/png": _BINARY, "image/jpeg": _BINARY}}, **_KEPT}
-PNG = {200: {"content": {"image/png": _BINARY}}, **_KEPT}
-JPEG = {200: {"content": {"image/jpeg": _BINARY}}, **_KEPT}
+_KEPT: Responses = {304: {"description": "The caller has it already."}}
+BOTH: Responses = {200: {"content": {"image/png": _BINARY, "image/jpeg": _BINARY}}, **_KEPT}
+PNG: Responses = {200: {"content": {"image/png": _BINARY}}, **_KEPT}
+JPEG: Responses = {200: {"content": {"image/jpeg": _BINARY}}, **_KEPT}
 
 
 @router.get("/layers/{layer:path}/units/{unit}.{suffix}", responses=BOTH)
@@ -214,9 +215,7 @@ def encoded(picture: Image.Image, kind: Kind) -> bytes:
     return into.getvalue()
 
 
-def _look(
-    shelved: Shelved, layer: str, zoom: bool | None, smooth: float | None
-) -> dict[str, float | bool]:
+def _look(shelved: Shelved, layer: str, zoom: bool | None, smooth: float | None) -> dict[str, Any]:
     """As asked, else as it suits the layer."""
     told = {"zoom": zoom, "sigma": smooth}
     chosen = {key: value for key, value in told.items() if value is not None}
@@ -229,9 +228,8 @@ def _require_fitting(request: Request, units: int, ranks: int, tile: int) -> Non
     side = math.ceil(math.sqrt(ranks)) * (tile + tile // 16)
     pixels = units * (2 * side + 3 * tile) * (side + 2 * tile)  # with margins and lettering
     if pixels > most:
-        raise Problem(
+        raise refused(
             422,
-            "Unprocessable Content",
             f"A page of {units} units with tiles of {tile} pixels has about {pixels:,} pixels; the "
             f"service draws {most:,} at most: name fewer units, or smaller tiles.",
             "tile",

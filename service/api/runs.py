@@ -21,10 +21,10 @@ from service.api.asking import (
 from service.auth import Scope, requires
 from service.catalogue import Catalogue, RunNote
 from service.facts import Facts
-from service.problems import Problem
+from service.problems import refused
 from service.shelf import Shelf
 
-router = APIRouter(tags=["runs"], dependencies=[KNOWN_PARAMETERS])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[KNOWN_PARAMETERS])
 
 READ, SUBMIT, ADMIN = (
     Depends(requires(scope)) for scope in (Scope.read, Scope.submit, Scope.admin)
@@ -36,7 +36,7 @@ AT_WORK = ("queued", "starting", "running")
 Status = Literal["running", "done", "failed", "stopped", "interrupted", "unreadable"]
 
 
-@router.get("/runs", dependencies=[READ])
+@router.get("", dependencies=[READ])
 def list_runs(
     request: Request,
     status: Annotated[Status | None, Query(description="Only these.", examples=["done"])] = None,
@@ -69,7 +69,7 @@ def list_runs(
     )
 
 
-@router.get("/runs/{run_id}", dependencies=[READ])
+@router.get("/{run_id}", dependencies=[READ])
 def show_run(request: Request, run_id: RunId) -> RunDetails:
     """One run: its state, spec and provenance."""
     shelved = opened(request, run_id)
@@ -93,17 +93,14 @@ def show_run(request: Request, run_id: RunId) -> RunDetails:
     )
 
 
-@router.patch("/runs/{run_id}", dependencies=[SUBMIT])
-def change_run(
-    request: Request, run_id: RunId, change: Annotated[RunChange, Body()]
-) -> RunSummary:
+@router.patch("/{run_id}", dependencies=[SUBMIT])
+def change_run(request: Request, run_id: RunId, change: Annotated[RunChange, Body()]) -> RunSummary:
     """Name a run, tag it, pin it."""
     opened(request, run_id)
     said = change.model_dump(exclude_none=True)
     if not said:
-        raise Problem(
+        raise refused(
             422,
-            "Unprocessable Content",
             "The body changes nothing: give name, tags or pinned.",
             "body",
         )
@@ -112,7 +109,7 @@ def change_run(
 
 
 @router.delete(
-    "/runs/{run_id}",
+    "/{run_id}",
     dependencies=[ADMIN],
     status_code=204,
     response_class=Response,
@@ -144,7 +141,7 @@ def delete_run(request: Request, run_id: RunId) -> None:
 
 
 def _refuse(told: str) -> None:
-    raise Problem(409, "Conflict", told, "run_id")
+    raise refused(409, told, "run_id")
 
 
 def _summaries(request: Request) -> Iterator[RunSummary]:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 
 from service.api.asking import KNOWN_PARAMETERS
@@ -17,10 +18,10 @@ outside = APIRouter(tags=["service"])
 """Beside ``/v1``, where machines that watch over services look."""
 
 router = APIRouter(
-    tags=["models"], dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS]
+    prefix="/v1/models",
+    tags=["models"],
+    dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
-
-METRICS_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 BUILT_IN = ("deconvoy/zfnet", "deconvoy/zfnet_small")
 """Models that come with Deconvoy; their weights are random, or those of a file."""
@@ -86,16 +87,16 @@ async def health() -> Health:
     dependencies=[Depends(requires(Scope.read))],
     response_class=Response,
     responses={
-        200: {"content": {METRICS_TYPE.partition(";")[0]: {"schema": {"type": "string"}}}}
+        200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}}
     },
 )
 def show_metrics(request: Request) -> Response:
     """What Prometheus asks for."""
     metrics: Metrics = request.app.state.metrics
-    return Response(metrics.page(), media_type=METRICS_TYPE)
+    return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/models")
+@router.get("")
 def list_models(
     request: Request,
     text: Annotated[

@@ -29,7 +29,7 @@ from service.formats import Format
 from service.shelf import Shelved
 
 router = APIRouter(
-    prefix="/runs/{run_id}",
+    prefix="/v1/runs/{run_id}",
     tags=["tables"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
@@ -268,9 +268,8 @@ for _query in queries.QUERIES.values():
 @router.get("/query/{name}", include_in_schema=False)
 def refuse_query(name: Annotated[str, Path()]) -> None:
     """Of a query that is not there."""
-    raise problems.Problem(
+    raise problems.refused(
         404,
-        "Not Found",
         f"There is no query {name!r}; {problems.nearest(name, list(queries.QUERIES))}.",
         "name",
     )
