@@ -86,3 +86,21 @@ class JobStopped(DeconvoyError):
     """Stopped by the user; resumable."""
 
     exit_code = 130
+
+
+class JobNotFound(DeconvoyError, LookupError):
+    """The catalogue has no job by that id."""
+
+    exit_code = 2
+
+
+class KeyReused(RequestError):
+    """An Idempotency-Key that already stands for another job."""
+
+
+class CatalogueUnavailable(DeconvoyError, ConnectionError):
+    """The database of the catalogue cannot be reached, or does not serve as one."""
+
+
+class CatalogueNewer(DeconvoyError, RuntimeError):
+    """The catalogue was written by a later version of Deconvoy."""

@@ -4,10 +4,12 @@ Lists are written as JSON: ``DECONVOY_DATA_ROOTS='["/data", "s3://photos"]'``.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from deconvoy.errors import RequestError
 
 MIB = 2**20
 
@@ -80,3 +82,24 @@ class Settings(BaseSettings):
     @property
     def on_loopback(self) -> bool:
         return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+def read_settings(**options: Any) -> Settings:
+    """The settings of this process; what is given as an option goes before the environment.
+
+    Raises:
+        RequestError: one of them does not fit.
+    """
+    try:
+        return Settings(**options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(map(str, first["loc"])).upper()
+        raise RequestError(
+            f"The setting DECONVOY_{name} does not fit: {first['msg'].rstrip('.')}."
+        ) from None
+    except SettingsError as error:
+        raise RequestError(
+            f"The settings cannot be read: {error}; lists are written as JSON, as in "
+            f"DECONVOY_HOSTS='[\"a.example\"]'."
+        ) from None

@@ -6,12 +6,20 @@ pyproject.toml), so nothing here may import them before pytest has installed tha
 
 import random
 import sys
+import uuid
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+
+from tests import postgres
+
+if TYPE_CHECKING:
+    from service.catalogue import Catalogue
 
 REPORTED = ("torch", "torchvision", "ray", "zarr", "numpy", "pyarrow", "pydantic", "jaxtyping")
 
@@ -58,6 +66,41 @@ def ray_cluster() -> Iterator[str]:
 
     yield ray.get_runtime_context().gcs_address
     disconnect(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A PostgreSQL server for all tests of a session; yields the URL of its first database."""
+    reason = postgres.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with postgres.postgresql_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalogue_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that is empty, once of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'home' / 'catalogue.db'}"
+    import psycopg
+
+    server: str = request.getfixturevalue("postgresql")
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{server.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture
+def catalogue(catalogue_url: str) -> Iterator["Catalogue"]:
+    """An empty catalogue, once on SQLite and once on PostgreSQL."""
+    from service.catalogue import Catalogue
+
+    made = Catalogue(catalogue_url)
+    made.upgrade()
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)

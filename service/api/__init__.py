@@ -1,1 +1,1 @@
-"""The routes below ``/v1``: one module a kind of thing that is asked for."""
+"""The routes: one module a kind of thing that is asked for."""

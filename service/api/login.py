@@ -1,0 +1,105 @@
+"""``/login`` and ``/logout``: a browser swaps a token, or a code it was given, for a cookie."""
+
+import html
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from service.auth import Gate, cookie_name, set_cookie
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    # A stricter one would take the Origin off the form, and the guard would refuse it.
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+{head}<title>Deconvoy</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 26rem; margin: 15vh auto; padding: 0 1rem;
+  color-scheme: light dark }}
+input, button {{ font: inherit; padding: .5rem; box-sizing: border-box; width: 100%;
+  margin-top: .5rem }}
+[role=alert] {{ border-left: 4px solid #b00; padding-left: .75rem }}
+</style>
+</head>
+<body>
+<h1>Deconvoy</h1>
+{body}
+</body>
+</html>
+"""
+FORM = """{message}<form method="post" action="login">
+<label for="token">Token</label>
+<input id="token" name="token" type="password" autocomplete="off" required autofocus>
+<button>Log in</button>
+</form>
+<p><code>deconvoy token create</code> makes one; the link that <code>deconvoy up</code> prints
+needs none.</p>"""
+WELCOME = """<p>You are logged in: <a href="./">go on</a>.</p>"""
+CODE_REFUSED = "This link was used already, or is too old: log in with a token, or get a new link."
+TOKEN_REFUSED = "This token does not let you in: it is unknown, has expired, or was revoked."
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/login")
+def show_form(request: Request, code: str | None = None) -> Response:
+    """The form; with a code that is good, a session."""
+    gate: Gate = request.app.state.gate
+    if not gate.settings.tokens:
+        return RedirectResponse("./", 303)
+    if code is None:
+        return _form()
+    session = gate.log_in_by_code(code)
+    if session is None:
+        return _form(CODE_REFUSED)
+    # A page that goes on by itself, no redirect: where the link was clicked on another site, the
+    # browser would not send a strict cookie along with the redirected request.
+    head = '<meta http-equiv="refresh" content="0; url=./">\n'
+    response = HTMLResponse(PAGE.format(head=head, body=WELCOME), headers=HEADERS)
+    set_cookie(response, request, session)
+    return response
+
+
+@router.post("/login")
+async def log_in(request: Request) -> Response:
+    """The form, sent back."""
+    gate: Gate = request.app.state.gate
+    fields = parse_qs((await request.body()).decode("utf-8", "replace"))
+    secret = fields.get("token", [""])[0].strip()
+    session = await run_in_threadpool(gate.log_in, secret)
+    if session is None:
+        return _form(TOKEN_REFUSED)
+    response = RedirectResponse("./", 303, HEADERS)
+    set_cookie(response, request, session)
+    return response
+
+
+@router.post("/logout")
+def log_out(request: Request) -> Response:
+    """End the session of this browser."""
+    gate: Gate = request.app.state.gate
+    name = cookie_name(request)
+    if session := request.cookies.get(name):
+        gate.sessions.end(session)
+    response = RedirectResponse("./login", 303, HEADERS)
+    response.delete_cookie(name, httponly=True, samesite="strict")
+    return response
+
+
+def _form(refusal: str | None = None) -> Response:
+    message = f'<p role="alert">{html.escape(refusal)}</p>\n' if refusal else ""
+    page = PAGE.format(head="", body=FORM.format(message=message))
+    if refusal is None:
+        return HTMLResponse(page, headers=HEADERS)
+    return HTMLResponse(page, 401, {**HEADERS, "WWW-Authenticate": 'Bearer realm="deconvoy"'})

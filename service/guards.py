@@ -1,0 +1,170 @@
+"""What every request meets before any route: which Host, which Origin, how large a body.
+
+Pure ASGI, for HTTP and websockets alike.
+"""
+
+from http import HTTPStatus
+from urllib.parse import SplitResult, urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.settings import Settings
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SAFE = ("GET", "HEAD", "OPTIONS")
+POLICY_VIOLATION = 1008
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def guards(settings: Settings) -> list[Middleware]:
+    """In their order, outermost first: ``FastAPI(middleware=guards(settings))``."""
+    named = tuple(map(_plain, settings.hosts))
+    return [
+        Middleware(HostGuard, names=frozenset((*LOOPBACK, _plain(settings.host), *named))),
+        Middleware(OriginGuard, names=frozenset(named)),
+        Middleware(BodyGuard, most=settings.body_bytes),
+    ]
+
+
+def problem_response(status: int, title: str, detail: str) -> JSONResponse:
+    """As RFC 9457 has it."""
+    content = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return JSONResponse(content, status, media_type="application/problem+json")
+
+
+class HostGuard:
+    """Names this service goes by.  A page elsewhere whose name was made to lead here (DNS
+    rebinding) sends its own."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            hosts = Headers(scope=scope).getlist("host")
+            name = _authority(hosts[0]).hostname if len(hosts) == 1 else None
+            if name is None or _plain(name) not in self.names:
+                shown = ", ".join(hosts)[:100]
+                detail = (
+                    f"The Host {shown!r} is no name of this service: use the address it printed, "
+                    f"or add the name to DECONVOY_HOSTS."
+                )
+                await _refuse(HTTPStatus.MISDIRECTED_REQUEST, detail, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class OriginGuard:
+    """Pages that may change something, or open a websocket: those that came from here, or from a
+    name of ``hosts``, under which a proxy may show the service."""
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asks = scope["type"] == "websocket" or scope.get("method") not in (None, *SAFE)
+        headers = Headers(scope=scope) if asks else Headers()
+        origins = headers.getlist("origin")  # programs send none
+        if any(not self._ours(origin, headers.get("host", "")) for origin in origins):
+            detail = (
+                f"A page of the Origin {origins[0][:100]!r} may not do this: only pages of this "
+                f"service may."
+            )
+            await _refuse(HTTPStatus.FORBIDDEN, detail, scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _ours(self, origin: str, host: str) -> bool:
+        try:
+            page = urlsplit(origin)
+            default = DEFAULT_PORTS.get(page.scheme)
+            here = _authority(host)
+            if page.hostname is None or default is None:
+                return False
+            same_port = (page.port or default) == (here.port or default)
+        except ValueError:
+            return False
+        return (page.hostname == here.hostname and same_port) or _plain(page.hostname) in self.names
+
+
+class BodyGuard:
+    """Bodies of at most ``most`` bytes, whether or not they say how long they are."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length")
+        if length is not None:  # the server holds the body to it
+            if not (length.isascii() and length.isdigit()):
+                detail = f"The Content-Length {length[:100]!r} is no whole number of bytes."
+                await _refuse(HTTPStatus.BAD_REQUEST, detail, scope, receive, send)
+            elif len(length) > 18 or int(length) > self.most:
+                await self._refuse(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
+        await self._read_first(scope, receive, send)
+
+    async def _read_first(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Nobody knows how long it is before its end, so it is read here and handed on."""
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(body) > self.most:
+                await self._refuse(scope, receive, send)
+                return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self.app(scope, replay, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        detail = (
+            f"The body of this request has more than {self.most} bytes, the most that "
+            f"DECONVOY_BODY_BYTES allows: send less."
+        )
+        await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, scope, receive, send)
+
+
+async def _refuse(
+    status: HTTPStatus, detail: str, scope: Scope, receive: Receive, send: Send
+) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": detail[:120]})
+        return
+    response = problem_response(status, status.phrase, detail)
+    # What is left of the body stays unread, so the connection is good for nothing more.
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
+
+
+def _authority(host: str) -> SplitResult:
+    """``name:port`` taken apart; without a name where it is none."""
+    try:
+        parts = urlsplit(f"//{host}")
+        plain = parts.port is None or parts.port >= 0
+    except ValueError:
+        plain = False
+    named = plain and not parts.path and parts.username is None and not parts.query
+    return parts if named and not parts.fragment else urlsplit("//")
+
+
+def _plain(name: str) -> str:
+    return name.lower().strip("[]").rstrip(".")

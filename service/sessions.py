@@ -1,0 +1,71 @@
+"""How a browser comes in: a login code or a token is swapped for a session, kept in a cookie.
+
+Both are random, stored as digests, and end with the token that they stand for.
+"""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import delete, insert, select
+
+from service.catalogue_tables import login_codes, sessions, tokens
+from service.database import Database
+from service.tokens import COLUMNS, SECRET_BYTES, Token, as_token, digest_of, is_valid
+
+SESSION_LIFETIME = timedelta(hours=12)
+CODE_LIFETIME = timedelta(minutes=10)
+
+
+class Sessions:
+    """The sessions and login codes of one catalogue."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def begin(self, token: Token, lifetime: timedelta = SESSION_LIFETIME) -> str:
+        """The secret of a new session; those that are over are swept away."""
+        secret, now = secrets.token_urlsafe(SECRET_BYTES), datetime.now(UTC)
+        row = {"digest": digest_of(secret), "token_id": token.id, "expires": now + lifetime}
+        with self._database.writing() as connection:
+            connection.execute(delete(sessions).where(sessions.c.expires <= now))
+            connection.execute(insert(sessions).values(row))
+        return secret
+
+    def find(self, secret: str) -> Token | None:
+        """The token of a session, while both are valid."""
+        now = datetime.now(UTC)
+        found = (
+            select(*COLUMNS)
+            .join(sessions, sessions.c.token_id == tokens.c.id)
+            .where(sessions.c.digest == digest_of(secret), sessions.c.expires > now, is_valid(now))
+        )
+        with self._database.reading() as connection:
+            row = connection.execute(found).mappings().first()
+        return None if row is None else as_token(row)
+
+    def end(self, secret: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(delete(sessions).where(sessions.c.digest == digest_of(secret)))
+
+    def new_code(self, token: Token, lifetime: timedelta = CODE_LIFETIME) -> str:
+        """A code that lets one browser in, once, within minutes."""
+        code, now = secrets.token_urlsafe(SECRET_BYTES), datetime.now(UTC)
+        row = {"digest": digest_of(code), "token_id": token.id, "expires": now + lifetime}
+        with self._database.writing() as connection:
+            connection.execute(delete(login_codes).where(login_codes.c.expires <= now))
+            connection.execute(insert(login_codes).values(row))
+        return code
+
+    def redeem(self, code: str) -> Token | None:
+        """The token that a code stands for; the code is gone then, whoever else holds it."""
+        now = datetime.now(UTC)
+        taken = delete(login_codes).where(login_codes.c.digest == digest_of(code))
+        with self._database.writing() as connection:
+            row = connection.execute(
+                taken.returning(login_codes.c.token_id, login_codes.c.expires)
+            ).first()
+            if row is None or row.expires <= now:
+                return None
+            found = select(*COLUMNS).where(tokens.c.id == row.token_id, is_valid(now))
+            token = connection.execute(found).mappings().first()
+        return None if token is None else as_token(token)
