@@ -58,11 +58,11 @@ lint: $(READY)  ## check style, types and which package may import which
 bench: $(READY)  ## measure speed on this machine
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(READY)  ## write the generated pages below docs/ anew
+docs: $(READY)  ## write the generated pages below docs/ anew, and what the service knows of models
 	@$(BIN)/python -c "from deconvoy.format_page import as_markdown; print(as_markdown(), end='')" \
 	    > docs/run-format.md
-	@$(BIN)/python -c "from workers.support import as_markdown; print(as_markdown(), end='')" \
-	    > docs/models.md
+	@$(BIN)/python -c "from pathlib import Path; from workers.support import write; \
+	    write(Path('docs/models.md'), Path('service/torchvision.json'))"
 	@$(BIN)/python -c "from deconvoy.spec_page import as_markdown; print(as_markdown(), end='')" \
 	    > docs/job-spec.md
 

@@ -30,6 +30,7 @@ __all__ = [
     "nearest",
     "image",
     "image_id_of",
+    "class_index",
     "localisation",
     "pointing_game",
     "diff",
@@ -128,7 +129,7 @@ def selective(
     """Class-selective units: by purity, then by the number of their hits."""
     table = purity(run, layer)
     if class_ is not None:
-        wanted = _class_index(run, class_)
+        wanted = class_index(run, class_)
         table = table.filter(pc.equal(table["label"], wanted))
     key = (-_column(table, "hits"), -_column(table, "purity"))
     order = np.lexsort(key)  # stable: equal ones stay in the order of the layers
@@ -280,11 +281,15 @@ def _class_names(run: Run, labels: Any) -> pa.Array:
     return pa.array(list(names), pa.string())
 
 
-def _class_index(run: Run, name: str) -> int:
-    """Output index of a class by its name, or by the number itself."""
+def class_index(run: Run, name: str) -> int:
+    """Output index of a class by its name, or by the number itself.
+
+    Raises:
+        RequestError: no such class; names the nearest.
+    """
     if name in run.classes:
         return run.classes.index(name)
-    if name.isdecimal() and (not run.classes or int(name) < len(run.classes)):
+    if name.isdecimal() and int(name) < run.outputs:
         return int(name)
     if not run.classes:
         raise RequestError(f"The classes of {run.url!r} have no names, so {name!r} is none.")
@@ -300,7 +305,9 @@ def image_id_of(run: Run, image: int | str) -> int:
     """
     images = run.images()
     number = isinstance(image, int) or image.isdecimal()
-    wanted = pc.equal(images["id"], int(image)) if number else pc.equal(images["uri"], image)
+    # No id is as large as what does not fit its column, which cannot be compared with it.
+    asked = min(int(image), 2**63 - 1) if number else image
+    wanted = pc.equal(images["id" if number else "uri"], asked)
     found = images.filter(wanted)["id"].to_pylist()
     if found:
         return int(found[0])

@@ -18,7 +18,7 @@ from rich.markup import escape
 import deconvoy
 from deconvoy import figures, queries
 from deconvoy.errors import DeconvoyError
-from service import collisions, drawing, launcher, progress, reading, tables, tokens_cli
+from service import collisions, drawing, launcher, progress, reading, tables, tokens_cli, up
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
 
@@ -275,6 +275,7 @@ for _verb in (
     reading.diff,
     reading.verify,
     reading.doctor,
+    up.up,
 ):
     app.command()(_verb)
 app.add_typer(tokens_cli.app, name="token")

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deconvoy.errors import ClusterUnreachable
 
@@ -19,6 +21,14 @@ START_SECONDS = 120.0
 """Ray takes 5 to 20 s to start on two cores."""
 
 END_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What the state file says."""
+
+    pid: int
+    address: str
 
 
 class LocalCluster:
@@ -41,7 +51,7 @@ class LocalCluster:
     def address(self) -> str | None:
         """Of the one that lives."""
         known = self._known()
-        return str(known["address"]) if known and _is_head(int(known["pid"])) else None
+        return known.address if known is not None and _is_head(known.pid) else None
 
     def ensure(self) -> str:
         """The address of the one that lives, else of one started now.
@@ -84,7 +94,7 @@ class LocalCluster:
     def end(self) -> None:
         """End it and all that runs on it."""
         known = self._known()
-        if known is None or not _is_head(pid := int(known["pid"])):
+        if known is None or not _is_head(pid := known.pid):
             return
         os.kill(pid, signal.SIGTERM)
         begin = time.monotonic()
@@ -94,12 +104,12 @@ class LocalCluster:
             os.kill(pid, signal.SIGKILL)
         self._state.unlink(missing_ok=True)
 
-    def _known(self) -> dict[str, object] | None:
+    def _known(self) -> "_Head | None":
         try:
-            found: dict[str, object] = json.loads(self._state.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found: Any = json.loads(self._state.read_text(encoding="utf-8"))
+            return _Head(int(found["pid"]), str(found["address"]))
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return found
 
     def _make_token(self) -> None:
         if self._token.exists():

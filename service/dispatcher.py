@@ -59,9 +59,9 @@ class Dispatcher:
                 self._follow(job)
             except ClusterUnreachable as error:  # it is still loading, or perhaps in the next turn
                 logger.debug("%s", error)
-        while (job := self._catalogue.claim(self._settings.concurrent_jobs)) is not None:
-            logger.info("Job %s starts.", job.id)
-            self._drivers.start(launcher.order(job.id, job.url, job.spec))
+        while (new := self._catalogue.claim(self._settings.concurrent_jobs)) is not None:
+            logger.info("Job %s starts.", new.id)
+            self._drivers.start(launcher.order(new.id, new.url, new.spec))
 
     def _follow(self, job: Job) -> None:
         status = self._drivers.status(job.id)
@@ -104,12 +104,13 @@ def settle(catalogue: Catalogue, job: Job) -> None:
         catalogue.move(job.id, "interrupted", among=ACTIVE, error=str(error))
         return
     state = run.attributes["state"]["status"]
-    if state == "running":
-        stopping = job.state == "stopping"
-        error = None if stopping else "Its driver died. Nothing committed is lost: resume it."
-        catalogue.move(job.id, "stopped" if stopping else "interrupted", among=ACTIVE, error=error)
-    else:
+    if state != "running":
         catalogue.move(job.id, state, among=ACTIVE, error=run.failure or None)
+    elif job.state == "stopping":
+        catalogue.move(job.id, "stopped", among=ACTIVE)
+    else:
+        died = "Its driver died. Nothing committed is lost: resume it."
+        catalogue.move(job.id, "interrupted", among=ACTIVE, error=died)
 
 
 def give_up(catalogue: Catalogue, reason: str) -> None:

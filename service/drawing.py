@@ -21,6 +21,9 @@ Analysis = Literal["projection", "occlusion"]
 SHOWN_IMAGES = 3
 """Rows of a Fig. 7 whose images nobody named."""
 
+MOST_UNITS = 4096
+"""On one page: more would be higher than a picture can be."""
+
 TILE, PANEL = 64, 176
 """Sides of a tile and of a panel, unless told."""
 
@@ -91,7 +94,7 @@ def figure(
         picture = _overview(opened, grey=grey, tile=tile or TILE)
     else:
         picture = draw_layer(
-            opened, layer, _numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile or TILE
+            opened, layer, numbers(units), zoom=zoom, sigma=smooth, grey=grey, tile=tile or TILE
         )
     figures.save(picture, path)
     out.print(escape(str(path)), soft_wrap=True)
@@ -135,7 +138,7 @@ def draw_images(
     """
     images = images or most_moved(run)
     found = _occlusions(run, images, layer, patch, stride)
-    others = [_others(run, one, layer) for one in found]
+    others = [other_projections(run, one, layer) for one in found]
     return figure7.figure7_page(found, layer, others=others, **look)
 
 
@@ -189,7 +192,7 @@ def _stored(
     return stored if same else None
 
 
-def _others(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:
+def other_projections(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:
     """The same map's projections in other images, where the run has them."""
     name = layer or one.default_layer()
     if name not in run.layer_names or one.unit.get(name) not in run.projected_units(name):
@@ -238,15 +241,26 @@ def projected(run: deconvoy.Run) -> list[str]:
     return [name for name in run.layer_names if run.projected_units(name)]
 
 
-def _numbers(text: str | None) -> list[int] | None:
-    """``0-3,7`` → [0, 1, 2, 3, 7]."""
+def numbers(text: str | None, name: str = "--units", most: int = MOST_UNITS) -> list[int] | None:
+    """``0-3,7`` → [0, 1, 2, 3, 7].
+
+    Args:
+        name: of what is given, for people.
+        most: numbers that a page can have.
+
+    Raises:
+        RequestError: no such list, or too long a one.
+    """
     if text is None:
         return None
-    numbers: list[int] = []
+    found: dict[int, None] = {}
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         numbered = first.isdecimal() and (last.isdecimal() or not dash)
         if not numbered or int(last or first) < int(first):
-            raise RequestError(f"--units {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
-        numbers += range(int(first), int(last or first) + 1)
-    return list(dict.fromkeys(numbers))
+            raise RequestError(f"{name} {text!r}: give numbers and ranges, as in 0-15 or 3,7,12.")
+        if int(last or first) - int(first) < most:
+            found |= dict.fromkeys(range(int(first), int(last or first) + 1))
+        if int(last or first) - int(first) >= most or len(found) > most:
+            raise RequestError(f"{name} {text!r}: a page has {most} units at most; name fewer.")
+    return list(found)

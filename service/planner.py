@@ -61,7 +61,9 @@ def main(most_bytes: int) -> None:
     """The process: a spec on standard input, an answer on standard output."""
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     try:
-        answer: dict[str, Any] = {"plan": launcher.plan(JobSpec.parse(json.load(sys.stdin)))}
+        answer: dict[str, Any] = {
+            "plan": launcher.plan(JobSpec.parse(json.load(sys.stdin)), _silent)
+        }
     except RequestError as error:
         answer = {"refused": str(error)}
     except DeconvoyError as error:
@@ -69,6 +71,10 @@ def main(most_bytes: int) -> None:
     except MemoryError:
         answer = {"failed": f"Planning needs more than {most_bytes:,} bytes of memory."}
     print(json.dumps(answer))
+
+
+def _silent(line: str) -> None:
+    """Nobody listens."""
 
 
 if __name__ == "__main__":

@@ -31,15 +31,15 @@ class Supervisor:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, end_cluster: bool = False) -> None:
-        """End the dispatcher, and the local Ray with all its jobs if so told."""
+    def stop(self) -> None:
+        """End the dispatcher, and a local Ray with all its jobs."""
         self._ending.set()
         if self._process is not None:
             self._process.terminate()
         self._thread.join(END_SECONDS)
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-        if end_cluster and self._local is not None:
+        if self._local is not None:
             self._local.end()
 
     def _keep(self) -> None:

@@ -1,11 +1,14 @@
-"""Say of every classification model of torchvision what works with it: the page docs/models.md.
+"""Say of every classification model of torchvision what works with it: the page docs/models.md, and
+service/torchvision.json, from which the service answers without torch.
 
 Nothing is computed and no weights are made: models are built and traced on torch's meta device, at
 the size of their own preset.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,12 +80,19 @@ def _verdict(layers: Sequence[Layer]) -> tuple[str, str]:
     return f"scan; projection of {count}", f"above those, {first}"
 
 
-def as_markdown() -> str:
-    """The page, of all models; a minute's work."""
-    return "\n".join(page(map(support, names()))) + "\n"
+def write(page_path: Path, data_path: Path) -> None:
+    """Both files, of all models; a minute's work."""
+    rows = [support(name) for name in names()]
+    page_path.write_text("\n".join(page(rows)) + "\n", encoding="utf-8")
+    data_path.write_text(as_json(rows), encoding="utf-8")
 
 
-def page(rows: Iterator[Support]) -> Iterator[str]:
+def as_json(rows: Iterable[Support]) -> str:
+    """The rows, one a line."""
+    return "[\n" + ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows) + "\n]\n"
+
+
+def page(rows: Iterable[Support]) -> Iterator[str]:
     yield "# What works with torchvision's models\n"
     yield (
         "Every classification model of torchvision, at the image size of its default weights. This "

@@ -1,1 +1,1 @@
-"""The routes of the HTTP API."""
+"""The routes: one module a kind of thing that is asked for."""

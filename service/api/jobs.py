@@ -29,14 +29,20 @@ JobId = Annotated[
     str, Path(description="Id of a job, and of its run.", examples=["squeeze-photos-1f0a9c3e"])
 ]
 
-SPEC = {
+SPEC: dict[str, Any] = {
     "name": "squeeze-photos",
     "model": {"name": "torchvision/squeezenet1_1", "weights": "/data/squeezenet1_1.safetensors"},
     "data": {"uri": "/data/photographs"},
     "analyses": [{"kind": "top"}, {"kind": "projection", "layers": "maps"}],
 }
-PROGRESS = {"stage": "scan", "done": 1280, "total": 5000, "rate": 42.5, "seconds_left": 87.5}
-JOB = {
+PROGRESS: dict[str, Any] = {
+    "stage": "scan",
+    "done": 1280,
+    "total": 5000,
+    "rate": 42.5,
+    "seconds_left": 87.5,
+}
+JOB: dict[str, Any] = {
     "id": "squeeze-photos-1f0a9c3e",
     "name": "squeeze-photos",
     "state": "running",

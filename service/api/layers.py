@@ -1,0 +1,183 @@
+"""Layers of a run, their units, and one unit with its hits."""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Depends, Query, Request
+from jaxtyping import Int64
+
+from deconvoy.errors import RunNotFound
+from service import problems
+from service.api.answers import (
+    ClassCount,
+    Hit,
+    LayerList,
+    LayerRow,
+    Pictures,
+    UnitDetails,
+    UnitPage,
+    UnitRow,
+)
+from service.api.asking import (
+    KNOWN_PARAMETERS,
+    Layer,
+    Limit,
+    Offset,
+    RunId,
+    UnitNumber,
+    link,
+    next_page,
+    opened,
+    page_size,
+)
+from service.auth import Scope, requires
+from service.hits import LayerHits
+from service.shelf import Shelved
+
+router = APIRouter(
+    prefix="/v1/runs/{run_id}/layers",
+    tags=["layers"],
+    dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
+)
+
+Order = Literal["unit", "score"]
+
+
+@router.get("")
+def list_layers(request: Request, run_id: RunId) -> LayerList:
+    """All layers of a run, in execution order."""
+    rows = opened(request, run_id).layers.rows()
+    return LayerList(layers=[LayerRow(**row) for row in rows])
+
+
+@router.get("/{layer:path}/units")
+def list_units(
+    request: Request,
+    run_id: RunId,
+    layer: Layer,
+    dead: Annotated[
+        bool | None,
+        Query(description="Only units that no image activates, or only others.", examples=[False]),
+    ] = None,
+    projected: Annotated[
+        bool | None, Query(description="Only units with pictures, or only others.", examples=[True])
+    ] = None,
+    order: Annotated[
+        Order, Query(description="By number, or the strongest first.", examples=["score"])
+    ] = "unit",
+    offset: Offset = 0,
+    limit: Limit = None,
+) -> UnitPage:
+    """A page of a layer's units: what a grid of them needs."""
+    size = page_size(request, limit)
+    shelved = opened(request, run_id)
+    hits = layer_hits(shelved, layer)
+    units = _chosen(hits, dead, projected, order)
+    shown = units[offset : offset + size].tolist()
+    return UnitPage(
+        layer=layer,
+        total=len(units),
+        offset=offset,
+        next=next_page(request, offset, size, len(units)),
+        units=[_row(request, shelved, hits, unit) for unit in shown],
+    )
+
+
+@router.get("/{layer:path}/units/{unit}")
+def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> UnitDetails:
+    """One unit with its strongest hits."""
+    shelved = opened(request, run_id)
+    hits = layer_hits(shelved, layer)
+    with problems.about("unit"):
+        hits.require(unit)
+    return UnitDetails(
+        run=run_id,
+        layer=layer,
+        unit=unit,
+        units=hits.units,
+        name=shelved.run.output_name(layer, unit),
+        dead=hits.dead(unit),
+        mean=float(hits.mean[unit]),
+        density=float(hits.density[unit]),
+        labels=shelved.run.labels,
+        classes=_classes(shelved, hits, unit),
+        hits=[_hit(shelved, hits, row) for row in hits.rows(unit)],
+        pictures=_pictures(request, shelved, hits, unit),
+    )
+
+
+@router.get("/{layer:path}")
+def show_layer(request: Request, run_id: RunId, layer: Layer) -> LayerRow:
+    """One layer."""
+    shelved = opened(request, run_id)
+    with problems.about("layer"):
+        shelved.run.layer_group(layer)
+        for row in shelved.layers.rows():
+            if row["layer"] == layer:
+                return LayerRow(**row)
+        raise RunNotFound(f"Layer {layer!r} of {shelved.url!r} has no results yet.")
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def layer_hits(shelved: Shelved, layer: str) -> LayerHits:
+    """The tables of a layer.  Raises Problem: there is no such layer."""
+    with problems.about("layer"):
+        return shelved.layers.hits(layer)
+
+
+def _chosen(
+    hits: LayerHits, dead: bool | None, projected: bool | None, order: Order
+) -> Int64[np.ndarray, " unit"]:
+    wanted = np.ones(hits.units, bool)
+    if dead is not None:
+        silent = (hits.first[:-1] == hits.first[1:]) & (hits.density == 0)
+        wanted &= silent == dead
+    if projected is not None:
+        wanted &= hits.projected == projected
+    units = np.flatnonzero(wanted)
+    if order == "score":
+        units = units[np.argsort(-hits.scores[units], kind="stable")]
+    return units
+
+
+def _row(request: Request, shelved: Shelved, hits: LayerHits, unit: int) -> UnitRow:
+    empty = hits.empty(unit)
+    return UnitRow(
+        unit=unit,
+        name=shelved.run.output_name(hits.layer, unit),
+        dead=hits.dead(unit),
+        score=None if empty else float(hits.scores[unit]),
+        hits=int(hits.first[unit + 1] - hits.first[unit]),
+        classes=_classes(shelved, hits, unit),
+        pictures=_pictures(request, shelved, hits, unit),
+    )
+
+
+def _classes(shelved: Shelved, hits: LayerHits, unit: int) -> list[ClassCount]:
+    name = shelved.run.class_name
+    return [ClassCount(label=n, name=name(n), count=count) for n, count in hits.classes(unit)]
+
+
+def _hit(shelved: Shelved, hits: LayerHits, row: dict[str, Any]) -> Hit:
+    return Hit(
+        rank=row["rank"],
+        score=row["score"],
+        image=row["image_id"],
+        uri=row["uri"],
+        label=row["label"],
+        name=shelved.run.class_name(row["label"]),
+        y=row["y"],
+        x=row["x"],
+        box=[row[side] for side in ("y0", "x0", "y1", "x1")],
+        window=hits.window[row["unit"], row["rank"]].tolist(),
+    )
+
+
+def _pictures(request: Request, shelved: Shelved, hits: LayerHits, unit: int) -> Pictures | None:
+    if not hits.projected[unit]:
+        return None
+    place = link(request, "runs", shelved.id, "layers", hits.layer, "units", f"{unit}.png")
+    shown = ("both", "projection", "patch")
+    return Pictures(**{show: f"{place}?show={show}&v={shelved.commit}" for show in shown})

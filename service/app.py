@@ -1,0 +1,127 @@
+"""The HTTP service, put together: what it knows, what stands before it, and its routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from service import problems
+from service.api import (
+    chunks,
+    images,
+    jobs,
+    layers,
+    login,
+    occlusion,
+    pictures,
+    plans,
+    runs,
+    system,
+    tables,
+)
+from service.auth import Gate
+from service.catalogue import ACTIVE, ENDED, Catalogue
+from service.dispatcher import give_up
+from service.guards import guards
+from service.logs import RequestLog
+from service.metrics import Metrics
+from service.queue import Queue
+from service.settings import Settings
+from service.shelf import Shelf
+from service.supervisor import Supervisor
+
+DRAWERS = 4
+"""Pictures drawn at a time."""
+
+DESCRIPTION = """\
+What each feature map of a convolutional network sees: runs, their layers, units, hits, images and
+pictures; and the jobs that make them.
+
+Errors are problem+json (RFC 9457): one sentence that says what, which value, what rule and what to
+do. Rows come in pages: `next` is the address of the following one. A run itself is below
+`/v1/runs/{run_id}/zarr/`, for `deconvoy.open` and any Zarr client.
+"""
+
+
+def create_app(
+    settings: Settings,
+    catalogue: Catalogue | None = None,
+    gate: Gate | None = None,
+    supervise: bool = False,
+) -> FastAPI:
+    """The application.
+
+    Args:
+        catalogue: default: that of the settings; it is opened and closed with the application.
+        gate: who may call; default: by the tokens in the catalogue.
+        supervise: keep the dispatcher, and a local Ray, alive beside it; a local Ray ends with it.
+    """
+    known = catalogue or Catalogue(settings.database_url)
+    app = FastAPI(
+        title="Deconvoy",
+        version=system.version(),
+        description=DESCRIPTION,
+        lifespan=started,
+        docs_url="/docs",
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(RequestLog), *guards(settings)],
+    )
+    app.state.settings = settings
+    app.state.catalogue = known
+    app.state.gate = gate or Gate(settings, known)
+    app.state.shelf = Shelf(settings, lambda: _job_urls(known))
+    app.state.metrics = Metrics(known.counts)
+    app.state.queue = Queue(settings, known) if settings.ray != "none" else None
+    app.state.supervisor = Supervisor(settings) if supervise and settings.ray != "none" else None
+    problems.install(app)
+    app.include_router(system.outside)
+    app.include_router(login.router)
+    # Pictures come before what they are of: a number with a suffix is no number.  What has a path
+    # within comes last.
+    for router in (
+        system.router,
+        jobs.router,
+        plans.router,
+        runs.router,
+        pictures.router,
+        tables.router,
+        images.router,
+        occlusion.router,
+        layers.router,
+        chunks.router,
+    ):
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def started(app: FastAPI) -> AsyncIterator[None]:
+    """From start to stop; for an application mounted in another too, whose lifespan calls it."""
+    catalogue: Catalogue = app.state.catalogue
+    gate: Gate = app.state.gate
+    await anyio.to_thread.run_sync(catalogue.upgrade)
+    await anyio.to_thread.run_sync(gate.open)
+    app.state.drawers = anyio.CapacityLimiter(DRAWERS)
+    supervisor: Supervisor | None = app.state.supervisor
+    if supervisor is not None:
+        supervisor.start()
+    try:
+        yield
+    finally:
+        if supervisor is not None:
+            await anyio.to_thread.run_sync(supervisor.stop)
+            await anyio.to_thread.run_sync(_give_up, app.state.settings, catalogue)
+        await anyio.to_thread.run_sync(catalogue.close)
+
+
+def _give_up(settings: Settings, catalogue: Catalogue) -> None:
+    """With a local Ray its jobs have ended, too."""
+    if settings.ray == "local":
+        give_up(catalogue, "The service was stopped.")
+
+
+def _job_urls(catalogue: Catalogue) -> dict[str, str]:
+    return {job.id: job.url for job in catalogue.in_states(*ACTIVE, *ENDED)}

@@ -1,0 +1,58 @@
+"""What a list of runs says of each: read from its attributes alone, and kept while it is done."""
+
+import datetime as dt
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconvoy.files import is_remote
+from deconvoy.run import Run
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one run."""
+
+    status: str
+    """As of ``Run.status``, or ``unreadable``."""
+    name: str | None
+    """As its spec says."""
+    model: str
+    images: int
+    layers: int
+    units: int | None
+    """Of all layers; unknown until the scan is done."""
+    top1: float | None
+    created: dt.datetime | None
+    commit: str
+
+
+UNREADABLE = Facts("unreadable", None, "", 0, 0, None, None, None, "")
+
+
+def of_run(run: Run, commit: str) -> Facts:
+    spec, provenance = run.attributes["spec"], run.attributes["provenance"]
+    results = run.attributes.get("results") or {}
+    return Facts(
+        status=run.status,
+        name=spec.get("name"),
+        model=spec["model"]["name"],
+        images=provenance["images"],
+        layers=len(run.layer_names),
+        units=results.get("units"),
+        top1=results.get("top1"),
+        created=_created(run.url),
+        commit=commit,
+    )
+
+
+def _created(url: str) -> dt.datetime | None:
+    """When its first worker was ready, of a run on a disk."""
+    if is_remote(url):
+        return None
+    try:
+        with Path(url, "ledger", "log.jsonl").open(encoding="utf-8") as log:
+            first = json.loads(log.readline())
+        return dt.datetime.fromtimestamp(first["time"], dt.UTC)
+    except (OSError, ValueError, KeyError, TypeError):  # nothing has begun yet
+        return None

@@ -1,0 +1,118 @@
+"""A layer's hits made ready for pages of units: rows by unit, class counts, what is projected.
+
+Reading arrays anew for every unit costs milliseconds; a layer's tables are small and are kept.
+"""
+
+import threading
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from deconvoy.arrays import read
+from deconvoy.errors import RunNotFound
+from deconvoy.run import Run
+
+LAYERS = 256
+"""Of one run are kept at most; the ones longest unused go first."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerHits:
+    """The tables of one layer."""
+
+    layer: str
+    table: pa.Table
+    """As of ``Run.table``: by unit, then rank."""
+    first: Int64[np.ndarray, " unit_and_end"]
+    """Row of each unit's first hit; one more at the end."""
+    window: Int32[np.ndarray, "unit rank y0x0y1x1"]
+    mean: Float64[np.ndarray, " unit"]
+    density: Float64[np.ndarray, " unit"]
+    projected: Bool[np.ndarray, " unit"]
+
+    @property
+    def units(self) -> int:
+        return len(self.density)
+
+    def require(self, unit: int) -> None:
+        """Raises RunNotFound: there is no such unit."""
+        if not 0 <= unit < self.units:
+            raise RunNotFound(
+                f"Layer {self.layer!r} has units 0 to {self.units - 1}, so there is no unit {unit}."
+            )
+
+    def rows(self, unit: int) -> list[Row]:
+        """A unit's hits, strongest first."""
+        begin, end = self.first[unit : unit + 2].tolist()
+        return list(self.table.slice(begin, end - begin).to_pylist())
+
+    def empty(self, unit: int) -> bool:
+        """Whether a unit has no hits."""
+        return bool(self.first[unit] == self.first[unit + 1])
+
+    def dead(self, unit: int) -> bool:
+        """Whether no image activates a unit; one may be empty and alive, of outliers left out."""
+        return self.empty(unit) and not self.density[unit]
+
+    @cached_property
+    def scores(self) -> Float64[np.ndarray, " unit"]:
+        """Largest activation of each unit; −inf where there is no hit."""
+        found = np.full(self.units, -np.inf)
+        there = self.first[:-1] < self.first[1:]
+        found[there] = self.table["score"].to_numpy()[self.first[:-1][there]]
+        return found
+
+    def classes(self, unit: int) -> list[tuple[int, int]]:
+        """Label and count, commonest first, the better rank first among equals."""
+        begin, end = self.first[unit : unit + 2].tolist()
+        labels = self.table["label"].slice(begin, end - begin).to_pylist()
+        return Counter(label for label in labels if label is not None).most_common()
+
+
+class LayerCache:
+    """Of one open run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._hits: OrderedDict[str, LayerHits] = OrderedDict()
+        self._rows: list[Row] | None = None
+
+    def hits(self, layer: str) -> LayerHits:
+        """Raises RunNotFound: no such layer, or its scan is not done."""
+        with self._lock:
+            found = self._hits.get(layer)
+        if found is None:
+            found = _read(self._run, layer)
+        with self._lock:
+            self._hits[layer] = found
+            self._hits.move_to_end(layer)
+            while len(self._hits) > LAYERS:
+                self._hits.popitem(last=False)
+        return found
+
+    def rows(self) -> list[Row]:
+        """Of ``Run.layers``.  Raises RunNotFound: the scan is not done."""
+        if self._rows is None:
+            self._rows = list(self._run.layers().to_pylist())
+        return self._rows
+
+
+def _read(run: Run, layer: str) -> LayerHits:
+    group = run.layer_group(layer)
+    table = run.table(layer).combine_chunks()
+    density = run.density(layer)
+    units = len(density)
+    first = np.searchsorted(table["unit"].to_numpy(), np.arange(units + 1))
+    projected = np.zeros(units, bool)
+    projected[run.projected_units(layer)] = True
+    return LayerHits(
+        layer, table, first, read(group, "window"), read(group, "mean"), density, projected
+    )

@@ -1,0 +1,98 @@
+"""The log of the service: one line a request, as text or JSON.
+
+A line has the path's template, never the query, where a one-time code may be; no header is ever
+logged.
+"""
+
+import logging
+import re
+import secrets
+import sys
+import time
+from typing import Any, Literal
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.metrics import Metrics
+
+log = structlog.get_logger("service.requests")
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+"""One that a caller may choose."""
+
+UNKNOWN_ROUTE = "none"
+"""Of a path that is no route's, so that probing does not fill the metrics."""
+
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+def configure(form: Literal["json", "text"]) -> None:
+    """Write the log to standard error."""
+    last: Any = (
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if form == "json":
+        processors.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*processors, last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+class RequestLog:
+    """Middleware: numbers every request, times it, and says a line about it when it is over."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        begin, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        try:
+            with structlog.contextvars.bound_contextvars(request=request_id):
+                await self.app(scope, receive, watched)
+        finally:
+            _tell(scope, request_id, status, time.perf_counter() - begin)
+
+
+def _tell(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    route = getattr(scope.get("route"), "path", UNKNOWN_ROUTE)
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    caller = scope.get("state", {}).get("caller")
+    metrics: Metrics = scope["app"].state.metrics
+    metrics.answered(method, route, status, seconds)
+    log.info(
+        "answered",
+        method=method,
+        route=route,
+        status=status,
+        ms=round(1000 * seconds, 1),
+        caller=getattr(caller, "name", None),
+        request=request_id,
+    )
+
+
+def _request_id(scope: Scope) -> str:
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

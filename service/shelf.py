@@ -1,0 +1,225 @@
+"""Which runs there are, and the ones being read: id → place → ``deconvoy.Run``.
+
+A run is known by the id of the job that made it, by its folder's name below the runs root, or by
+the last part of a place the operator names.  Only ids that were listed are ever opened, so that no
+text of a request becomes a path.
+"""
+
+import hashlib
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deconvoy.errors import DeconvoyError, RunNotFound
+from deconvoy.files import is_remote
+from deconvoy.run import Run
+from deconvoy.store import RunStore
+from service import facts, problems
+from service.facts import Facts
+from service.hits import LayerCache
+from service.settings import Settings
+
+OPENED_RUNS = 32
+"""Kept open at most; the ones longest unused go first."""
+
+LISTED_SECONDS, LISTED_REMOTE_SECONDS = 1.0, 10.0
+"""A list of runs is good for so long, of folders and of remote places."""
+
+SETTLING_SECONDS = 0.25
+"""An unknown id makes the shelf look again, but not more often than this."""
+
+FRESH_SECONDS, FRESH_REMOTE_SECONDS = 2.0, 10.0
+"""A run that is not done is opened anew after so long; so is a remote one."""
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A run that is open."""
+
+    id: str
+    url: str
+    run: Run
+    commit: str
+    """Changes when the run does: of its attributes, which hold its state and results."""
+    done: bool
+    """Whether nothing of it will change any more."""
+    stamp: Stamp | None
+    """Of its ``zarr.json``; none of a remote one."""
+    opened: float
+    """By the monotonic clock."""
+    layers: LayerCache
+
+    @property
+    def stale(self) -> bool:
+        """Whether it must be opened anew."""
+        age = time.monotonic() - self.opened
+        if self.stamp is None:
+            return age > FRESH_REMOTE_SECONDS
+        return self.stamp != _stamp(self.url) or (not self.done and age > FRESH_SECONDS)
+
+
+class Shelf:
+    """All runs of a service.
+
+    Args:
+        job_urls: id → place of the runs that jobs made, or will.
+    """
+
+    def __init__(self, settings: Settings, job_urls: Callable[[], Mapping[str, str]]) -> None:
+        self._settings = settings
+        self._job_urls = job_urls
+        self._lock = threading.Lock()
+        self._urls: dict[str, str] = {}
+        self._listed = float("-inf")
+        self._opened: OrderedDict[str, Shelved] = OrderedDict()
+        self._facts: dict[str, tuple[Stamp, Facts]] = {}
+
+    def urls(self) -> dict[str, str]:
+        """Id → place of every run there is, sorted by id."""
+        remote = is_remote(self._settings.runs_root)
+        return self._list(LISTED_REMOTE_SECONDS if remote else LISTED_SECONDS)
+
+    def url(self, run_id: str) -> str:
+        """The place of a run.
+
+        Raises:
+            RunNotFound: none of that id; names the nearest.
+        """
+        found = self.urls().get(run_id) or self._list(SETTLING_SECONDS).get(run_id)
+        if found is None:
+            near = problems.nearest(run_id, list(self.urls()))
+            raise RunNotFound(f"There is no run {run_id!r}; {near}.")
+        return found
+
+    def open(self, run_id: str) -> Shelved:
+        """A run, open; as it is now, or was a few seconds ago.
+
+        Raises:
+            RunNotFound: none of that id.
+            RunUnreadable: it is broken.
+        """
+        with self._lock:
+            found = self._opened.get(run_id)
+        if found is None or found.stale:
+            found = _open(run_id, self.url(run_id))
+        with self._lock:
+            self._opened[run_id] = found
+            self._opened.move_to_end(run_id)
+            while len(self._opened) > OPENED_RUNS:
+                self._opened.popitem(last=False)
+        return found
+
+    def facts(self, run_id: str) -> Facts:
+        """What a list says of a run.
+
+        Raises:
+            RunNotFound: none of that id.
+        """
+        url = self.url(run_id)
+        stamp = _stamp(url)
+        known = self._facts.get(run_id)
+        if known is not None and known[0] == stamp and known[1].status == "done":
+            return known[1]
+        try:
+            shelved = self.open(run_id)
+            found = facts.of_run(shelved.run, shelved.commit)
+        except RunNotFound:
+            raise
+        except (DeconvoyError, KeyError, TypeError):
+            found = facts.UNREADABLE
+        if stamp is not None:
+            self._facts[run_id] = (stamp, found)
+        return found
+
+    def owns(self, run_id: str) -> bool:
+        """Whether a run is the service's to delete: below the runs root, or a job's."""
+        return self.url(run_id) not in self._settings.browse
+
+    def forget(self, run_id: str) -> None:
+        """Of a run that is no more."""
+        with self._lock:
+            self._opened.pop(run_id, None)
+            self._facts.pop(run_id, None)
+            self._listed = float("-inf")
+
+    def _list(self, good_for: float) -> dict[str, str]:
+        with self._lock:
+            if time.monotonic() - self._listed <= good_for:
+                return self._urls
+        found = dict(self._job_runs())
+        below = set(found.values())
+        for name, url in _folders(self._settings.runs_root):
+            if url not in below:
+                found.setdefault(name, url)
+        for url in self._settings.browse:
+            if _is_run(url):
+                found[_free(_name_of(url), found)] = url
+        urls = dict(sorted(found.items()))
+        with self._lock:
+            self._urls, self._listed = urls, time.monotonic()
+        return urls
+
+    def _job_runs(self) -> Iterator[tuple[str, str]]:
+        """Of jobs whose run has begun."""
+        for job_id, url in self._job_urls().items():
+            if _is_run(url):
+                yield job_id, url
+
+
+def _folders(root: str) -> Iterator[tuple[str, str]]:
+    """Name and place of each run below a root; the only way runs are listed."""
+    for name in RunStore(root).names(""):
+        url = f"{root.rstrip('/')}/{name}" if is_remote(root) else str(Path(root, name))
+        if not name.startswith(".") and _is_run(url):
+            yield name, url
+
+
+def _is_run(url: str) -> bool:
+    try:
+        return RunStore(url).exists("zarr.json")
+    except OSError:  # a place nobody may look at
+        return False
+
+
+def _name_of(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2] or "run"
+
+
+def _free(name: str, taken: Mapping[str, str]) -> str:
+    """A name, with a number if it is taken."""
+    number = 2
+    free = name
+    while free in taken:
+        free, number = f"{name}-{number}", number + 1
+    return free
+
+
+def _open(run_id: str, url: str) -> Shelved:
+    stamp, opened = _stamp(url), time.monotonic()
+    try:
+        run = Run(url)
+        content = RunStore(url).read("zarr.json")
+    except RunNotFound:  # said without the place: ids are what callers know
+        raise RunNotFound(
+            f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
+        ) from None
+    commit = hashlib.sha256(content).hexdigest()[:16]
+    done = run.status == "done"
+    return Shelved(run_id, url, run, commit, done, stamp, opened, LayerCache(run))
+
+
+def _stamp(url: str) -> Stamp | None:
+    """What changes with the attributes of a run on a disk."""
+    if is_remote(url):
+        return None
+    try:
+        status = os.stat(Path(url, "zarr.json"))
+    except OSError:
+        return (0, 0, 0)
+    return status.st_mtime_ns, status.st_size, status.st_ino
