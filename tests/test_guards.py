@@ -1,6 +1,7 @@
 """What every request meets first: which Host, which Origin, how large a body."""
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -26,6 +27,10 @@ def application(**changes: object) -> FastAPI:
     @app.api_route("/", methods=["GET", "HEAD", "POST", "PUT", "DELETE"])
     async def length(request: Request) -> int:
         return len(await request.body())
+
+    @app.get("/login")
+    async def echo(code: str) -> str:
+        return code
 
     @app.websocket("/live")
     async def greet(socket: WebSocket) -> None:
@@ -158,7 +163,7 @@ def test_a_length_that_is_none_is_refused(client: TestClient, length: str, statu
 def served(app: FastAPI) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -178,3 +183,13 @@ def test_an_oversized_body_is_refused_by_a_real_server() -> None:
         assert httpx.post(address, content=b"x" * (MOST + 1)).status_code == 413
         assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 421
         assert httpx.post(address, headers={"Origin": "null"}).status_code == 403
+
+
+def test_a_login_code_is_not_in_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "uvicorn.access")
+    with served(application()) as address:
+        assert httpx.get(f"{address}/login?code=secret").json() == "secret"
+        foreign = {"Host": "evil.example"}
+        assert httpx.get(f"{address}/login?code=secret", headers=foreign).status_code == 421
+    lines = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
+    assert len(lines) == 2 and all('"GET /login?hidden HTTP/1.1"' in line for line in lines)
