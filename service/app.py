@@ -7,7 +7,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service import problems
+from service import logs, problems
 from service.api import chunks, images, layers, login, occlusion, pictures, runs, system, tables
 from service.auth import Gate
 from service.catalogue import Catalogue
@@ -42,6 +42,7 @@ def create_app(
         catalogue: default: that of the settings; it is opened and closed with the application.
         gate: who may call; default: by the tokens in the catalogue.
     """
+    logs.configure(settings.log)
     known = catalogue or Catalogue(settings.database_url)
     app = FastAPI(
         title="Deconvoy",
