@@ -32,7 +32,7 @@ def client(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def store_at(client: httpx.Client, group: str = "") -> ObjectStore[HTTPStore]:
-    address = f"{client.base_url}{PLACE.removeprefix('/')}/{group}".rstrip("/")
+    address = f"{client.base_url}{PLACE}/{group}".rstrip("/")
     return ObjectStore(
         HTTPStore.from_url(address, client_options={"allow_http": True}), read_only=True
     )
