@@ -82,9 +82,9 @@ def test_every_operation_is_described_with_examples_and_problems(client: httpx.C
         for parameter in operation.get("parameters", ()):
             assert parameter["description"], (where, parameter["name"])
             assert parameter["schema"].get("examples"), (where, parameter["name"])
-        answered = operation["responses"]
-        assert {"422", "500"} <= set(answers) and ("401" in answers or path == "/healthz"), where
-        for status, answer in answers.items():
+        found = operation["responses"]
+        assert {"422", "500"} <= set(found) and ("401" in found or path == "/healthz"), where
+        for status, answer in found.items():
             if int(status) >= 400:
                 assert list(answer["content"]) == ["application/problem+json"], (where, status)
         bodies = [operation.get("requestBody", {}), found.get("200", {})]
@@ -99,7 +99,7 @@ def test_examples_are_of_their_schemas() -> None:
     from jsonschema import Draft202012Validator
 
     own = [one for one in vars(answers).values() if isinstance(one, type)]
-    models = [one for one in own if issubclass(one, BaseModel)]
+    models = [one for one in own if issubclass(one, BaseModel) and one is not BaseModel]
     checked = 0
     for model in (*models, system.Health, system.ModelList):
         schema = model.model_json_schema(mode="serialization")
