@@ -14,7 +14,7 @@ from collections.abc import Callable
 from deconvoy.errors import RequestError
 from deconvoy.run import Run
 from deconvoy.spec import DataSpec, JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore, RunStore
 from workers import pipeline
 from workers.job import Job
 from workers.reuse import digest_of
@@ -72,7 +72,7 @@ def create(
         spec, out, overwrite=overwrite, check=refuse, batch_size=old.batch_size
     )
     devices = before.attributes["provenance"].get("device", [])  # the bits are theirs, too
-    attributes = {"extends": os.path.abspath(url), "extends_sha256": digest}
+    attributes = {"extends": store.absolute, "extends_sha256": digest}
     provenance = {**job.provenance(), "device": devices}
     run.zarr("r+").attrs.update({**attributes, "provenance": provenance})
     for folder in ("images", "ledger/scan"):  # what has a marker is whole
@@ -88,12 +88,17 @@ def create(
 
 def _require_apart(url: str, out: str) -> None:
     """The new run may not take the place of what it is made from, nor lie in it."""
-    old, new = os.path.realpath(url), os.path.realpath(out)
-    if os.path.commonpath([old, new]) in (old, new):
+    old, new = (f"{_place_of(RunStore(place))}/" for place in (url, out))
+    if old.startswith(new) or new.startswith(old):
         raise RequestError(
             f"--out {out!r} and the run {url!r} are one folder or lie in each other, but a run is "
             "extended into a new one and stays as it is: choose a folder beside it."
         )
+
+
+def _place_of(run: RunStore) -> str:
+    """The same for all URLs that lead there."""
+    return os.path.realpath(run.root) if isinstance(run, FolderStore) else run.absolute
 
 
 def _require_the_same(old: Job, job: Job, url: str) -> None:
