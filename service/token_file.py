@@ -13,7 +13,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 def read(file: Path) -> str | None:
     """The token, where there is one."""
     try:
-        return file.read_text(encoding="utf-8").strip() or None
+        return file.read_text(encoding="utf-8", errors="replace").strip() or None
     except FileNotFoundError:
         return None
 
