@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service import logs
-from service.api import answers, system
+from service.api import answers, image_answers, system, table_answers
 from service.app import create_app
 from service.settings import Settings
 from tests.serving import client_of, problem_of, served, settings_of
@@ -98,7 +98,8 @@ def test_every_operation_is_described_with_examples_and_problems(client: httpx.C
 def test_examples_are_of_their_schemas() -> None:
     from jsonschema import Draft202012Validator
 
-    own = [one for one in vars(answers).values() if isinstance(one, type)]
+    modules = (answers, image_answers, table_answers)
+    own = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
     models = [one for one in own if issubclass(one, BaseModel) and one is not BaseModel]
     checked = 0
     for model in (*models, system.Health, system.ModelList):
