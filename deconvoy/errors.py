@@ -54,6 +54,10 @@ class RunUnreadable(DeconvoyError, OSError):
     """A run is there but its bytes are not what its own tables promise."""
 
 
+class RunUnreachable(DeconvoyError, ConnectionError):
+    """The bucket or the service that a run lies at does not answer, or refuses."""
+
+
 class ModelUnsupported(RequestError):
     """A model, or an operation in it, that has no rule."""
 

@@ -22,6 +22,8 @@ from service import collisions, drawing, launcher, progress, reading, tables, to
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
 
+NEW_RUN = "Folder or s3:// URL of the new run."
+
 READER_GONE = 141
 """As shells tell it: 128 and the number of SIGPIPE."""
 
@@ -124,7 +126,7 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
 @app.command()
 def run(
     spec: Spec,
-    url: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    url: Annotated[str, typer.Option("--out", help=NEW_RUN, show_default=False)],
     workers: Workers = None,
     address: Address = None,
     executor: ExecutorOption = "ray",
@@ -168,7 +170,7 @@ def extend(
     data: Annotated[
         str, typer.Option("--data", help="The new images, as in data.uri.", show_default=False)
     ],
-    out_: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    out_: Annotated[str, typer.Option("--out", help=NEW_RUN, show_default=False)],
     labels: Annotated[
         str | None, typer.Option(help="Labels of the new images, as in data.labels.")
     ] = None,
