@@ -151,7 +151,7 @@ class Run:
             )
         self._done = self.attributes["state"]["status"] == "done"
         self._groups: dict[str, zarr.Group] = {}
-        self._unprojected: set[str] = set()
+        self._with_pictures: dict[str, bool] = {}
         self._kept = KeptArrays(KEPT_BYTES)
 
     @cached_property
@@ -368,13 +368,12 @@ class Run:
 
     def _projected(self, layer: str) -> np.ndarray | None:
         """Whether each unit has pictures; None where the layer is not projected."""
-        if layer in self._unprojected:
-            return None
-        if "projected" in self.layer_group(layer):
-            return self.hit_table(layer, "projected")
-        if self._done:
-            self._unprojected.add(layer)
-        return None
+        there = self._with_pictures.get(layer)
+        if there is None:
+            there = "projected" in self.layer_group(layer)
+            if self._done:
+                self._with_pictures[layer] = there
+        return self.hit_table(layer, "projected") if there else None
 
     def output_name(self, layer: str, unit: int) -> str:
         """Class of a unit of the model's output; empty for other layers and unknown classes."""

@@ -7,7 +7,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service import problems
+from service import logs, problems
 from service.api import (
     chunks,
     images,
@@ -58,6 +58,7 @@ def create_app(
         gate: who may call; default: by the tokens in the catalogue.
         supervise: keep the dispatcher, and a local Ray, alive beside it; a local Ray ends with it.
     """
+    logs.configure(settings.log)
     known = catalogue or Catalogue(settings.database_url)
     app = FastAPI(
         title="Deconvoy",

@@ -125,8 +125,8 @@ def install(app: FastAPI) -> None:
 
 async def _on_problem(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, Problem)
-    if error.status == 500:
-        log.error("failed", path=request.url.path, exc_info=error)
+    if error.status >= 500:
+        log.error("failed", path=request.url.path, told=error.detail)
     return answer(_without_place(request, error))
 
 
@@ -175,7 +175,7 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     if status == 404:
         detail = f"There is nothing at {path!r}: /docs lists the routes."
     elif status == 405:
-        allowed = (error.headers or {}).get("allow", "")
+        allowed = (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is no method of {path!r}; it has {allowed or 'others'}."
     return answer(refused(status, detail, None, error.headers))
 

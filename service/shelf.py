@@ -106,14 +106,20 @@ class Shelf:
         """
         with self._lock:
             found = self._opened.get(run_id)
-        if found is None or found.stale:
-            found = _open(run_id, self.url(run_id))
+            if found is not None:
+                self._opened.move_to_end(run_id)
+        if found is not None and not found.stale:
+            return found
+        opened = _open(run_id, self.url(run_id))
         with self._lock:
-            self._opened[run_id] = found
+            known = self._opened.get(run_id)
+            if known is not None and known is not found and known.commit == opened.commit:
+                return known  # another thread was quicker, and may have read tables since
+            self._opened[run_id] = opened
             self._opened.move_to_end(run_id)
             while len(self._opened) > OPENED_RUNS:
                 self._opened.popitem(last=False)
-        return found
+        return opened
 
     def facts(self, run_id: str) -> Facts:
         """What a list says of a run.

@@ -199,8 +199,7 @@ def test_a_folder_knows_its_room_and_a_bucket_does_not(
 
 def test_the_place_of_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    assert RunStore("run").absolute == RunStore("link").absolute == str(tmp_path / "run")
+    assert RunStore("run").absolute == RunStore(tmp_path / "run").absolute == str(tmp_path / "run")
     assert isinstance(RunStore("run"), FolderStore)
 
 
