@@ -194,7 +194,7 @@ def test_what_is_not_there_is_said_by_name(client: deconvoy.Client) -> None:
         client.table("squeeze")
     with pytest.raises(errors.RequestError, match="nearest: purity"):
         client.query("squeeze", "purty")
-    with pytest.raises(errors.RequestError, match="'done', 'dome'|it takes queued"):
+    with pytest.raises(errors.RequestError, match="it takes queued"):
         next(client.jobs("dome"))
 
 
@@ -221,7 +221,6 @@ def test_a_token_that_is_unknown_or_missing_is_refused(
         (["jobs", "--state", "dome"], "it takes queued"),
         (["jobs", "--url", "ftp://here"], "http(s)://host[:port]"),
     ],
-    ids=" ".join,
 )
 def test_commands_refuse_in_one_sentence(type_: Type, arguments: list[str], told: str) -> None:
     code, out, err = type_(*arguments)
