@@ -118,3 +118,21 @@ class CatalogueUnavailable(DeconvoyError, ConnectionError):
 
 class CatalogueNewer(DeconvoyError, RuntimeError):
     """The catalogue was written by a later version of Deconvoy."""
+
+
+class NotAllowed(DeconvoyError, PermissionError):
+    """The service wants a token, or one that may do more."""
+
+    exit_code = 2
+
+
+class ServiceError(DeconvoyError, RuntimeError):
+    """The service failed at a request that was right, or what answers is no service of ours."""
+
+
+class ServiceUnreachable(DeconvoyError, ConnectionError):
+    """The service does not answer now; asking again later may help."""
+
+
+class WaitTimedOut(DeconvoyError, TimeoutError):
+    """A job has not ended in the time that somebody would wait; it goes on."""

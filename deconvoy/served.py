@@ -9,7 +9,6 @@ import json
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
@@ -26,28 +25,13 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from deconvoy.errors import RequestError, RunNotFound, RunUnreachable
 from deconvoy.store import RunStore
+from deconvoy.token_file import token_for
 
 RETRY = Retry(total=3, backoff_factor=0.2)
 """Reading may be asked again."""
 
 SECONDS = 30.0
 """A service may take to answer."""
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-def token_for(url: str, token: str | None) -> str | None:
-    """The token to show at a URL: the one given, ``DECONVOY_TOKEN``, or on this machine that of the
-    service started here, in ``~/.deconvoy/token`` (``DECONVOY_HOME`` names another folder)."""
-    if token or os.environ.get("DECONVOY_TOKEN"):
-        return token or os.environ["DECONVOY_TOKEN"]
-    if urlsplit(url).hostname not in LOOPBACK:
-        return None
-    home = Path(os.environ.get("DECONVOY_HOME", "~/.deconvoy")).expanduser()
-    try:
-        return (home / "token").read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
 
 
 class ServedStore(RunStore):

@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
-from deconvoy import markup, queries
-from service import progress
+from deconvoy import markup, progress, queries
 
 Row = dict[str, Any]
 
