@@ -3,12 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from jaxtyping import Int64
 
 from deconvoy.errors import RunNotFound
 from service import problems
 from service.api.answers import (
+    Answer,
     ClassCount,
     Hit,
     LayerList,
@@ -50,7 +51,7 @@ def list_layers(request: Request, run_id: RunId) -> LayerList:
     return LayerList(layers=[LayerRow(**row) for row in rows])
 
 
-@router.get("/{layer:path}/units")
+@router.get("/{layer:path}/units", response_model=UnitPage)
 def list_units(
     request: Request,
     run_id: RunId,
@@ -67,30 +68,31 @@ def list_units(
     ] = "unit",
     offset: Offset = 0,
     limit: Limit = None,
-) -> UnitPage:
+) -> Response:
     """A page of a layer's units: what a grid of them needs."""
     size = page_size(request, limit)
     shelved = opened(request, run_id)
     hits = layer_hits(shelved, layer)
     units = _chosen(hits, dead, projected, order)
     shown = units[offset : offset + size].tolist()
-    return UnitPage(
+    page = UnitPage(
         layer=layer,
         total=len(units),
         offset=offset,
         next=next_page(request, offset, size, len(units)),
         units=[_row(request, shelved, hits, unit) for unit in shown],
     )
+    return _sent(page)
 
 
-@router.get("/{layer:path}/units/{unit}")
-def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> UnitDetails:
+@router.get("/{layer:path}/units/{unit}", response_model=UnitDetails)
+def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> Response:
     """One unit with its strongest hits."""
     shelved = opened(request, run_id)
     hits = layer_hits(shelved, layer)
     with problems.about("unit"):
         hits.require(unit)
-    return UnitDetails(
+    details = UnitDetails(
         run=run_id,
         layer=layer,
         unit=unit,
@@ -104,6 +106,7 @@ def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -
         hits=[_hit(shelved, hits, row) for row in hits.rows(unit)],
         pictures=_pictures(request, shelved, hits, unit),
     )
+    return _sent(details)
 
 
 @router.get("/{layer:path}")
@@ -119,6 +122,12 @@ def show_layer(request: Request, run_id: RunId, layer: Layer) -> LayerRow:
 
 
 # -- parts -----------------------------------------------------------------------------------------
+
+
+def _sent(answer: Answer) -> Response:
+    """As FastAPI would send it, but that checks every answer once more, in another thread: a third
+    of the time of what is asked for most often."""
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
 
 
 def layer_hits(shelved: Shelved, layer: str) -> LayerHits:
