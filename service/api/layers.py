@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from jaxtyping import Int64
+from starlette.concurrency import run_in_threadpool
 
 from deconvoy.errors import RunNotFound
 from service import problems
@@ -33,7 +34,7 @@ from service.api.asking import (
 )
 from service.auth import Scope, requires
 from service.hits import LayerHits
-from service.shelf import Shelved
+from service.shelf import Shelf, Shelved
 
 router = APIRouter(
     prefix="/v1/runs/{run_id}/layers",
@@ -86,8 +87,32 @@ def list_units(
 
 
 @router.get("/{layer:path}/units/{unit}", response_model=UnitDetails)
-def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> Response:
+async def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -> Response:
     """One unit with its strongest hits."""
+    shelf: Shelf = request.app.state.shelf
+    shelved = shelf.at_hand(run_id)
+    if shelved is not None and shelved.layers.at_hand(layer):
+        # Under load the way to another thread and back takes longer than this.
+        return _unit(request, run_id, layer, unit)
+    return await run_in_threadpool(_unit, request, run_id, layer, unit)
+
+
+@router.get("/{layer:path}")
+def show_layer(request: Request, run_id: RunId, layer: Layer) -> LayerRow:
+    """One layer."""
+    shelved = opened(request, run_id)
+    with problems.about("layer"):
+        shelved.run.layer_group(layer)
+        for row in shelved.layers.rows():
+            if row["layer"] == layer:
+                return LayerRow(**row)
+        raise RunNotFound(f"Layer {layer!r} of {shelved.url!r} has no results yet.")
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _unit(request: Request, run_id: str, layer: str, unit: int) -> Response:
     shelved = opened(request, run_id)
     hits = layer_hits(shelved, layer)
     with problems.about("unit"):
@@ -107,21 +132,6 @@ def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNumber) -
         pictures=_pictures(request, shelved, hits, unit),
     )
     return _sent(details)
-
-
-@router.get("/{layer:path}")
-def show_layer(request: Request, run_id: RunId, layer: Layer) -> LayerRow:
-    """One layer."""
-    shelved = opened(request, run_id)
-    with problems.about("layer"):
-        shelved.run.layer_group(layer)
-        for row in shelved.layers.rows():
-            if row["layer"] == layer:
-                return LayerRow(**row)
-        raise RunNotFound(f"Layer {layer!r} of {shelved.url!r} has no results yet.")
-
-
-# -- parts -----------------------------------------------------------------------------------------
 
 
 def _sent(answer: Answer) -> Response:
