@@ -85,6 +85,10 @@ class LayerCache:
         self._hits: OrderedDict[str, LayerHits] = OrderedDict()
         self._rows: list[Row] | None = None
 
+    def at_hand(self, layer: str) -> bool:
+        """Whether a layer's tables are read already."""
+        return layer in self._hits
+
     def hits(self, layer: str) -> LayerHits:
         """Raises RunNotFound: no such layer, or its scan is not done."""
         found = self._hits.get(layer)

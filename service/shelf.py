@@ -96,6 +96,18 @@ class Shelf:
             raise RunNotFound(f"There is no run {run_id!r}; {near}.")
         return found
 
+    def place(self, run_id: str) -> str:
+        """Where a run was when the shelf last looked; empty where it was not."""
+        return self._urls.get(run_id, "")
+
+    def at_hand(self, run_id: str) -> Shelved | None:
+        """A run that is open and as it is now: no waiting."""
+        with self._lock:
+            found = self._opened.get(run_id)
+            if found is not None:
+                self._opened.move_to_end(run_id)
+        return None if found is None or found.stale else found
+
     def open(self, run_id: str) -> Shelved:
         """A run, open; as it is now, or was a few seconds ago.
 
@@ -103,16 +115,13 @@ class Shelf:
             RunNotFound: none of that id.
             RunUnreadable: it is broken.
         """
-        with self._lock:
-            found = self._opened.get(run_id)
-            if found is not None:
-                self._opened.move_to_end(run_id)
-        if found is not None and not found.stale:
+        found = self.at_hand(run_id)
+        if found is not None:
             return found
         opened = _open(run_id, self.url(run_id))
         with self._lock:
             known = self._opened.get(run_id)
-            if known is not None and known is not found and known.commit == opened.commit:
+            if known is not None and known.opened >= opened.opened:
                 return known  # another thread was quicker, and may have read tables since
             self._opened[run_id] = opened
             self._opened.move_to_end(run_id)

@@ -41,8 +41,10 @@ def opened(request: Request, run_id: str) -> Shelved:
     """
     shelf: Shelf = request.app.state.shelf
     with problems.about("run_id"):
-        request.state.run = (shelf.url(run_id), run_id)  # so that no answer tells the place
-        return shelf.open(run_id)
+        try:
+            return shelf.open(run_id)
+        finally:
+            request.state.run = (shelf.place(run_id), run_id)  # so that no answer tells the place
 
 
 def link(request: Request, *parts: object, **query: object) -> str:
