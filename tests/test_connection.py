@@ -2,6 +2,9 @@
 it is told."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -270,3 +273,21 @@ def test_watching_ends_in_time(told: Told, connection: Connection) -> None:
     with pytest.raises(errors.WaitTimedOut, match="is running after 0.5 s"):
         list(watch(connection, PATH, timeout=0.5))
     assert 0.5 <= time.monotonic() - begin < 5.0
+
+
+def test_ctrl_c_ends_the_waiting_and_leaves_the_job_alone(told: Told) -> None:
+    told.answers[PATH] = [plain(JOB)]
+    told.answers[f"{PATH}/events"] = [html(200)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "wait", JOB["id"], "--url", told.url],
+        stderr=subprocess.PIPE, text=True,
+        # What runs the tests in the background may have told them to ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as waiting:  # fmt: skip
+        assert waiting.stderr is not None
+        assert "images scanned: 8 of 40" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        said = waiting.stderr.read()
+    assert waiting.returncode == 130
+    assert said == f"{JOB['id']} goes on: `deconvoy cancel {JOB['id']}` stops it.\n"
+    assert set(told.asked) == {f"GET {PATH}", f"GET {PATH}/events"}
