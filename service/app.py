@@ -25,9 +25,9 @@ from service.auth import Gate
 from service.catalogue import ACTIVE, ENDED, Catalogue
 from service.dispatcher import give_up
 from service.guards import guards
+from service.jobs import Queue
 from service.logs import RequestLog
 from service.metrics import Metrics
-from service.queue import Queue
 from service.settings import Settings
 from service.shelf import Shelf
 from service.supervisor import Supervisor

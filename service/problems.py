@@ -26,6 +26,7 @@ from deconvoy.errors import (
     RunBusy,
     RunExists,
     RunNotFound,
+    RunUnreachable,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,6 +41,7 @@ STATUSES: tuple[tuple[type[DeconvoyError], int], ...] = (
     (JobConflict, 409),
     (RequestError, 422),
     (CatalogueUnavailable, 503),
+    (RunUnreachable, 503),
 )
 """Of our errors, the first that fits; of any other 500: the request was right, something else is
 not, and its sentence says what."""
@@ -216,7 +218,7 @@ _ANYWHERE = {
     421: "The request came under a name that is none of the service's.",
     422: "A part of the request is not what it must be.",
     500: "The service, or a run that it reads, is broken.",
-    503: "The database of the catalogue cannot be reached.",
+    503: "The database of the catalogue, or the place of a run, cannot be reached.",
 }
 _GUARDED = {
     401: "No token, or one that is unknown, expired or revoked.",

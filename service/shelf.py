@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconvoy.errors import DeconvoyError, RunNotFound
-from deconvoy.files import is_remote
+from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
 from deconvoy.run import Run
 from deconvoy.store import RunStore
 from service import facts, problems
@@ -82,7 +81,7 @@ class Shelf:
 
     def urls(self) -> dict[str, str]:
         """Id → place of every run there is, sorted by id."""
-        remote = is_remote(self._settings.runs_root)
+        remote = "://" in self._settings.runs_root
         return self._list(LISTED_REMOTE_SECONDS if remote else LISTED_SECONDS)
 
     def url(self, run_id: str) -> str:
@@ -181,7 +180,7 @@ class Shelf:
 def _folders(root: str) -> Iterator[tuple[str, str]]:
     """Name and place of each run below a root; the only way runs are listed."""
     for name in RunStore(root).names(""):
-        url = f"{root.rstrip('/')}/{name}" if is_remote(root) else str(Path(root, name))
+        url = f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root, name))
         if not name.startswith(".") and _is_run(url):
             yield name, url
 
@@ -189,7 +188,7 @@ def _folders(root: str) -> Iterator[tuple[str, str]]:
 def _is_run(url: str) -> bool:
     try:
         return RunStore(url).exists("zarr.json")
-    except OSError:  # a place nobody may look at
+    except (OSError, RequestError):  # a place nobody may look at, or that is none
         return False
 
 
@@ -222,7 +221,7 @@ def _open(run_id: str, url: str) -> Shelved:
 
 def _stamp(url: str) -> Stamp | None:
     """What changes with the attributes of a run on a disk."""
-    if is_remote(url):
+    if "://" in url:
         return None
     try:
         status = os.stat(Path(url, "zarr.json"))

@@ -68,5 +68,5 @@ def problem_of(answer: httpx.Response, status: int, field: str | None = None) ->
     assert told["status"] == status and told["type"] == "about:blank" and told["title"]
     assert told.get("field") == field, told
     detail: str = told["detail"]
-    assert len(detail) > 20 and (status == 500 or detail.endswith("."))
+    assert len(detail) > 20 and (status == 500 or detail.endswith((".", "?")))
     return detail

@@ -12,8 +12,10 @@ import pytest
 
 import deconvoy
 from deconvoy import queries
+from deconvoy.errors import JobNotFound
 from deconvoy.store import RunStore
 from service.app import create_app
+from service.catalogue import NewJob
 from service.scopes import Scope
 from tests.serving import client_of, problem_of, served, settings_of, with_runs
 
@@ -263,6 +265,23 @@ def test_a_run_that_is_worked_on_is_not_deleted(own: httpx.Client, tmp_path: Pat
         told = problem_of(own.delete("/v1/runs/small"), 409, "run_id")
     assert "is being worked on" in told
     assert own.get("/v1/runs/small").status_code == 200
+
+
+def test_the_run_of_a_job_has_the_jobs_id(small_run: Path, tmp_path: Path) -> None:
+    elsewhere = with_runs(tmp_path / "elsewhere", small_run) / "small"
+    app = create_app(settings_of(tmp_path / "home"))
+    with served(app) as address, httpx.Client(base_url=address) as client:
+        spec = deconvoy.open(small_run).attributes["spec"]
+        new = NewJob("job-1", "one", spec, str(elsewhere), "me", None, False)
+        app.state.catalogue.add_job(new)
+        app.state.catalogue.claim(1)
+        assert client.get("/v1/runs/job-1").json()["status"] == "done"
+        assert "cancel it first" in problem_of(client.delete("/v1/runs/job-1"), 409, "run_id")
+        app.state.catalogue.move("job-1", "done", among=["starting"])
+        assert client.delete("/v1/runs/job-1").status_code == 204
+        assert not elsewhere.exists()
+        with pytest.raises(JobNotFound):
+            app.state.catalogue.job("job-1")
 
 
 # -- who may ---------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The service as a whole: what it documents, what it counts and logs, and what it never loads."""
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from pydantic import BaseModel
 from schemathesis.checks import not_a_server_error
@@ -24,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service import logs
-from service.api import answers, system
+from service.api import answers, image_answers, system, table_answers
 from service.app import create_app
 from service.settings import Settings
 from tests.serving import client_of, problem_of, served, settings_of
@@ -43,11 +44,15 @@ CHECKS = [
 ]
 
 # Half of the requests ask for what is there; the others for whatever comes.
-THERE = {
+THERE: dict[str, list[Any]] = {
     "run_id": ["small"],
-    "layer": ["relu2", "relu7"],
+    "layer": ["relu2", "relu5", "relu7"],
+    "within": ["relu2"],
     "unit": [0, 40],
+    "units": ["0,40"],
+    "suffix": ["png", "jpg"],
     "image": [21],
+    "v": ["3f2a9c0d1e4b5a67"],
     "path": ["zarr.json", "layers/relu2/score/c/0/0", "layers/"],
 }
 
@@ -98,7 +103,8 @@ def test_every_operation_is_described_with_examples_and_problems(client: httpx.C
 def test_examples_are_of_their_schemas() -> None:
     from jsonschema import Draft202012Validator
 
-    own = [one for one in vars(answers).values() if isinstance(one, type)]
+    modules = (answers, image_answers, table_answers)
+    own = {one for module in modules for one in vars(module).values() if isinstance(one, type)}
     models = [one for one in own if issubclass(one, BaseModel) and one is not BaseModel]
     checked = 0
     for model in (*models, system.Health, system.ModelList):
@@ -125,6 +131,8 @@ def test_whatever_is_asked_is_answered_as_documented(settings: Settings) -> None
 
 
 def ask(operation: Any, address: str) -> None:
+    numbers = itertools.count()
+
     @hypothesis_settings(
         max_examples=EXAMPLES,
         deadline=None,
@@ -133,24 +141,22 @@ def ask(operation: Any, address: str) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @hypothesis_given(operation.as_strategy())
+    @given(case=operation.as_strategy())
     def run(case: Any) -> None:
-        case.path_parameters = dict(case.path_parameters or {})
-        if run.count % 2:  # type: ignore[attr-defined]
-            for name in case.path_parameters:
-                there = THERE.get(name, [case.path_parameters[name]])
-                case.path_parameters[name] = there[run.count % len(there)]  # type: ignore[attr-defined]
-        run.count += 1  # type: ignore[attr-defined]
+        number = next(numbers)
+        if number % 2:
+            case.path_parameters = there(case.path_parameters, number // 2)
+            case.query = there(case.query, number // 2)
         case.call_and_validate(checks=CHECKS)
 
-    run.count = 0  # type: ignore[attr-defined]
     run()
 
 
-def hypothesis_given(strategy: Any) -> Any:
-    from hypothesis import given
-
-    return given(case=strategy)
+def there(parameters: Any, number: int) -> dict[str, Any]:
+    """The parameters with names of what is there."""
+    given = dict(parameters or {})
+    known = given.keys() & THERE.keys()
+    return given | {name: THERE[name][number % len(THERE[name])] for name in known}
 
 
 # -- what it counts and logs -----------------------------------------------------------------------

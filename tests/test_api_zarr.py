@@ -15,6 +15,7 @@ from obstore.store import HTTPStore
 from zarr.storage import ObjectStore
 
 import deconvoy
+from deconvoy.errors import RunNotFound
 from deconvoy.store import RunStore
 from service.app import create_app
 from tests.serving import client_of, problem_of, served, settings_of, with_runs
@@ -39,6 +40,17 @@ def store_at(client: httpx.Client, group: str = "") -> ObjectStore[HTTPStore]:
 
 
 # -- clients ---------------------------------------------------------------------------------------
+
+
+def test_deconvoy_opens_the_run(client: httpx.Client, small_run: Path) -> None:
+    there, here = deconvoy.open(f"{client.base_url}/v1/runs/small"), deconvoy.open(small_run)
+    assert there.status == "done" and there.layers().equals(here.layers())
+    assert there.table().equals(here.table()) and there.images().equals(here.images())
+    np.testing.assert_array_equal(there.unit("relu2", 40).patches, here.unit("relu2", 40).patches)
+    image = here.occluded()["image_id"][0].as_py()
+    assert there.occlusion(image).unit == here.occlusion(image).unit
+    with pytest.raises(RunNotFound):
+        deconvoy.open(f"{client.base_url}/v1/runs/other")
 
 
 def test_plain_zarr_opens_the_run(client: httpx.Client, small_run: Path) -> None:

@@ -78,6 +78,7 @@ def test_names_are_those_of_files_and_folders_escaped_ones_too(store: RunStore) 
     assert store.names("ledger/projection") == ["a%2Fb c.é"]
     assert store.names("ledger/projection/a%2Fb c.é") == ["item-000001.json"]
     assert store.names("images") == ["part-1.parquet"]
+    assert store.names("") == ["images", "ledger", "zarr.json"]
     assert store.names("ledger/proj") == store.names("nothing") == []
     assert sorted(store.paths()) == paths
     assert store.bytes_used() == 3

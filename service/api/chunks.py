@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path as LocalPath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deconvoy.files import Files, is_remote
+from deconvoy.files import Files
 from deconvoy.store import RunStore
 from service import caching, problems
 from service.api.asking import KNOWN_PARAMETERS, RunId, opened
@@ -32,7 +33,7 @@ router = APIRouter(
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
 
-HIDDEN = re.compile(r"(^|/)(driver\.lock|\.[^/]*|[^/]*\.partial)(/|$)")
+HIDDEN = re.compile(r"^ledger/driver(\.lock)?(/|$)|(^|/)(\.[^/]*|[^/]*\.partial)(/|$)")
 """Which process of which machine is the driver; and what is half-written."""
 
 CHUNK = re.compile(r"(^|/)c(/\d+)*$|\.parquet$")
@@ -141,10 +142,15 @@ def _nothing(path: str) -> Problem:
 def _found(request: Request, shelved: Shelved, path: str) -> _File:
     files = Files(shelved.url)
     modified = ""
+    read: Callable[[int, int], bytes] = partial(files.read_range, path)
     try:
-        if files.remote:
+        if shelved.url.startswith("s3:"):
             entry = files.entry(path)
             size, tag = entry.size, entry.tag
+        elif "://" in shelved.url:  # of other places files come whole
+            content = RunStore(shelved.url).read(path)
+            size, tag = len(content), hashlib.sha256(content).hexdigest()[:24]
+            read = partial(_part, content)
         else:
             place = LocalPath(shelved.url, path).resolve(strict=True)
             if not place.is_relative_to(LocalPath(shelved.url).resolve()) or not place.is_file():
@@ -155,7 +161,7 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
     except (FileNotFoundError, NotADirectoryError):
         raise _nothing(path) from None
     except OSError as error:
-        if files.remote:
+        if "://" in shelved.url:
             raise
         raise _nothing(path) from error  # a name too long for the disk, a loop of links
     for_ever = shelved.done and CHUNK.search(path) is not None
@@ -166,7 +172,7 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
     }
     if modified:
         headers["Last-Modified"] = modified
-    return _File(size, headers, lambda begin, length: files.read_range(path, begin, length))
+    return _File(size, headers, read)
 
 
 def _consolidated(request: Request, shelved: Shelved, path: str) -> _File | None:
@@ -189,18 +195,22 @@ def _consolidated(request: Request, shelved: Shelved, path: str) -> _File | None
         "Accept-Ranges": "bytes",
         "Cache-Control": caching.control(request, False),
     }
-    return _File(len(content), headers, lambda begin, length: content[begin : begin + length])
+    return _File(len(content), headers, partial(_part, content))
+
+
+def _part(content: bytes, begin: int, length: int) -> bytes:
+    return content[begin : begin + length]
 
 
 def _names(request: Request, shelved: Shelved, path: str) -> JSONResponse:
-    if not is_remote(shelved.url):
+    if "://" not in shelved.url:
         place = LocalPath(shelved.url, path)
         if not _is_folder(place) or not place.resolve().is_relative_to(
             LocalPath(shelved.url).resolve()
         ):
             raise _nothing(path)
     names = RunStore(shelved.url).names(path.removesuffix("/"))
-    shown = [name for name in names if not HIDDEN.search(name)]
+    shown = [name for name in names if not HIDDEN.search(f"{path}{name}")]
     return JSONResponse(shown, headers={"Cache-Control": caching.control(request, False)})
 
 

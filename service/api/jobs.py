@@ -16,7 +16,7 @@ from service import problems
 from service.api.asking import KNOWN_PARAMETERS, link, page_size
 from service.auth import Caller, Scope, requires
 from service.catalogue import ENDED, STATES, Catalogue, Job
-from service.queue import Queue
+from service.jobs import Queue
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
 
