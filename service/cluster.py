@@ -22,6 +22,9 @@ START_SECONDS = 120.0
 
 END_SECONDS = 20.0
 
+_children: list[subprocess.Popen[bytes]] = []
+"""Those started by this process, which nobody waits for: they are to outlive it."""
+
 
 @dataclass(frozen=True)
 class _Head:
@@ -76,6 +79,7 @@ class LocalCluster:
                 stderr=log,
                 start_new_session=True,
             )
+        _children.append(process)
         begin = time.monotonic()
         while time.monotonic() - begin < START_SECONDS:
             if (address := self.address()) is not None:

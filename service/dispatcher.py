@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import deconvoy
 from deconvoy.errors import ClusterUnreachable, DeconvoyError, RunNotFound
@@ -37,6 +37,7 @@ ATTEMPTS = 3
 """To start a driver that dies before its run is there."""
 
 
+@runtime_checkable
 class Drivers(Protocol):
     """Those of ``workers.drivers``."""
 
