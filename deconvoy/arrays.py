@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from deconvoy.errors import RunUnreadable
+from deconvoy.errors import DeconvoyError, RunUnreadable
 
 
 def array_of(group: zarr.Group, name: str) -> Any:
@@ -18,7 +18,8 @@ def array_of(group: zarr.Group, name: str) -> Any:
     try:
         return group[name]
     except KeyError:
-        url = str(group.store.root) if isinstance(group.store, LocalStore) else "URL"
+        store: Any = group.store
+        url = str(store.root) if isinstance(store, LocalStore) else store.url
         raise RunUnreadable(
             f"The run {url!r} has no array {f'{group.path}/{name}'!r}: `deconvoy verify {url}` "
             "tells what else is missing; copy it again from where it is whole, or make it anew."
@@ -30,10 +31,13 @@ def read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
 
     Raises:
         RunUnreadable: no such array, or its bytes do not have the checksum they were written with.
+        RunUnreachable: the run is not on a local disk, and cannot be reached.
     """
     array = array_of(group, name)
     try:
         return np.asarray(array[selection])
+    except DeconvoyError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:  # each codec raises its own
         raise RunUnreadable(
             f"The array {array.path!r} is broken ({error}): copy it again from where it is whole, "

@@ -8,12 +8,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
 from deconvoy.errors import RequestError
 from deconvoy.run import Run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,7 @@ def ask(
     """
     query = find(name)
     known = {argument.name: argument for argument in query.arguments}
-    if len(given) > len(known):
-        raise RequestError(
-            f"The query {name!r} takes at most {len(known)} arguments ({usage(query)}), "
-            f"not {len(given)}."
-        )
-    texts = dict(zip(known, given, strict=False))
-    for key, text in (named or {}).items():
-        if key not in known:
-            raise RequestError(f"The query {name!r} has no argument {key!r}; {_near(key, known)}.")
-        if key in texts:
-            raise RequestError(f"The query {name!r} is given {key!r} twice: once is enough.")
-        texts[key] = text
+    texts = by_name(query, given, named or {})
     for argument in query.arguments:
         if argument.required and argument.name not in texts:
             raise RequestError(
@@ -102,6 +93,30 @@ def ask(
     parameters = list(inspect.signature(query.function).parameters)[1:]
     spelled = {parameter.rstrip("_"): parameter for parameter in parameters}
     return query.function(run, **{spelled[key]: value for key, value in values.items()})
+
+
+def by_name(query: Query, given: Sequence[T], named: Mapping[str, T]) -> dict[str, T]:
+    """All arguments of a query by their names.
+
+    Raises:
+        RequestError: too many, one that is unknown, or one that is given twice.
+    """
+    known = {argument.name: argument for argument in query.arguments}
+    if len(given) > len(known):
+        raise RequestError(
+            f"The query {query.name!r} takes at most {len(known)} arguments ({usage(query)}), "
+            f"not {len(given)}."
+        )
+    found = dict(zip(known, given, strict=False))
+    for key, value in named.items():
+        if key not in known:
+            raise RequestError(
+                f"The query {query.name!r} has no argument {key!r}; {_near(key, known)}."
+            )
+        if key in found:
+            raise RequestError(f"The query {query.name!r} is given {key!r} twice: once is enough.")
+        found[key] = value
+    return found
 
 
 def find(name: str) -> Query:

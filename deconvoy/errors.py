@@ -54,6 +54,10 @@ class RunUnreadable(DeconvoyError, OSError):
     """A run is there but its bytes are not what its own tables promise."""
 
 
+class RunUnreachable(DeconvoyError, ConnectionError):
+    """The bucket or the service that a run lies at does not answer, or refuses."""
+
+
 class ModelUnsupported(RequestError):
     """A model, or an operation in it, that has no rule."""
 
@@ -114,3 +118,21 @@ class CatalogueUnavailable(DeconvoyError, ConnectionError):
 
 class CatalogueNewer(DeconvoyError, RuntimeError):
     """The catalogue was written by a later version of Deconvoy."""
+
+
+class NotAllowed(DeconvoyError, PermissionError):
+    """The service wants a token, or one that may do more."""
+
+    exit_code = 2
+
+
+class ServiceError(DeconvoyError, RuntimeError):
+    """The service failed at a request that was right, or what answers is no service of ours."""
+
+
+class ServiceUnreachable(DeconvoyError, ConnectionError):
+    """The service does not answer now; asking again later may help."""
+
+
+class WaitTimedOut(DeconvoyError, TimeoutError):
+    """A job has not ended in the time that somebody would wait; it goes on."""

@@ -243,13 +243,13 @@ def _answer(ask: Callable[[], T], url: str) -> T:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
     except PermissionError as error:
-        raise PermissionError(f"{url} may not be read{_S3_HINT}") from error
+        raise PermissionError(f"{url} may not be read{S3_HINT}") from error
     except Exception as error:  # obstore's own classes
         told = str(error).strip().splitlines()[0]
-        raise OSError(f"{url}: {told}{_S3_HINT if url.startswith('s3:') else ''}") from error
+        raise OSError(f"{url}: {told}{S3_HINT if url.startswith('s3:') else ''}") from error
 
 
-_S3_HINT = (
+S3_HINT = (
     " (credentials, region and endpoint come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
     "AWS_REGION and AWS_ENDPOINT_URL; AWS_SKIP_SIGNATURE=true reads public buckets)"
 )

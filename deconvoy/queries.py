@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Shaped
 
-from deconvoy.asking import QUERIES, Query, ask, find, register, usage
+from deconvoy.asking import QUERIES, Query, ask, by_name, find, register, usage
 from deconvoy.comparison import diff, overall
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.localisation import Localisation, localisation_of
@@ -38,6 +38,7 @@ __all__ = [
     "QUERIES",
     "Query",
     "ask",
+    "by_name",
     "find",
     "usage",
 ]

@@ -21,9 +21,10 @@ from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from PIL import Image
 from zarr.errors import BaseZarrError
 
-from deconvoy.arrays import array_of, read
-from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreadable
+from deconvoy.arrays import read
+from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreachable, RunUnreadable
 from deconvoy.figures import UnitPictures, figure2
+from deconvoy.kept import KEPT_BYTES, KeptArrays
 from deconvoy.occlusion import (
     Occlusion,
     UnitOcclusion,
@@ -88,13 +89,18 @@ class Unit:
         return occlusion_of_unit(self._run, self)
 
     def _pictures(self, name: str) -> Any:
-        group = self._run.layer_group(self.layer)
-        if "projected" not in group or not read(group, "projected", self.index):
+        if not self.projected:
             raise RunNotFound(
                 f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
                 f"{self._run.projected_told(self.layer)}"
             )
-        return read(group, name, self.index)
+        return read(self._run.layer_group(self.layer), name, self.index)
+
+    @property
+    def projected(self) -> bool:
+        """Whether it has pictures: patches and projections."""
+        projected = self._run._projected(self.layer)
+        return projected is not None and bool(projected[self.index])
 
     @property
     def pictures(self) -> UnitPictures:
@@ -116,21 +122,26 @@ class Unit:
 
 
 class Run:
-    """A run on disk.
+    """A run, as it was when it was opened.
+
+    Of one that is done, the small tables that were read are kept (``deconvoy.kept``).
 
     Raises:
         RunNotFound: nothing there.
         RunUnreadable: something else than a run, or one of a newer format.
+        RunUnreachable: a bucket or a service that does not answer.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        self._store = RunStore(url)
+    def __init__(self, url: str | os.PathLike[str], token: str | None = None) -> None:
+        self._store = RunStore(url, token)
         self.url = self._store.url
         if not self._store.exists("zarr.json"):
             raise RunNotFound(f"There is no run at {self.url!r}: give the folder `--out` named.")
         try:
             self._group = self._store.zarr()
             self.attributes: dict[str, Any] = dict(self._group.attrs.asdict())
+        except RunUnreachable:
+            raise
         except (BaseZarrError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunUnreadable(f"The run at {self.url!r} is broken: {error}") from error
         if self.attributes.get("format") != FORMAT:
@@ -138,8 +149,12 @@ class Run:
                 f"{self.url!r} has the format {self.attributes.get('format')!r}, but this version "
                 f"of deconvoy reads {FORMAT!r}: use the version that wrote it."
             )
+        self._done = self.attributes["state"]["status"] == "done"
+        self._groups: dict[str, zarr.Group] = {}
+        self._unprojected: set[str] = set()
+        self._kept = KeptArrays(KEPT_BYTES)
 
-    @property
+    @cached_property
     def spec(self) -> JobSpec:
         return JobSpec.parse(self.attributes["spec"])
 
@@ -163,7 +178,7 @@ class Run:
             return False
         return self.status in ("stopped", "failed", "interrupted")
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the model's outputs; empty where unknown."""
         return tuple(self.attributes["classes"])
@@ -184,7 +199,7 @@ class Run:
         """Column of the images table that holds the labels of hits."""
         return "predicted" if self.labels == "predicted" else "label"
 
-    @property
+    @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """In execution order."""
         return tuple(self.attributes["layers"])
@@ -201,6 +216,8 @@ class Run:
                 f"The run {self.url!r} has no layer {layer!r}; nearest: "
                 f"{', '.join(near or self.layer_names[:3])}."
             )
+        if layer in self._groups:
+            return self._groups[layer]
         try:
             group = self._group[layer_path(layer)]
         except KeyError:
@@ -208,7 +225,23 @@ class Run:
                 f"Layer {layer!r} of {self.url!r} has no results yet: the run is {self.status}."
             ) from None
         assert isinstance(group, zarr.Group)
+        if self._done:
+            self._groups[layer] = group
         return group
+
+    def hit_table(self, layer: str, name: str) -> np.ndarray:
+        """A small table of a layer, whole, read only: ``score``, ``image``, ``position``, ``box``,
+        ``window``, ``label``, ``density`` or ``projected``.
+
+        Raises:
+            RunNotFound: no such layer, or its scan is not done.
+            RunUnreadable: no such table, or a broken one.
+        """
+
+        def read_it() -> np.ndarray:
+            return np.asarray(read(self.layer_group(layer), name))
+
+        return self._kept.get((layer, name), read_it) if self._done else read_it()
 
     def unit(self, layer: str, index: int) -> Unit:
         """One unit of a layer.
@@ -216,14 +249,13 @@ class Run:
         Raises:
             RunNotFound: no such layer or unit.
         """
-        group = self.layer_group(layer)
-        units = array_of(group, "score").shape[0]
+        units = len(self.hit_table(layer, "score"))
         if not 0 <= index < units:
             raise RunNotFound(
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
-        tables = {n: read(group, n, index) for n in _HIT_TABLES}
-        labels = tuple(map(self.class_name, read(group, "label", index).tolist()))
+        tables = {name: self.hit_table(layer, name)[index].copy() for name in _HIT_TABLES}
+        labels = tuple(map(self.class_name, self.hit_table(layer, "label")[index].tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
     def layers(self) -> pa.Table:
@@ -258,11 +290,10 @@ class Run:
         return pa.concat_tables([self._hits_of(name) for name in names])
 
     def _hits_of(self, layer: str) -> pa.Table:
-        group = self.layer_group(layer)
-        tables = {name: read(group, name) for name in _HIT_TABLES}
+        tables = {name: self.hit_table(layer, name) for name in _HIT_TABLES}
         unit, rank = (tables["image"] >= 0).nonzero()
         image = tables["image"][unit, rank]
-        label = read(group, "label")[unit, rank]
+        label = self.hit_table(layer, "label")[unit, rank]
         position, box = tables["position"][unit, rank], tables["box"][unit, rank]
         columns = {
             "layer": pa.array([layer] * len(unit), pa.string()),
@@ -283,6 +314,8 @@ class Run:
 
     def images(self) -> pa.Table:
         """All images: id, uri, label, width, height, predicted, probability, skipped."""
+        if "results" not in self.attributes:  # more come with every shard
+            return self._images_so_far()
         return self._images
 
     def images_of(self, ids: Int64[np.ndarray, " image"]) -> pa.Table:
@@ -292,6 +325,9 @@ class Run:
 
     @cached_property
     def _images(self) -> pa.Table:
+        return self._images_so_far()
+
+    def _images_so_far(self) -> pa.Table:
         parts = [self._images_part(f"images/{name}") for name in self._store.names("images")]
         if "results" in self.attributes:  # the scan is done, so every image has its row
             rows, promised = sum(map(len, parts)), self.attributes["provenance"]["images"]
@@ -317,21 +353,28 @@ class Run:
 
     def density(self, layer: str) -> Float64[np.ndarray, " unit"]:
         """Share of the images that activate each unit."""
-        return np.asarray(read(self.layer_group(layer), "density"))
+        return self.hit_table(layer, "density")
 
     def dead_units(self, layer: str) -> list[int]:
         """Units that no image activates."""
-        empty = read(self.layer_group(layer), "image", np.s_[:, 0]) < 0
+        empty = self.hit_table(layer, "image")[:, 0] < 0
         units: list[int] = np.flatnonzero(empty & (self.density(layer) == 0)).tolist()
         return units
 
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
-        group = self.layer_group(layer)
-        if "projected" not in group:
-            return []
-        units: list[int] = np.flatnonzero(read(group, "projected")).tolist()
-        return units
+        projected = self._projected(layer)
+        return [] if projected is None else np.flatnonzero(projected).tolist()
+
+    def _projected(self, layer: str) -> np.ndarray | None:
+        """Whether each unit has pictures; None where the layer is not projected."""
+        if layer in self._unprojected:
+            return None
+        if "projected" in self.layer_group(layer):
+            return self.hit_table(layer, "projected")
+        if self._done:
+            self._unprojected.add(layer)
+        return None
 
     def output_name(self, layer: str, unit: int) -> str:
         """Class of a unit of the model's output; empty for other layers and unknown classes."""
@@ -493,7 +536,7 @@ class Run:
             raise MissingExtra("xarray", "Run.xarray") from None
         kind, _, layer = path.partition("/")
         group = layer_path(layer) if kind == "layers" else path
-        return xarray.open_zarr(self._store.root, group=group, consolidated=False)
+        return xarray.open_zarr(self._store.zarr_store(), group=group, consolidated=False)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -508,11 +551,17 @@ class Run:
 _HIT_TABLES = ("score", "image", "position", "box", "window")
 
 
-def open(url: str | os.PathLike[str]) -> Run:
-    """Open a run by its folder.
+def open(url: str | os.PathLike[str], token: str | None = None) -> Run:
+    """Open a run: a folder, ``s3://bucket/prefix``, or ``http(s)://host/v1/runs/ID``.
+
+    Args:
+        token: for a service; default: ``DECONVOY_TOKEN``, or that of the service started on this
+            machine.
 
     Raises:
         RunNotFound: nothing there.
         RunUnreadable: no run, or one of another format.
+        RunUnreachable: a bucket or a service that does not answer.
+        RequestError: a URL of no kind that is supported, or a token that the service refuses.
     """
-    return Run(url)
+    return Run(url, token)

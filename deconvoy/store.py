@@ -1,7 +1,8 @@
 """Where a run lies: small files written whole, and the Zarr group beside them.
 
-A file is there entirely or not at all: it is written beside its place and renamed.  Paths are
-relative to the run and use ``/``.
+``RunStore(url)`` is a ``FolderStore`` on a local disk, a ``BucketStore`` (``deconvoy.bucket``), or
+a ``ServedStore`` (``deconvoy.served``), which is at a service and can only be read.  A file is
+there entirely or not at all.  Paths are relative to the run and use ``/``.
 """
 
 import fcntl
@@ -9,40 +10,173 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import zarr
+from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
-from deconvoy.errors import DiskTooSmall, RequestError, RunBusy, RunNotFound
+from deconvoy.errors import DeconvoyError, DiskTooSmall, RequestError, RunBusy, RunNotFound
+from deconvoy.files import refuse_in_the_way
+
+OBJECT_SCHEMES = ("s3", "gs", "az")
+SERVED_SCHEMES = ("http", "https")
 
 
 class RunStore:
-    """The folder of one run.
+    """What a run is kept in.  It pickles as its URL alone: secrets stay in the environment.
+
+    Args:
+        url: a folder, ``s3://bucket/prefix`` (or ``gs://``, ``az://``), or
+            ``http(s)://host/v1/runs/ID``.
+        token: for a service.
 
     Raises:
-        RequestError: a URL of a kind that is not supported.
+        RequestError: a URL of a kind that is not supported, or that names no place for a run.
     """
 
-    def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = os.fspath(url)
-        if "://" in self.url:
-            raise RequestError(
-                f"The run URL {self.url!r} is not on a local disk: give a path; copy the run "
-                "there and back with your store's own tools."
-            )
-        self.root = Path(self.url)
+    url: str
+
+    def __new__(cls, url: str | os.PathLike[str], token: str | None = None) -> "RunStore":
+        return super().__new__(_kind_of(os.fspath(url)) if cls is RunStore else cls)
+
+    def __init__(self, url: str | os.PathLike[str], token: str | None = None) -> None:
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        return RunStore, (self.url,)
+
+    @property
+    def absolute(self) -> str:
+        """The URL, the same for all that lead to one place from one machine."""
+        return self.url
 
     def read(self, path: str) -> bytes:
         """Raises RunNotFound."""
+        raise NotImplementedError
+
+    def write(self, path: str, content: bytes) -> None:
+        """Put a whole file in place, over an older one if there is one."""
+        raise NotImplementedError
+
+    def append(self, path: str, line: str) -> None:
+        """Add a line to a log, which ``lines`` reads."""
+        raise NotImplementedError
+
+    def lines(self, path: str) -> list[str]:
+        """Lines of a log; one that was cut short is left out."""
+        raise NotImplementedError
+
+    def exists(self, path: str) -> bool:
+        """Whether a file is there."""
+        raise NotImplementedError
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders in a folder, sorted; empty where there is none."""
+        raise NotImplementedError
+
+    def paths(self) -> Iterator[str]:
+        """Every file of the run, in no particular order."""
+        raise NotImplementedError
+
+    def delete(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        raise NotImplementedError
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left half-written."""
+
+    def remove(self) -> None:
+        """Delete the whole run."""
+        raise NotImplementedError
+
+    def occupant(self) -> str | None:
+        """What is there already, for people; None where a new run can be made.
+
+        Raises:
+            RequestError: no run can be made there.
+        """
+        raise NotImplementedError
+
+    def bytes_used(self) -> int:
+        raise NotImplementedError
+
+    def bytes_free(self) -> int | None:
+        """Room for more; None where nobody can know."""
+        return None
+
+    def zarr(self, mode: str = "r") -> zarr.Group:
+        """The run's Zarr group, never through consolidated metadata: arrays come while it runs."""
+        store = self.zarr_store(read_only=mode == "r")
+        if mode == "w-":
+            return zarr.create_group(store)
+        chosen: Any = "r" if mode == "r" else "r+"
+        return zarr.open_group(store, mode=chosen, zarr_format=3, use_consolidated=False)
+
+    def zarr_store(self, read_only: bool = True) -> Store:
+        """The run for Zarr and xarray."""
+        raise NotImplementedError
+
+    def refused(self, error: OSError) -> DeconvoyError:
+        """What to raise where a write fails for good."""
+        raise NotImplementedError
+
+    def require_writable(self) -> None:
+        """Raises RequestError where runs can only be read."""
+
+    def driver_lock(self) -> AbstractContextManager[None]:
+        """Hold the run as its only driver.
+
+        Raises:
+            RunBusy: another driver is at work.
+        """
+        raise NotImplementedError
+
+    def driver_died(self) -> bool:
+        """Whether the last driver is known to be no more, and did not end the run itself."""
+        return False
+
+
+def _kind_of(url: str) -> type[RunStore]:
+    """Modules are loaded only for URLs that need them."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return FolderStore
+    if scheme in OBJECT_SCHEMES:
+        from deconvoy.bucket import BucketStore
+
+        return BucketStore
+    if scheme in SERVED_SCHEMES:
+        from deconvoy.served import ServedStore
+
+        return ServedStore
+    raise RequestError(
+        f"The run URL {url!r} is of no kind that is supported: give a folder, s3://bucket/… (or "
+        "gs://…, az://…), or the address of a run at a service, http://host/v1/runs/ID."
+    )
+
+
+class FolderStore(RunStore):
+    """The folder of one run on a local disk."""
+
+    def __init__(self, url: str | os.PathLike[str], token: str | None = None) -> None:
+        self.url = os.fspath(url)
+        self.root = Path(self.url)
+
+    @property
+    def absolute(self) -> str:
+        return os.path.realpath(self.root)
+
+    def read(self, path: str) -> bytes:
         try:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
             raise RunNotFound(f"The run {self.url!r} has no {path!r}.") from None
 
     def write(self, path: str, content: bytes) -> None:
-        """Put a whole file in place, over an older one if there is one."""
+        """Written beside its place and renamed."""
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
         draft = place.with_name(f"{place.name}.{os.getpid()}.partial")
@@ -53,33 +187,48 @@ class RunStore:
             draft.unlink(missing_ok=True)
 
     def append(self, path: str, line: str) -> None:
-        """Add a line to a log; readers must bear a last line cut short."""
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def lines(self, path: str) -> list[str]:
+        place = self.root / path
+        if not place.exists():
+            return []
+        return place.read_text(encoding="utf-8").split("\n")[:-1]
+
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted; empty where there is none."""
         place = self.root / folder
         if not place.is_dir():
             return []
         return sorted(p.name for p in place.iterdir() if not p.name.endswith(".partial"))
 
+    def paths(self) -> Iterator[str]:
+        for place in self.root.rglob("*"):
+            if place.is_file():
+                yield place.relative_to(self.root).as_posix()
+
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what writers that were killed left half-written."""
         for draft in self.root.rglob("*.partial"):
             draft.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the whole run."""
         shutil.rmtree(self.root, ignore_errors=False)
+
+    def occupant(self) -> str | None:
+        refuse_in_the_way(self.root)
+        if not self.root.exists():
+            return None
+        if not self.root.is_dir():
+            return "a file"
+        return "a folder" if any(self.root.iterdir()) else None
 
     def bytes_used(self) -> int:
         return sum(p.stat().st_size for p in self.root.rglob("*") if p.is_file())
@@ -91,15 +240,10 @@ class RunStore:
             place = place.parent
         return shutil.disk_usage(place).free
 
-    def zarr(self, mode: str = "r") -> zarr.Group:
-        """The run's Zarr group, never through consolidated metadata: arrays come while it runs."""
-        store = LocalStore(self.root, read_only=mode == "r")
-        if mode == "w-":
-            return zarr.create_group(store)
-        return zarr.open_group(store, mode="r" if mode == "r" else "r+", use_consolidated=False)
+    def zarr_store(self, read_only: bool = True) -> Store:
+        return LocalStore(self.root, read_only=read_only)
 
-    def refused(self, error: OSError) -> DiskTooSmall:
-        """What to raise where the disk takes no more."""
+    def refused(self, error: OSError) -> DeconvoyError:
         return DiskTooSmall(
             f"Writing to {self.url!r} failed: {error.strerror or error}. Everything committed is "
             f"intact; make room or mend it, then `deconvoy resume {self.url}`."
@@ -107,11 +251,7 @@ class RunStore:
 
     @contextmanager
     def driver_lock(self) -> Iterator[None]:
-        """Hold the run as its only driver; the system lets go when the process ends, however.
-
-        Raises:
-            RunBusy: another driver is at work.
-        """
+        """The system lets go when the process ends, however."""
         place = self.root / "ledger" / "driver.lock"
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("a+") as file:
@@ -129,7 +269,7 @@ class RunStore:
             yield
 
     def driver_died(self) -> bool:
-        """Whether the last driver was a process of this machine that is no more."""
+        """Whether it was a process of this machine that is no more."""
         place = self.root / "ledger" / "driver.lock"
         try:
             pid, _, host = place.read_text(encoding="utf-8").partition(" on ")

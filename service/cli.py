@@ -16,11 +16,13 @@ import typer
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figures, queries
-from deconvoy.errors import DeconvoyError
-from service import collisions, drawing, launcher, progress, reading, tables, tokens_cli, up
+from deconvoy import figures, progress, queries
+from deconvoy.errors import DeconvoyError, RequestError
+from service import collisions, drawing, launcher, reading, remote, tables, tokens_cli, up
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
+
+NEW_RUN = "Folder or s3:// URL of the new run."
 
 READER_GONE = 141
 """As shells tell it: 128 and the number of SIGPIPE."""
@@ -77,7 +79,7 @@ def common(
     collisions.refuse(list(collisions.shadowing()))
     # What was stripped from the names of weights, or left out of them, is said.
     logging.getLogger("workers.weights").setLevel(logging.DEBUG if debug else logging.INFO)
-    for noisy in ("PIL", "matplotlib", "asyncio", "urllib3"):
+    for noisy in ("PIL", "matplotlib", "asyncio", "urllib3", "httpcore", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -124,7 +126,7 @@ def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
 @app.command()
 def run(
     spec: Spec,
-    url: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    url: Annotated[str, typer.Option("--out", help=NEW_RUN, show_default=False)],
     workers: Workers = None,
     address: Address = None,
     executor: ExecutorOption = "ray",
@@ -149,17 +151,34 @@ def run(
 
 @app.command()
 def resume(
-    url: Url, workers: Workers = None, address: Address = None, executor: ExecutorOption = "ray"
+    run_: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL|ID", help="Folder of a run, or id of a service's job.", show_default=False
+        ),
+    ],
+    workers: Workers = None,
+    address: Address = None,
+    executor: ExecutorOption = "ray",
+    url: remote.Service = None,
 ) -> None:
-    """Go on where a stopped or killed run left off."""
-    compute = deconvoy.open(url).spec.compute
+    """Go on where a stopped or killed run left off, or let a service go on with a job."""
+    if remote.is_job(run_):
+        if workers or address:
+            raise RequestError(
+                f"--workers and --address are for a run on disk, and there is none at {run_!r}: a "
+                "service has its own."
+            )
+        remote.resume_job(run_, url)
+        return
+    compute = deconvoy.open(run_).spec.compute
     if workers:
         compute = compute.model_copy(update={"workers": workers})
     with progress.shown() as observe:
         found = launcher.resume(
-            url, executor=executor, address=address, compute=compute, observe=observe, say=say
+            run_, executor=executor, address=address, compute=compute, observe=observe, say=say
         )
-    _finish(url, found)
+    _finish(run_, found)
 
 
 @app.command()
@@ -168,7 +187,7 @@ def extend(
     data: Annotated[
         str, typer.Option("--data", help="The new images, as in data.uri.", show_default=False)
     ],
-    out_: Annotated[str, typer.Option("--out", help="Folder of the new run.", show_default=False)],
+    out_: Annotated[str, typer.Option("--out", help=NEW_RUN, show_default=False)],
     labels: Annotated[
         str | None, typer.Option(help="Labels of the new images, as in data.labels.")
     ] = None,
@@ -276,6 +295,12 @@ for _verb in (
     reading.verify,
     reading.doctor,
     up.up,
+    remote.submit,
+    remote.jobs,
+    remote.status,
+    remote.wait,
+    remote.logs,
+    remote.cancel,
 ):
     app.command()(_verb)
 app.add_typer(tokens_cli.app, name="token")

@@ -16,7 +16,7 @@ out = Console(highlight=False, emoji=False)
 if not out.is_terminal:
     out = Console(highlight=False, emoji=False, width=PIPED_WIDTH)
 
-Url = Annotated[str, typer.Argument(help="Folder of a run.", show_default=False)]
+Url = Annotated[str, typer.Argument(help="Folder or URL of a run.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

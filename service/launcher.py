@@ -17,6 +17,7 @@ from deconvoy.errors import MissingExtra, RequestError
 from deconvoy.occlusion import Occlusion
 from deconvoy.run import Run
 from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
+from deconvoy.store import RunStore
 from service import collisions, tables
 
 ExecutorName = Literal["ray", "inline"]
@@ -164,6 +165,7 @@ def resume(
     with _extra("workers", "Running a job"):
         from workers import pipeline
 
+    RunStore(url).require_writable()
     opened = Run(url)
     if opened.status == "done":
         return dict(opened.attributes["results"])

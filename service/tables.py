@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
-from deconvoy import markup, queries
-from service import progress
+from deconvoy import markup, progress, queries
 
 Row = dict[str, Any]
 
@@ -108,6 +107,8 @@ def of_queries(known: Iterable[queries.Query]) -> Table:
 def plan_lines(planned: Row) -> Iterator[str]:
     """What a job would do, take and need; one line each."""
     transform, seconds, sizes = planned["transform"], planned["seconds"], planned["bytes"]
+    room = planned["free_bytes"]
+    free = "room unknown" if room is None else f"{amount(room)} free"
     rows = {
         "model": planned["model"],
         "weights": planned["weights"],
@@ -119,7 +120,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
         + (f", {planned['squares']:,} squares" if planned["squares"] else ""),
         "workers": f"{planned['workers']} × {planned['threads']} threads",
         "time": _parts(seconds, progress.span),
-        "storage": f"{_parts(sizes, amount)}; {amount(planned['free_bytes'])} free",
+        "storage": f"{_parts(sizes, amount)}; {free}",
     }
     if "rescan" in seconds:
         pays = planned["candidates_pay_from"]

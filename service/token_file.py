@@ -6,16 +6,11 @@ import tempfile
 from pathlib import Path
 
 from deconvoy.errors import RequestError
+from deconvoy.token_file import read
+
+__all__ = ["read", "write"]
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-
-
-def read(file: Path) -> str | None:
-    """The token, where there is one."""
-    try:
-        return file.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
-        return None
 
 
 def write(file: Path, secret: str) -> None:

@@ -5,6 +5,7 @@ runs are equal when every file of their results is, byte for byte.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deconvoy.spec import JobSpec
+from deconvoy.store import RunStore
 from tests import reference
 from workers import pipeline
 from workers.executors.inline import InlineExecutor
@@ -46,7 +48,9 @@ def ignore(_: pipeline.Advance) -> None:
     """Observe nothing."""
 
 
-def run_inline(spec: JobSpec, url: Path, observe: pipeline.Observe = ignore) -> dict[str, Any]:
+def run_inline(
+    spec: JobSpec, url: Path | str, observe: pipeline.Observe = ignore
+) -> dict[str, Any]:
     job, run = pipeline.create(spec, str(url))
     return pipeline.execute(job, run, InlineExecutor(), observe)
 
@@ -62,41 +66,42 @@ def run_on_ray(
     return pipeline.execute(job, run, RayExecutor(compute), observe)
 
 
-def resume_inline(url: Path) -> dict[str, Any]:
+def resume_inline(url: Path | str) -> dict[str, Any]:
     job, run = pipeline.reopen(str(url))
     return pipeline.execute(job, run, InlineExecutor(), ignore)
 
 
-def results_of(url: Path) -> dict[str, bytes]:
+def results_of(url: Path | str) -> dict[str, bytes]:
     """Every file of the results, by its path."""
-    files = [p for folder in RESULTS for p in (url / folder).rglob("*") if p.is_file()]
-    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
+    run = RunStore(url)
+    paths = [path for path in run.paths() if path.split("/")[0] in RESULTS]
+    return {path: run.read(path) for path in paths}
 
 
-def assert_same_results(one: Path, other: Path) -> None:
+def assert_same_results(one: Path | str, other: Path | str) -> None:
     of_one, of_other = results_of(one), results_of(other)
     assert of_one.keys() == of_other.keys()
     differing = [path for path, content in of_one.items() if of_other[path] != content]
     assert not differing, f"{len(differing)} of {len(of_one)} files differ: {differing[:5]}"
 
 
-def log_of(url: Path) -> list[dict[str, Any]]:
+def log_of(url: Path | str) -> list[dict[str, Any]]:
     """The ledger's log; a last line that is still being written is left out."""
-    place = url / pipeline.LOG
-    lines = place.read_text(encoding="utf-8").splitlines(keepends=True) if place.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in RunStore(url).lines(pipeline.LOG)]
 
 
-def grants_of(url: Path) -> Counter[str]:
+def grants_of(url: Path | str) -> Counter[str]:
     """How often each work item was granted."""
     return Counter(event["item"] for event in log_of(url) if event["event"] == "granted")
 
 
-def committed_in(url: Path) -> set[str]:
+def committed_in(url: Path | str) -> set[str]:
     """Items with a marker."""
-    markers = (url / "ledger").rglob("*-??????.*")
-    names = (p.relative_to(url / "ledger").as_posix().rpartition(".")[0] for p in markers)
-    return {name for name in names if "prefix" not in name}
+    files = [
+        path.removeprefix("ledger/") for path in RunStore(url).paths() if path.startswith("ledger/")
+    ]
+    markers = [path for path in files if re.fullmatch(r".+/(part|item)-\d{6}\.\w+", path)]
+    return {path.rpartition(".")[0] for path in markers}
 
 
 def model_of(job: Job) -> nn.Module:

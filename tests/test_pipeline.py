@@ -28,7 +28,7 @@ from deconvoy.errors import (
     RunUnreadable,
 )
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore, RunStore
 from tests.runs import (
     assert_same_results,
     committed_in,
@@ -104,9 +104,9 @@ def test_the_number_of_threads_changes_no_bit(calm: Path, tmp_path: Path, thread
 def power_cut_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The ``write``-th whole file of the driver (from 1) is never written, nor anything later."""
     written = 0
-    whole = RunStore.write
+    whole = FolderStore.write
 
-    def write_or_die(self: RunStore, path: str, content: bytes) -> None:
+    def write_or_die(self: FolderStore, path: str, content: bytes) -> None:
         nonlocal written
         written += 1
         if written >= write:
@@ -114,7 +114,7 @@ def power_cut_at(write: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         whole(self, path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunStore, "write", write_or_die)
+        patch.setattr(FolderStore, "write", write_or_die)
         with pytest.raises(PowerCut):
             yield
 
@@ -357,9 +357,9 @@ def test_a_full_disk_fails_the_job_with_everything_committed_intact(
     url = tmp_path / "run"
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     path = {"a marker": "ledger/scan/part-000003.npz", "the images table": "images/part-000003"}
-    whole = RunStore.write
+    whole = FolderStore.write
 
-    def write(self: RunStore, name: str, content: bytes) -> None:
+    def write(self: FolderStore, name: str, content: bytes) -> None:
         if name.startswith(path.get(where, "nowhere")):
             raise full
         whole(self, name, content)
@@ -367,7 +367,7 @@ def test_a_full_disk_fails_the_job_with_everything_committed_intact(
     def write_hits(*_: Any) -> None:
         raise full
 
-    monkeypatch.setattr(RunStore, "write", write)
+    monkeypatch.setattr(FolderStore, "write", write)
     if where == "a table of a layer":
         monkeypatch.setattr(pipeline, "write_hits", write_hits)
     with pytest.raises(DiskTooSmall, match=f"No space left on device.*deconvoy resume {url}"):
@@ -447,8 +447,8 @@ def test_a_disk_too_full_for_the_state_still_tells_its_name(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def observe(_: pipeline.Advance) -> None:
-        monkeypatch.setattr(RunStore, "write", full)
-        monkeypatch.setattr(RunStore, "zarr", full)
+        monkeypatch.setattr(FolderStore, "write", full)
+        monkeypatch.setattr(FolderStore, "zarr", full)
 
     with pytest.raises(DiskTooSmall, match="No space left on device"):
         pipeline.execute(job, run, InlineExecutor(), observe)
@@ -497,7 +497,7 @@ def test_a_place_that_is_taken_is_left_alone(calm: Path, tmp_path: Path) -> None
     with pytest.raises(RunExists, match="--overwrite"):
         pipeline.create(small_spec(), str(calm))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(RunExists, match="file' is a file and no run, and stays"):
+    with pytest.raises(RunExists, match="file' is a file that is no run, and stays"):
         pipeline.create(small_spec(), str(tmp_path / "file"))
 
 

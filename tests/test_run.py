@@ -184,8 +184,8 @@ def test_what_is_not_there_is_told_with_what_is(
 def test_a_place_without_a_run_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunNotFound, match="no run at"):
         deconvoy.open(tmp_path)
-    with pytest.raises(RequestError, match="s3://bucket/run"):
-        deconvoy.open("s3://bucket/run")
+    with pytest.raises(RequestError, match="'ftp://host/run' is of no kind that is supported"):
+        deconvoy.open("ftp://host/run")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"zarr_format": 2}'])

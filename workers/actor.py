@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped
+from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped, RunUnreachable
 from deconvoy.schema import image_part_path, images_schema
 from deconvoy.store import RunStore
 from workers.datasets import ImageRef
@@ -454,9 +454,11 @@ class Actor:
             if isinstance(lease, OcclusionLease):
                 return self._occluder.image(lease, self._pictures(lease.image), self._run)
             return self._occluder.units(lease, self._pictures, self._run)
+        except RunUnreachable as error:
+            raise self._run.refused(error) from error
+        except DeconvoyError:
+            raise
         except OSError as error:  # another attempt would find the disk as it is
-            if isinstance(error, DeconvoyError):
-                raise
             raise self._run.refused(error) from error
 
     def at_hand(self, image_id: int, fill: Sequence[float]) -> tuple[Network, Tensor, Tensor]:

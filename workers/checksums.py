@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from deconvoy.errors import RunUnreachable
 from deconvoy.schema import layer_path
 from deconvoy.store import RunStore
 
@@ -40,14 +41,19 @@ class Chunks:
     """Arrays that cannot be read whole; they are told once."""
     unopened: set[str] = field(default_factory=set)
     """Groups and arrays whose metadata cannot be read."""
+    present: set[str] = field(default_factory=set)
+    """All files there are."""
 
     def faults(self) -> Iterator[Fault]:
         """Read everything there is."""
-        for file in sorted(self.run.root.rglob("zarr.json")):
-            path = file.parent.relative_to(self.run.root).as_posix().removeprefix(".")
+        self.present = set(self.run.paths())
+        for file in sorted(path for path in self.present if path.split("/")[-1] == "zarr.json"):
+            path = file.removesuffix("zarr.json").rstrip("/")
             self.files += 1
             try:
-                node: Any = zarr.open(self.run.zarr().store, path=path, mode="r")
+                node: Any = zarr.open(self.run.zarr_store(), path=path, mode="r")
+            except RunUnreachable:
+                raise
             except Exception as error:  # JSON, Zarr and key errors alike
                 self.broken.add(path)
                 self.unopened.add(path)
@@ -61,13 +67,15 @@ class Chunks:
         grid = [range(-(-size // width)) for size, width in zip(array.shape, step, strict=True)]
         for place in itertools.product(*grid):
             key = f"{path}/{_chunk_key(array, place)}"
-            if not self.run.exists(key):
+            if key not in self.present:
                 self.missing.setdefault(path, []).append(place)
                 continue
             self.read += 1
             slices = (slice(i * w, (i + 1) * w) for i, w in zip(place, step, strict=True))
             try:
                 array[tuple(slices)]
+            except RunUnreachable:
+                raise
             except Exception as error:  # each codec raises its own
                 self.broken.add(path)
                 yield Fault(key, f"its bytes are not those that were written: {error}")

@@ -8,7 +8,6 @@ are covered.
 What comes out is, bit for bit, the run over all places from the start.
 """
 
-import os
 from collections.abc import Callable
 
 from deconvoy.errors import RequestError
@@ -72,7 +71,7 @@ def create(
         spec, out, overwrite=overwrite, check=refuse, batch_size=old.batch_size
     )
     devices = before.attributes["provenance"].get("device", [])  # the bits are theirs, too
-    attributes = {"extends": os.path.abspath(url), "extends_sha256": digest}
+    attributes = {"extends": store.absolute, "extends_sha256": digest}
     provenance = {**job.provenance(), "device": devices}
     run.zarr("r+").attrs.update({**attributes, "provenance": provenance})
     for folder in ("images", "ledger/scan"):  # what has a marker is whole
@@ -88,8 +87,8 @@ def create(
 
 def _require_apart(url: str, out: str) -> None:
     """The new run may not take the place of what it is made from, nor lie in it."""
-    old, new = os.path.realpath(url), os.path.realpath(out)
-    if os.path.commonpath([old, new]) in (old, new):
+    old, new = (f"{RunStore(place).absolute}/" for place in (url, out))
+    if old.startswith(new) or new.startswith(old):
         raise RequestError(
             f"--out {out!r} and the run {url!r} are one folder or lie in each other, but a run is "
             "extended into a new one and stays as it is: choose a folder beside it."

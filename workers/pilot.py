@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from deconvoy.schema import image_part_path, layer_path
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore
 from workers.actor import Actor, TorchSettings
 from workers.datasets import ImageRef
 from workers.examples import Entries
@@ -149,7 +149,7 @@ class _Trial:
     def __init__(self, job: Job, lanes: int, work: Mapping[str, int], folder: Path) -> None:
         self.job, self.lanes, self.work = job, lanes, work
         self.count = min(len(job.listing), ROUNDS * lanes * job.batch_size)
-        self.run = RunStore(folder / "run")
+        self.run = FolderStore(folder / "run")
         self.run.zarr("w-")
         self.distinct = job.spec.data.distinct
         self.rng = np.random.default_rng(job.spec.seed)

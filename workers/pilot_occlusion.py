@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from deconvoy.schema import OCCLUSION_ARRAYS, layer_path
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore
 from workers.actor import Actor
 from workers.extents import Extents, wanted_below
 from workers.graph import Layer, Network
@@ -70,7 +70,9 @@ class OcclusionSample:
     """That of a layer's array."""
 
 
-def measure_occlusion(job: Job, actor: Actor, run: RunStore, fold: Fold) -> OcclusionSample | None:
+def measure_occlusion(
+    job: Job, actor: Actor, run: FolderStore, fold: Fold
+) -> OcclusionSample | None:
     """Cover some of the pilot's first readable image; None where the job covers nothing.
 
     Args:
@@ -202,7 +204,7 @@ def _hit_seconds(
 def _picture(
     job: Job,
     actor: Actor,
-    run: RunStore,
+    run: FolderStore,
     occluding: Occluding,
     grid: Grid,
     image: int,

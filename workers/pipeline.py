@@ -20,10 +20,11 @@ from deconvoy.errors import (
     JobFailed,
     JobStopped,
     RequestError,
+    RunBusy,
     RunExists,
+    RunUnreachable,
     RunUnreadable,
 )
-from deconvoy.files import refuse_in_the_way
 from deconvoy.places import anchored
 from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
@@ -109,12 +110,12 @@ def create(
     if not url.strip():
         raise RequestError("The place of the new run (--out) is empty: name a folder.")
     run = RunStore(url)
-    refuse_in_the_way(run.root)
-    occupied = run.root.exists() and (not run.root.is_dir() or any(run.root.iterdir()))
-    if occupied and not _is_run(run):
-        what = "a folder that is" if run.root.is_dir() else "a file and"
-        raise RunExists(f"{url!r} is {what} no run, and stays as it is: choose another --out.")
-    if occupied and not overwrite:
+    occupant = run.occupant()
+    if occupant and not _is_run(run):
+        raise RunExists(
+            f"{url!r} is {occupant} that is no run, and stays as it is: choose another --out."
+        )
+    if occupant and not overwrite:
         raise RunExists(
             f"{url!r} exists already: choose another --out, `deconvoy resume {url}` to go on with "
             "it, or --overwrite to replace it."
@@ -123,7 +124,7 @@ def create(
     job.require_doable()
     if check is not None:
         check(job, run)
-    if occupied:
+    if occupant:
         with run.driver_lock():  # raises if somebody works on it
             pass
         run.remove()
@@ -145,8 +146,10 @@ def create(
 def _is_run(run: RunStore) -> bool:
     """Of whatever version: other people's Zarr groups are not ours to delete."""
     try:
-        content = json.loads((run.root / "zarr.json").read_bytes())
+        content = json.loads(run.read("zarr.json"))
         return str(content["attributes"]["format"]).startswith(FORMAT.partition("/")[0])
+    except RunUnreachable:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -232,8 +235,12 @@ def _told_in_state(job: Job, run: RunStore) -> Iterator[None]:
         else:
             remedy = f"Nothing finished is lost: `deconvoy resume {run.url}` goes on."
         raise JobStopped(f"Stopped. {remedy}") from None
+    except RunBusy:
+        raise  # the run is another driver's now, and so is its state
     except OSError as error:
-        if isinstance(error, DeconvoyError) or error.errno not in _REFUSED_WRITES:
+        if not isinstance(error, RunUnreachable) and (
+            isinstance(error, DeconvoyError) or error.errno not in _REFUSED_WRITES
+        ):
             tell(status="failed", error=str(error))
             raise
         refused = run.refused(error)

@@ -131,7 +131,8 @@ class Plan:
     bytes: Mapping[str, int]
     """patch, projection, tables, images, ledger, metadata, total; occlusion where it is asked
     for."""
-    free_bytes: int
+    free_bytes: int | None
+    """None where nobody can know: in a bucket."""
     candidates_pay_from: int | None
     """Images from which on a scan for candidates and the exact scan of theirs together take less
     time than an exact scan of all; None where they never do, or the scan is exact."""
@@ -204,7 +205,10 @@ def require_room(job: Job, run: RunStore) -> None:
     Raises:
         DiskTooSmall: says what is needed, what is free, and what to do.
     """
-    free = run.bytes_free() + (run.bytes_used() if run.root.exists() else 0)
+    room = run.bytes_free()
+    if room is None:  # a bucket grows
+        return
+    free = room + run.bytes_used()
     if most_bytes(job) <= free:
         return
     needed = plan(job, run.url).bytes["total"]

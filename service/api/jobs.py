@@ -119,7 +119,9 @@ class JobPage(BaseModel):
     next: str | None
 
 
-@router.post("", status_code=201, responses={200: {"model": JobAnswer}, **problems.documented(409)})
+@router.post(
+    "", status_code=201, responses={200: {"model": JobAnswer}, **problems.documented(409, 501)}
+)
 def submit_job(
     request: Request,
     response: Response,
@@ -172,7 +174,7 @@ def show_job(request: Request, job_id: JobId) -> JobAnswer:
 
 
 @router.delete(
-    "/{job_id}", status_code=202, dependencies=[SUBMIT], responses=problems.documented(409)
+    "/{job_id}", status_code=202, dependencies=[SUBMIT], responses=problems.documented(409, 501)
 )
 def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
     """Stop a job.  What it has found stays readable, and it can be resumed."""
@@ -180,7 +182,10 @@ def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
 
 
 @router.post(
-    "/{job_id}/resume", status_code=202, dependencies=[SUBMIT], responses=problems.documented(409)
+    "/{job_id}/resume",
+    status_code=202,
+    dependencies=[SUBMIT],
+    responses=problems.documented(409, 501),
 )
 def resume_job(request: Request, job_id: JobId) -> JobAnswer:
     """Go on with a job that was stopped or interrupted, or that failed for want of room."""
@@ -239,7 +244,7 @@ def _queue(request: Request) -> Queue:
     queue: Queue | None = request.app.state.queue
     if queue is None:
         raise problems.refused(
-            503,
+            501,
             "This service only shows runs: it was started with DECONVOY_RAY=none, and takes no "
             "jobs. Start it with a Ray, or use `deconvoy run`.",
         )

@@ -77,7 +77,9 @@ def shown() -> Iterator[Observer]:
             if advance.stage not in tasks:
                 # what was there at the start (a resumed run) is not this run's speed
                 tasks[advance.stage] = progress.add_task(
-                    WORDS[advance.stage], total=advance.total, completed=advance.done
+                    WORDS.get(advance.stage, advance.stage),
+                    total=advance.total,
+                    completed=advance.done,
                 )
             progress.update(tasks[advance.stage], completed=advance.done)
 
@@ -105,7 +107,7 @@ class _Lines:
                 sys.stderr.flush()
 
     def _line(self, now: Reached, seconds: float) -> str:
-        line = f"{WORDS[now.stage]}: {now.done:,} of {now.total:,}"
+        line = f"{WORDS.get(now.stage, now.stage)}: {now.done:,} of {now.total:,}"
         if now.rate is None or now.seconds_left is None:
             return line
         if now.done == now.total:

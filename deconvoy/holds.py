@@ -1,0 +1,211 @@
+"""Who drives a run that lies in a bucket, where no system lets go of a lock when a process ends.
+
+A driver creates a numbered object, which the store does for one of all that try, and writes it
+again every ``HEARTBEAT_SECONDS``.  The highest number counts.  One that was not written for
+``EXPIRY_SECONDS``, by the store's own clock, is of a driver that was killed or cut off, and the
+next number may be created; a driver of the same machine whose process is gone is known to be dead
+at once.  A driver that finds a higher number has lost the run and writes nothing more.  Numbers
+only rise, so that a driver which wakes after a long sleep disturbs nobody.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from deconvoy.errors import RunBusy
+
+HEARTBEAT_SECONDS = 15.0
+"""A driver writes its object anew so often."""
+
+EXPIRY_SECONDS = 60.0
+"""Without a heartbeat for so long a driver has lost the run to whoever asks for it."""
+
+FOLDER = "ledger/driver"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run: what the object says."""
+
+    owner: str
+    """A random name of the hold."""
+    pid: int
+    host: str
+    machine: str
+    """Where ``pid`` means something: a boot of a machine, and a space of process numbers."""
+    released: bool = False
+
+    @staticmethod
+    def here() -> "Holder":
+        return Holder(secrets.token_hex(8), os.getpid(), socket.gethostname(), _machine())
+
+    def gone(self) -> bool:
+        """Whether it was a process of this machine that is no more."""
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass
+        return False
+
+
+def _machine() -> str:
+    """Empty where the system does not tell."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The hold that counts."""
+
+    number: int
+    holder: Holder
+    written: datetime
+
+
+class Hold:
+    """One driver's hold of a run, or the wish for it.
+
+    Args:
+        client: an obstore store of the run.
+        url: for people.
+    """
+
+    def __init__(self, client: Any, url: str) -> None:
+        self._client, self._url = client, url
+        self._own = Holder.here()
+        self._number = 0
+        self._confirmed = 0.0
+        self._confirming = threading.Lock()
+        self.lost: Holder | None = None
+        """Who has the run now, if not we."""
+
+    def take(self) -> None:
+        """Raises RunBusy."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        seen = self._seen()
+        if seen is not None and not (seen.holder.released or self._dead(seen)):
+            raise self._busy(seen.holder)
+        self._number = seen.number + 1 if seen else 1
+        try:
+            obstore.put(self._client, self._path(self._number), self._content(), mode="create")
+        except AlreadyExistsError:
+            now = self._seen()
+            raise self._busy(now.holder if now else self._own) from None
+        # Between our look and our create others may have come and gone, and swept our number.
+        now = self._seen()
+        if now is None or now.holder.owner != self._own.owner:
+            obstore.delete(self._client, self._path(self._number))
+            raise self._busy(now.holder if now else self._own)
+        self._confirmed = time.monotonic()
+        older = [number for number in self._numbers() if number < self._number]
+        obstore.delete(self._client, [self._path(number) for number in older])
+
+    def confirm(self) -> None:
+        """The heartbeat."""
+        import obstore
+
+        with self._confirming:
+            seen = self._seen()
+            if seen is None or seen.holder.owner != self._own.owner:
+                self.lost = seen.holder if seen else self._own
+                return
+            obstore.put(self._client, self._path(self._number), self._content())
+            self._confirmed = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a heartbeat."""
+        return time.monotonic() - self._confirmed >= HEARTBEAT_SECONDS
+
+    def require(self) -> None:
+        """Before anything is written.
+
+        Raises:
+            RunBusy: the run was lost to another driver.
+        """
+        if self.lost is None and time.monotonic() - self._confirmed > EXPIRY_SECONDS:
+            self.confirm()  # this process slept, or the store did not answer
+        if self.lost is not None:
+            raise RunBusy(
+                f"The run {self._url!r} was lost: the store heard nothing of this driver for "
+                f"{EXPIRY_SECONDS:g} seconds, and process {self.lost.pid} on {self.lost.host} "
+                "goes on with it, or it was deleted."
+            )
+
+    def release(self) -> None:
+        import obstore
+
+        content = self._content(released=True)
+        obstore.put(self._client, self._path(self._number), content)
+
+    def abandoned(self) -> bool:
+        """Whether a driver held the run and is no more.  Told by this machine's clock, so with
+        twice the patience: clocks may differ, and nothing depends on the answer but a word."""
+        seen = self._seen()
+        if seen is None or seen.holder.released:
+            return False
+        age = (datetime.now(UTC) - seen.written).total_seconds()
+        return seen.holder.gone() or age > 2 * EXPIRY_SECONDS
+
+    def _dead(self, seen: _Seen) -> bool:
+        if seen.holder.gone():
+            return True
+        return (self._store_time() - seen.written).total_seconds() > EXPIRY_SECONDS
+
+    def _store_time(self) -> datetime:
+        """What the store's clock shows."""
+        import obstore
+
+        path = f"{FOLDER}/clock-{self._own.owner}"
+        obstore.put(self._client, path, b"")
+        now: datetime = obstore.head(self._client, path)["last_modified"]
+        obstore.delete(self._client, path)
+        return now
+
+    def _numbers(self) -> list[int]:
+        import obstore
+
+        listed = obstore.list_with_delimiter(self._client, prefix=FOLDER)["objects"]
+        names = (str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed)
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _seen(self) -> _Seen | None:
+        import obstore
+
+        for number in reversed(self._numbers()):
+            try:
+                found = obstore.get(self._client, self._path(number))
+            except FileNotFoundError:  # swept since we looked
+                continue
+            holder = Holder(**json.loads(bytes(found.bytes())))
+            return _Seen(number, holder, found.meta["last_modified"])
+        return None
+
+    def _path(self, number: int) -> str:
+        return f"{FOLDER}/{number:06d}.json"
+
+    def _content(self, released: bool = False) -> bytes:
+        return json.dumps({**asdict(self._own), "released": released}).encode()
+
+    def _busy(self, holder: Holder) -> RunBusy:
+        return RunBusy(
+            f"The run {self._url!r} is being worked on by process {holder.pid} on {holder.host}: "
+            "wait for it, or stop it first. A driver that was killed there lets go "
+            f"{EXPIRY_SECONDS:g} seconds after its last sign of life."
+        )
