@@ -45,7 +45,8 @@ def up(
         import uvicorn
 
         from service.app import create_app
-        from service.settings import Settings
+        from service.logs import configure
+        from service.settings import read_settings
     except ModuleNotFoundError as error:
         raise MissingExtra("service", "The service") from error
     given: dict[str, Any] = {"ray": ray, "host": host, "port": port, "runs": runs}
@@ -54,7 +55,8 @@ def up(
         given["browse"] = tuple(urls)
     if data:
         given["data_roots"] = tuple(_absolute(place) for place in data)
-    settings = Settings(**given)
+    settings = read_settings(**given)
+    configure(settings.log)
     if not settings.data_roots and settings.on_loopback:
         settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
     listening = _listen(settings.host, settings.port)
