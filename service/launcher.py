@@ -282,7 +282,7 @@ def serve_cluster(announce: Callable[[str], None]) -> None:
 
 def node_command(address: str) -> list[str]:
     """What makes this machine a node of the cluster there, without cores."""
-    from workers.executors.clusters import node_command as command_of
+    from workers.front import node_command as command_of
 
     return command_of(address)
 

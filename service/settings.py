@@ -5,7 +5,7 @@ Lists are written as JSON: ``DECONVOY_DATA_ROOTS='["/data", "s3://photos"]'``.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         return found
 
     @model_validator(mode="after")
-    def _node_has_a_cluster(self) -> Self:
+    def _node_has_a_cluster(self) -> "Settings":
         if self.ray_node and self.ray in ("local", "none"):
             raise ValueError(
                 f"DECONVOY_RAY_NODE is for a cluster elsewhere, and DECONVOY_RAY is {self.ray!r}: "

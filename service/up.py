@@ -44,7 +44,7 @@ def up(
     try:
         import uvicorn
 
-        from service.app import create_app
+        from service.app import create_app, make_ready
         from service.logs import configure
         from service.settings import read_settings
     except ModuleNotFoundError as error:
@@ -62,6 +62,7 @@ def up(
     listening = _listen(settings.host, settings.port)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     app = create_app(settings, supervise=settings.ray != "none")
+    make_ready(app)  # here, where an error is a sentence
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

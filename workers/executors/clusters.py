@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,24 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from deconvoy.errors import ClusterTooSmall
-
-
-FRONT = ("deconvoy", "front")
-"""Label of the nodes that services join clusters with; no job runs there, because they end with
-their services."""
-
-FRONT_STORE_BYTES = 100_000_000
-"""Of such a node's object store: nothing large goes through it."""
-
-
-def node_command(address: str) -> list[str]:
-    """What makes this machine a node without cores of the cluster at an address, until SIGTERM."""
-    key, value = FRONT
-    return [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--address", address),
-        *("--num-cpus", "0", "--num-gpus", "0", "--labels", f"{key}={value}"),
-        *("--object-store-memory", str(FRONT_STORE_BYTES), "--log-style", "record"),
-    ]
 
 
 def sweep_folders() -> None:

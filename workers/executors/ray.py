@@ -46,7 +46,8 @@ from workers.executors import (
     Report,
     Returned,
 )
-from workers.executors.clusters import FRONT, own_signals, require_room, share, sweep_folders
+from workers.executors.clusters import own_signals, require_room, share, sweep_folders
+from workers.front import FRONT
 from workers.leases import Assignment
 from workers.machine import cores, keep_freed_memory
 
