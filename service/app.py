@@ -74,7 +74,7 @@ def create_app(
     app.state.catalogue = known
     app.state.gate = gate or Gate(settings, known)
     app.state.shelf = Shelf(settings, lambda: _job_urls(known))
-    app.state.metrics = Metrics(known.counts)
+    app.state.metrics = Metrics(known)
     app.state.queue = Queue(settings, known) if settings.ray != "none" else None
     app.state.supervisor = Supervisor(settings) if supervise and settings.ray != "none" else None
     problems.install(app)
@@ -98,13 +98,23 @@ def create_app(
     return app
 
 
+def make_ready(app: FastAPI) -> None:
+    """Bring the catalogue up to this version and see who may come in; a second time does no harm.
+
+    Raises:
+        DeconvoyError: it may not serve.
+    """
+    catalogue: Catalogue = app.state.catalogue
+    gate: Gate = app.state.gate
+    catalogue.upgrade()
+    gate.open()
+
+
 @asynccontextmanager
 async def started(app: FastAPI) -> AsyncIterator[None]:
     """From start to stop; for an application mounted in another too, whose lifespan calls it."""
     catalogue: Catalogue = app.state.catalogue
-    gate: Gate = app.state.gate
-    await anyio.to_thread.run_sync(catalogue.upgrade)
-    await anyio.to_thread.run_sync(gate.open)
+    await anyio.to_thread.run_sync(make_ready, app)
     app.state.drawers = anyio.CapacityLimiter(DRAWERS)
     supervisor: Supervisor | None = app.state.supervisor
     if supervisor is not None:

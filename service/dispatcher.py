@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import deconvoy
 from deconvoy.errors import ClusterUnreachable, DeconvoyError, RunNotFound
-from service import launcher
+from service import launcher, logs
 from service.catalogue import ACTIVE, Catalogue, Job
 from service.settings import Settings
 
@@ -144,7 +144,7 @@ class _Ending:
 
 def main() -> int:
     settings = Settings()
-    logging.basicConfig(level=logging.INFO, format="dispatcher: %(message)s")
+    logs.configure(settings.log)
     ending, address = _Ending(), os.environ["RAY_ADDRESS"]
     catalogue = Catalogue(settings.database_url)
     with only_one(settings.home_folder):

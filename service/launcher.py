@@ -280,6 +280,13 @@ def serve_cluster(announce: Callable[[str], None]) -> None:
     serve(announce)
 
 
+def node_command(address: str) -> list[str]:
+    """What makes this machine a node of the cluster there, without cores."""
+    from workers.front import node_command as command_of
+
+    return command_of(address)
+
+
 def drivers(address: str) -> Any:
     """The drivers of jobs on the cluster there (``workers.drivers.Drivers``).
 

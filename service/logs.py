@@ -1,4 +1,4 @@
-"""The log of the service: one line a request, as text or JSON.
+"""The log of the service: one line a request, and what its processes say, as text or JSON.
 
 A line has the path's template, never the query, where a one-time code may be; no header is ever
 logged.
@@ -24,6 +24,9 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "none"
 """Of a path that is no route's, so that probing does not fill the metrics."""
 
+OURS = ("deconvoy", "workers", "service")
+"""Loggers whose information is told, too; of libraries only warnings are."""
+
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 
@@ -45,6 +48,16 @@ def configure(form: Literal["json", "text"]) -> None:
     ]
     if form == "json":
         processors.append(structlog.processors.format_exc_info)
+    said = logging.StreamHandler(sys.stderr)
+    said.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*processors, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[said], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
     structlog.configure(
         processors=[*processors, last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

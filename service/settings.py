@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from deconvoy.errors import RequestError
@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     ray: str = "local"
     """``local``: one on this machine, beside the service; ``none``: no jobs, only browsing; else
     the address of a running cluster."""
+    ray_node: bool = False
+    """Join that cluster with a node that computes nothing, which ends with the service: for where
+    this machine is no node of it, because Ray lets only its nodes in."""
     concurrent_jobs: Annotated[int, Field(ge=1, le=64)] = 1
     """Jobs that run at a time; others wait."""
 
@@ -71,6 +74,15 @@ class Settings(BaseSettings):
                 text = plain if isinstance(plain, str) else json.dumps(plain, default=str)
                 found[f"DECONVOY_{name.upper()}"] = text.strip('"') if name == "home" else text
         return found
+
+    @model_validator(mode="after")
+    def _node_has_a_cluster(self) -> "Settings":
+        if self.ray_node and self.ray in ("local", "none"):
+            raise ValueError(
+                f"DECONVOY_RAY_NODE is for a cluster elsewhere, and DECONVOY_RAY is {self.ray!r}: "
+                "set that to its address, as in host:6379"
+            )
+        return self
 
     @property
     def home_folder(self) -> Path:
@@ -106,10 +118,11 @@ def read_settings(**options: Any) -> Settings:
         return Settings(**options)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        told = first["msg"].removeprefix("Value error, ").rstrip(".")
+        if not first["loc"]:  # of several settings together
+            raise RequestError(f"The settings do not fit: {told}.") from None
         name = ".".join(map(str, first["loc"])).upper()
-        raise RequestError(
-            f"The setting DECONVOY_{name} does not fit: {first['msg'].rstrip('.')}."
-        ) from None
+        raise RequestError(f"The setting DECONVOY_{name} does not fit: {told}.") from None
     except SettingsError as error:
         raise RequestError(
             f"The settings cannot be read: {error}; lists are written as JSON, as in "

@@ -1,4 +1,4 @@
-"""Keep the processes beside the API alive: the dispatcher, and the local Ray where there is one."""
+"""Keep the processes beside the API alive: the dispatcher, and what of Ray it needs here."""
 
 import logging
 import os
@@ -25,6 +25,7 @@ class Supervisor:
         self._settings = settings
         self._local = LocalCluster(settings.home_folder) if settings.ray == "local" else None
         self._process: subprocess.Popen[bytes] | None = None
+        self._node: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="supervisor", daemon=True)
 
@@ -32,13 +33,13 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the dispatcher, and a local Ray with all its jobs."""
+        """End the dispatcher and a node of ours, and a local Ray with all its jobs."""
         self._ending.set()
         if self._process is not None:
             self._process.terminate()
         self._thread.join(END_SECONDS)
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+        _end(self._process)
+        _end(self._node)
         if self._local is not None:
             self._local.end()
 
@@ -55,6 +56,13 @@ class Supervisor:
         if self._ending.is_set():
             return
         environment = {**os.environ, **self._settings.environment(), "RAY_ADDRESS": address}
+        if self._settings.ray_node and (self._node is None or self._node.poll() is not None):
+            self._node = subprocess.Popen(
+                [sys.executable, "-m", "service.node", address],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
         if self._local is not None:
             environment |= self._local.environment()
         self._process = subprocess.Popen(
@@ -63,3 +71,15 @@ class Supervisor:
         status = self._process.wait()
         if not self._ending.is_set():
             logger.warning("The dispatcher ended with status %s; another one starts.", status)
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """Tell it to end, and see to it that it does."""
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

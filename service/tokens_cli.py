@@ -31,9 +31,15 @@ def create(
     days: Annotated[
         int | None, typer.Option(min=1, max=3650, help="It is good for; default: until revoked.")
     ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="Only where no token is valid; else do nothing.")
+    ] = False,
 ) -> None:
     """Make a token and print it, this once."""
     with _tokens() as tokens:
+        if first and tokens.any_valid():
+            say("There are valid tokens already: no other was made.")
+            return
         secret = tokens.create(name, scope, None if days is None else timedelta(days=days))
     say(f"The token {name!r} may {_MAY[scope]}. It is shown this once: keep it safe.")
     out.print(escape(secret), soft_wrap=True)

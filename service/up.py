@@ -44,8 +44,9 @@ def up(
     try:
         import uvicorn
 
-        from service.app import create_app
-        from service.settings import Settings
+        from service.app import create_app, make_ready
+        from service.logs import configure
+        from service.settings import read_settings
     except ModuleNotFoundError as error:
         raise MissingExtra("service", "The service") from error
     given: dict[str, Any] = {"ray": ray, "host": host, "port": port, "runs": runs}
@@ -54,12 +55,14 @@ def up(
         given["browse"] = tuple(urls)
     if data:
         given["data_roots"] = tuple(_absolute(place) for place in data)
-    settings = Settings(**given)
+    settings = read_settings(**given)
+    configure(settings.log)
     if not settings.data_roots and settings.on_loopback:
         settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
     listening = _listen(settings.host, settings.port)
     address = f"http://{settings.host}:{listening.getsockname()[1]}"
     app = create_app(settings, supervise=settings.ray != "none")
+    make_ready(app)  # here, where an error is a sentence
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

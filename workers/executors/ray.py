@@ -47,6 +47,7 @@ from workers.executors import (
     Returned,
 )
 from workers.executors.clusters import own_signals, require_room, share, sweep_folders
+from workers.front import FRONT
 from workers.leases import Assignment
 from workers.machine import cores, keep_freed_memory
 
@@ -65,8 +66,9 @@ NAMESPACE = "deconvoy"
 """How often a busy worker is asked how far it is."""
 
 CONNECT_HINT = (
-    "check the address, that the cluster runs Ray {version} on the same Python, and that "
-    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN are set here as they are there"
+    "check the address, that this machine is a node of the cluster (DECONVOY_RAY_NODE=true makes "
+    "`deconvoy up` join it as one), that the cluster runs Ray {version} on the same Python, and "
+    "that RAY_AUTH_MODE=token and RAY_AUTH_TOKEN are set here as they are there"
 )
 
 
@@ -254,9 +256,10 @@ class RayExecutor(Executor):
 def start_named(kind: type, name: str, *arguments: Any) -> None:
     """An actor that needs no core of its own and outlives this process; one that is there already
     is left alone."""
+    key, value = FRONT
     actor = _remote(max_concurrency=4)(kind).options(
         name=name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True,
-        num_cpus=0, max_restarts=0, max_task_retries=0,
+        num_cpus=0, max_restarts=0, max_task_retries=0, label_selector={key: f"!{value}"},
     )  # fmt: skip
     actor.remote(*arguments)
 
