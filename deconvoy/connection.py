@@ -26,6 +26,8 @@ from deconvoy.errors import (
 )
 from deconvoy.token_file import token_for
 
+KEY = "Idempotency-Key"
+
 NOT_NOW = (429, 502, 503, 504)
 """Statuses of a service, or of a proxy before it, that asking again may change."""
 
@@ -96,7 +98,7 @@ class Connection:
                 "POST",
                 path,
                 json=body,
-                headers={} if key is None else {"Idempotency-Key": key},
+                headers={} if key is None else {KEY: key},
                 timeout=httpx.Timeout(self.timeout, read=seconds or self.timeout),
                 extensions={"retry": ONCE if key is None else KEYED},
             )
@@ -142,12 +144,13 @@ class Connection:
 
     def _error(self, response: httpx.Response) -> DeconvoyError:
         """The problem (RFC 9457) that was answered."""
-        status, told = response.status_code, _detail(response)
-        if told is None:
+        status, problem = response.status_code, _problem(response)
+        if problem is None:
             return self._stranger(response)
+        told = str(problem["detail"])
         if status == 401 and self.token is None:
             told = f"{told} Here it comes from DECONVOY_TOKEN."
-        return kind_of(status, response.request.url.path)(told)
+        return kind_of(status, response.request.url.path, problem.get("field"))(told)
 
     def _stranger(self, response: httpx.Response) -> DeconvoyError:
         kind = ServiceUnreachable if response.status_code in NOT_NOW else ServiceError
@@ -164,8 +167,8 @@ class Connection:
         )
 
 
-def kind_of(status: int, path: str) -> type[DeconvoyError]:
-    """Our error for a problem, by what was asked for."""
+def kind_of(status: int, path: str, field: str | None) -> type[DeconvoyError]:
+    """Our error for a problem, by what was asked for and the part of it that is wrong."""
     of_jobs, of_runs = "/v1/jobs" in path, "/v1/runs" in path
     match status:
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
@@ -173,7 +176,7 @@ def kind_of(status: int, path: str) -> type[DeconvoyError]:
         case HTTPStatus.NOT_FOUND if of_jobs or of_runs:
             return JobNotFound if of_jobs else RunNotFound
         case HTTPStatus.CONFLICT if of_jobs:
-            return KeyReused if path.endswith("/jobs") else JobConflict
+            return KeyReused if field == KEY else JobConflict
     if status in NOT_NOW:
         return ServiceUnreachable
     return RequestError if status < 500 else ServiceError
@@ -199,12 +202,13 @@ def events_in(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             content.append(value)
 
 
-def _detail(response: httpx.Response) -> str | None:
-    """The sentence of a problem; None where it is none."""
+def _problem(response: httpx.Response) -> dict[str, Any] | None:
+    """A problem with its sentence; None where the answer is none."""
     try:
-        return str(response.json()["detail"])
-    except (ValueError, KeyError, TypeError):
+        found = response.json()
+    except ValueError:
         return None
+    return found if isinstance(found, dict) and "detail" in found else None
 
 
 def _present(given: Given | None) -> dict[str, str | int]:

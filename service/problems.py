@@ -87,6 +87,8 @@ def refused(
 def of(error: DeconvoyError, field: str | None = None) -> Problem:
     """One of our errors as a problem."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    if isinstance(error, KeyReused):
+        field = "Idempotency-Key"
     return refused(status, str(error), field)
 
 

@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 AGAIN_SECONDS = 2.0
 """Between two starts of what ended by itself."""
 
+LOOK_SECONDS = 0.5
+"""Between two looks at them."""
+
 END_SECONDS = 10.0
 
 
@@ -68,6 +71,12 @@ class Supervisor:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "service.dispatcher"], env=environment, stdin=subprocess.DEVNULL
         )
+        while self._process.poll() is None and not self._ending.wait(LOOK_SECONDS):
+            if self._local is not None and self._local.address() is None:
+                logger.warning("The Ray of this machine died; another one starts.")
+                self._process.kill()  # it would go on asking the dead for a minute
+                self._process.wait()
+                return
         status = self._process.wait()
         if not self._ending.is_set():
             logger.warning("The dispatcher ended with status %s; another one starts.", status)

@@ -183,7 +183,7 @@ def test_a_service_that_stays_away_is_given_up_soon(told: Told, connection: Conn
         (404, PATH, errors.JobNotFound),
         (404, "/v1/runs/squeeze/table", errors.RunNotFound),
         (404, "/v1/other", errors.RequestError),
-        (409, "/v1/jobs", errors.KeyReused),
+        (409, "/v1/jobs", errors.JobConflict),
         (409, f"{PATH}/resume", errors.JobConflict),
         (413, "/v1/jobs", errors.RequestError),
         (422, "/v1/jobs", errors.RequestError),
@@ -199,6 +199,14 @@ def test_problems_are_our_errors_with_their_sentence(
         connection.post(path, {})
     assert caught.type is kind
     assert told.asked.total() == 1
+
+
+def test_a_key_that_was_used_is_told_by_its_field(told: Told, connection: Connection) -> None:
+    told.answers["/v1/jobs"] = [
+        plain({"detail": "It stands for another.", "field": "Idempotency-Key"}, 409)
+    ]
+    with pytest.raises(errors.KeyReused, match="another"):
+        connection.post("/v1/jobs", {}, key="one")
 
 
 @pytest.mark.parametrize("answer", [html(200), html(404), plain(["not", "a", "problem"], 422)])
