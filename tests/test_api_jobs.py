@@ -55,7 +55,7 @@ def test_the_same_key_gives_the_same_job_and_another_spec_is_refused(caller: Cal
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json()
     other = caller.submit({**SPEC, "seed": 5}, **{"Idempotency-Key": "mine"})
-    assert "mine" in problem_of(other, 409)
+    assert "mine" in problem_of(other, 409, "Idempotency-Key")
 
 
 def test_pages_go_from_the_newest_to_the_oldest(caller: Caller) -> None:
