@@ -32,6 +32,7 @@ FOLLOW_SECONDS = 1.0
 """Between two looks at a log."""
 
 JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+"""As in ``service.catalogue``, which would load the database."""
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Of a job.", show_default=False)]
 Service = Annotated[

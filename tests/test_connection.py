@@ -18,6 +18,7 @@ import deconvoy
 from deconvoy import errors, watching
 from deconvoy.connection import Connection, events_in
 from deconvoy.watching import watch
+from service import catalogue, remote
 
 JOB: dict[str, Any] = {
     "id": "squeeze-1f0a9c3e",
@@ -226,6 +227,11 @@ def test_a_url_that_is_none_of_a_service_is_refused(url: str) -> None:
     with pytest.raises(errors.RequestError, match=r"http\(s\)://host") as caught:
         deconvoy.Client(url)
     assert "b@" not in str(caught.value)
+
+
+def test_client_and_service_mean_the_same() -> None:
+    assert watching.ENDED == catalogue.ENDED
+    assert remote.JOB_ID == catalogue.JOB_ID
 
 
 # -- events ----------------------------------------------------------------------------------------
