@@ -166,11 +166,13 @@ class Requires(SecurityBase):
     def __call__(self, connection: HTTPConnection) -> Caller:
         gate: Gate = connection.app.state.gate
         try:
-            return gate.admit(connection, self.scope)
+            caller = gate.admit(connection, self.scope)
         except HTTPException as refusal:
             if connection.scope["type"] == "websocket":
                 raise WebSocketException(POLICY_VIOLATION, refusal.detail) from refusal
             raise
+        connection.state.caller = caller  # for the log
+        return caller
 
 
 @functools.cache

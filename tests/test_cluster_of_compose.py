@@ -10,9 +10,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,17 +183,17 @@ def test_one_of_many_makes_an_object(here: Here) -> None:
 
 
 def test_a_worker_without_the_token_does_not_join(cluster: Cluster) -> None:
-    for token in (None, "wrong" * 8):
-        cluster.here.replaced["6380"] = str(free_port())
-        mode = None if token is None else "token"
-        with cluster.here.started(
-            "ray-worker", RAY_AUTH_TOKEN=token, RAY_AUTH_MODE=mode
-        ) as stranger:
-            try:
-                assert stranger.wait(25) != 0
-            except subprocess.TimeoutExpired:
-                pass  # it goes on trying
-            assert [node.split()[2] for node in cluster.nodes()] == ["worker", "worker"]
+    here, own = cluster.here, cluster.here.replaced["6380"]
+    with ExitStack() as strangers:
+        started = []
+        for mode, token in ((None, None), ("token", "wrong" * 8)):
+            here.replaced["6380"] = str(free_port())
+            stranger = here.started("ray-worker", RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN=token)
+            started.append(strangers.enter_context(stranger))
+        here.replaced["6380"] = own
+        time.sleep(15)  # one that may joins in five
+        assert [node.split()[2] for node in cluster.nodes()] == ["worker", "worker"]
+        assert [stranger.poll() for stranger in started] != [0, 0]
 
 
 def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: P
         here.until_healthy("api", api)
         with deconvoy.Client(cluster.address, token=cluster.token) as client:
             job = client.submit(spec)
-            job.wait(timeout=240)
+            job.wait(timeout=240.0)
             assert any("images: 40" in line for line in job.logs())
             served = job.run().table("logits")
         nodes = cluster.nodes()
@@ -212,5 +213,6 @@ def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: P
     run_inline(spec, tmp_path / "inline")
     assert served.equals(deconvoy.open(tmp_path / "inline").table("logits"))
     log = here.log("api")
+    assert '"caller": "operator"' in log
     assert cluster.token not in log and here.environment("api")["RAY_AUTH_TOKEN"] not in log
     wait_for(lambda: len(cluster.nodes()) == 2, 60.0, lambda: "the node of the API stayed")
