@@ -91,6 +91,7 @@ def _benchmarks(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Rows
         "end_to_end": lambda: load("end_to_end").measure(folder, count, sample),
         "memory": lambda: load("memory").measure(),
         "storage": lambda: load("storage").measure(folder, count, sample),
+        "serving": lambda: load("serving").measure(),
     }
 
 

@@ -5,8 +5,9 @@ What a notebook imports.  No torch and no Ray here: a run can be read where neit
 
 from typing import TYPE_CHECKING, Any
 
-from deconvoy.run import Run, Unit, open
+from deconvoy.run import Run, open
 from deconvoy.spec import JobSpec
+from deconvoy.unit import Unit
 
 if TYPE_CHECKING:
     from deconvoy.client import Client, ClientJob

@@ -21,7 +21,14 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
-from deconvoy.errors import DeconvoyError, MissingExtra, RequestError, RunNotFound, RunUnreachable
+from deconvoy.errors import (
+    DeconvoyError,
+    MissingExtra,
+    RequestError,
+    RunBusy,
+    RunNotFound,
+    RunUnreachable,
+)
 from deconvoy.files import S3_HINT
 from deconvoy.holds import Hold
 from deconvoy.store import RunStore
@@ -191,6 +198,8 @@ class BucketStore(RunStore):
                         self._flush()
             except RunUnreachable as error:
                 logger.warning("No sign of life could be given: %s", error)
+            except RunBusy:  # lost; the driver is told at its next write
+                return
 
     def _flush(self) -> None:
         for log in list(self._logs.values()):

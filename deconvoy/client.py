@@ -161,6 +161,7 @@ class Client:
 
     def run(self, run_id: str) -> Run:
         """A run, read through the service, and only what is asked for.  Raises RunNotFound."""
+        self._connection.get(_run_path(run_id))  # whose refusal names the nearest
         return Run(f"{self.url}{_run_path(run_id)}", self._connection.token)
 
     def query(self, run_id: str, name: str, *given: str | int, **named: str | int) -> pa.Table:

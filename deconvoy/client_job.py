@@ -10,7 +10,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from deconvoy.connection import Connection
-from deconvoy.errors import JobFailed, JobStopped
+from deconvoy.errors import JobFailed, JobStopped, RunNotFound
 from deconvoy.pace import Progress
 from deconvoy.progress import shown
 from deconvoy.run import Run
@@ -121,7 +121,12 @@ class ClientJob(BaseModel):
         Raises:
             RunNotFound: it has not begun.
         """
-        return Run(self.url, self._connection.token)
+        try:
+            return Run(self.url, self._connection.token)
+        except RunNotFound:
+            raise RunNotFound(
+                f"The job {self.id!r} has no run yet: it was {self.state}; wait for it."
+            ) from None
 
     @property
     def _path(self) -> str:

@@ -4,6 +4,7 @@ A request is repeated when nothing can come of it twice: reading, cancelling, an
 an Idempotency-Key.  Any other is repeated only if it did not arrive or was put off (429).
 """
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -61,9 +62,8 @@ class Connection:
             timeout=timeout,
             transport=RetryTransport(transport=httpx.HTTPTransport(), retry=SAFE),
         )
-
-    def close(self) -> None:
-        self._client.close()
+        self.close = weakref.finalize(self, self._client.close)
+        """Let go of it; it is called by itself when nobody holds it any more."""
 
     def get(self, path: str, given: Given | None = None) -> Any:
         """What is there, read from JSON."""

@@ -93,11 +93,26 @@ An item is done when its marker is there, and only then.
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
+| `ledger/log-NNNNNN.jsonl`, `ledger/driver/NNNNNN.json` | in a bucket, instead of these two |
 
 Examples are there where the top analysis asks for `bottom`, `per_class` or `bands`, and norms (of
 images in each layer) where it asks for `outliers`.
 
 The log is for people; the driver never reads it.
+
+## Where a run can lie
+
+All paths and bytes above are the same in a folder and below a prefix of a bucket, so a run that no
+driver works on can be copied from one to the other with any tool. A bucket differs in two things,
+since its objects cannot be added to and no system holds a lock on one. The log is cut into
+segments; the last is written again every 5 seconds, and what a killed driver logged since is lost.
+The driver is the one that created the highest number below `ledger/driver/`, by a write that the
+store does only if nothing is there; it writes that object again every 15 seconds. After 60 seconds
+without, by the store's clock, another may take the run over; at once if it is on the same machine
+and the process is gone. Whoever finds a higher number than its own writes nothing more.
+
+At a service, `<url>/zarr/<path>` is a file and `<url>/zarr/<folder>/` a JSON list of the names in
+it.
 
 ## Attributes of the root group
 

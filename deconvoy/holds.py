@@ -14,6 +14,7 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -102,15 +103,13 @@ class Hold:
         if seen is not None and not (seen.holder.released or self._dead(seen)):
             raise self._busy(seen.holder)
         self._number = seen.number + 1 if seen else 1
-        try:
+        # Whoever was first, or we, where the answer to our request was lost and it was sent again.
+        with suppress(AlreadyExistsError):
             obstore.put(self._client, self._path(self._number), self._content(), mode="create")
-        except AlreadyExistsError:
-            now = self._seen()
-            raise self._busy(now.holder if now else self._own) from None
-        # Between our look and our create others may have come and gone, and swept our number.
+        # Between our look and our create others may have come and gone, and swept our number; ours
+        # then is a lower one, which counts for nothing.
         now = self._seen()
         if now is None or now.holder.owner != self._own.owner:
-            obstore.delete(self._client, self._path(self._number))
             raise self._busy(now.holder if now else self._own)
         self._confirmed = time.monotonic()
         older = [number for number in self._numbers() if number < self._number]

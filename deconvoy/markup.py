@@ -16,7 +16,8 @@ from deconvoy.errors import RunNotFound
 from deconvoy.figures import unit_picture
 
 if TYPE_CHECKING:
-    from deconvoy.run import Run, Unit
+    from deconvoy.run import Run
+    from deconvoy.unit import Unit
 
 TILE = 48
 """Side of a tile in pixels: eighteen of them are one unit."""

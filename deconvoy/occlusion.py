@@ -20,7 +20,8 @@ from deconvoy.errors import RunNotFound
 from deconvoy.schema import MISSING_IMAGE
 
 if TYPE_CHECKING:
-    from deconvoy.run import Run, Unit
+    from deconvoy.run import Run
+    from deconvoy.unit import Unit
 
 
 def square_starts(begin: int, end: int, side: int, stride: int) -> Int64[ndarray, " start"]:

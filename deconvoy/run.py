@@ -7,7 +7,6 @@ is not there yet is told in a sentence.
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -17,108 +16,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import zarr
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Float64, Int64
 from PIL import Image
 from zarr.errors import BaseZarrError
 
 from deconvoy.arrays import read
-from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreachable, RunUnreadable
-from deconvoy.figures import UnitPictures, figure2
+from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
+from deconvoy.figures import figure2
+from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
 from deconvoy.kept import KEPT_BYTES, KeptArrays
 from deconvoy.occlusion import (
     Occlusion,
-    UnitOcclusion,
     occluded,
     occlusion_of,
-    occlusion_of_unit,
 )
-from deconvoy.schema import EXAMPLE_KINDS, FORMAT, MISSING_LABEL, layer_path
+from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
+from deconvoy.unit import Unit
 
 FIGURE_UNITS = 16
 """Units of a Fig. 2 unless told."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One feature map or neuron and its strongest hits, strongest first.
-
-    A missing hit (fewer images than ranks, or a dead unit) has score −inf and image −1.
-    """
-
-    layer: str
-    index: int
-    score: Float32[np.ndarray, " rank"]
-    image: Int64[np.ndarray, " rank"]
-    position: Int32[np.ndarray, "rank yx"]
-    """Row and column in the feature map."""
-    box: Int32[np.ndarray, "rank y0x0y1x1"]
-    """Receptive field in preprocessed-image pixels, half-open, clipped to the image."""
-    window: Int32[np.ndarray, "rank y0x0y1x1"]
-    """What the pictures show, unclipped."""
-    labels: tuple[str, ...]
-    """Class names of the images, predicted ones if ``Run.labels`` says so; empty where unknown."""
-    _run: "Run"
-
-    @property
-    def dead(self) -> bool:
-        """No image activates it."""
-        return self.empty and not self._run.density(self.layer)[self.index]
-
-    @property
-    def empty(self) -> bool:
-        """It has no hits: it is dead, or all images that activate it are left out as outliers."""
-        return bool((self.image < 0).all())
-
-    @cached_property
-    def patches(self) -> UInt8[np.ndarray, "rank h w 3"]:
-        """The images in the windows, RGB."""
-        return np.asarray(self._pictures("patch"))
-
-    @cached_property
-    def projections(self) -> Float32[np.ndarray, "rank h w 3"]:
-        """Deconvnet projections in the windows, signed, in units of the normalised input."""
-        stored = np.asarray(self._pictures("projection")).astype(np.float32)
-        scale = np.asarray(self._pictures("scale")).astype(np.float32)
-        return stored * scale[:, None, None, None]
-
-    @cached_property
-    def occlusion(self) -> tuple[UnitOcclusion, ...]:
-        """Its activation at each hit under a square that slides over the receptive field."""
-        return occlusion_of_unit(self._run, self)
-
-    def _pictures(self, name: str) -> Any:
-        if not self.projected:
-            raise RunNotFound(
-                f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
-                f"{self._run.projected_told(self.layer)}"
-            )
-        return read(self._run.layer_group(self.layer), name, self.index)
-
-    @property
-    def projected(self) -> bool:
-        """Whether it has pictures: patches and projections."""
-        projected = self._run._projected(self.layer)
-        return projected is not None and bool(projected[self.index])
-
-    @property
-    def pictures(self) -> UnitPictures:
-        """What figures are drawn from."""
-        name = self._run.output_name(self.layer, self.index)
-        return UnitPictures(
-            self.layer, self.index, self.score, self.labels, self.patches, self.projections, name
-        )
-
-    def figure(self, **look: Any) -> Image.Image:
-        """The unit as in Fig. 2: nine projections beside nine patches (see ``figures.figure2``)."""
-        return figure2([self.pictures], **look)
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows."""
-        from deconvoy.markup import of_unit
-
-        return of_unit(self, self._run)
 
 
 class Run:
@@ -149,9 +67,9 @@ class Run:
                 f"{self.url!r} has the format {self.attributes.get('format')!r}, but this version "
                 f"of deconvoy reads {FORMAT!r}: use the version that wrote it."
             )
-        self._done = self.attributes["state"]["status"] == "done"
+        self._done = self.attributes.get("state", {}).get("status") == "done"
         self._groups: dict[str, zarr.Group] = {}
-        self._unprojected: set[str] = set()
+        self._with_pictures: dict[str, bool] = {}
         self._kept = KeptArrays(KEPT_BYTES)
 
     @cached_property
@@ -254,7 +172,7 @@ class Run:
             raise RunNotFound(
                 f"Layer {layer!r} has units 0 to {units - 1}, so there is no unit {index}."
             )
-        tables = {name: self.hit_table(layer, name)[index].copy() for name in _HIT_TABLES}
+        tables = {name: self.hit_table(layer, name)[index].copy() for name in HIT_TABLES}
         labels = tuple(map(self.class_name, self.hit_table(layer, "label")[index].tolist()))
         return Unit(layer, index, **tables, labels=labels, _run=self)
 
@@ -287,30 +205,7 @@ class Run:
         """All hits, of one layer or of all: layer, unit, rank, score, image_id, uri, label, y, x,
         y0, x0, y1, x1.  Missing hits have no row."""
         names = [layer] if layer is not None else list(self.layer_names)
-        return pa.concat_tables([self._hits_of(name) for name in names])
-
-    def _hits_of(self, layer: str) -> pa.Table:
-        tables = {name: self.hit_table(layer, name) for name in _HIT_TABLES}
-        unit, rank = (tables["image"] >= 0).nonzero()
-        image = tables["image"][unit, rank]
-        label = self.hit_table(layer, "label")[unit, rank]
-        position, box = tables["position"][unit, rank], tables["box"][unit, rank]
-        columns = {
-            "layer": pa.array([layer] * len(unit), pa.string()),
-            "unit": unit.astype(np.int32),
-            "rank": rank.astype(np.int32),
-            "score": tables["score"][unit, rank],
-            "image_id": image,
-            "uri": self.images_of(image).column("uri"),
-            "label": pa.array(label, mask=label == MISSING_LABEL),
-            "y": position[:, 0],
-            "x": position[:, 1],
-            "y0": box[:, 0],
-            "x0": box[:, 1],
-            "y1": box[:, 2],
-            "x1": box[:, 3],
-        }
-        return pa.table(columns)
+        return pa.concat_tables([hits_of(self, name) for name in names])
 
     def images(self) -> pa.Table:
         """All images: id, uri, label, width, height, predicted, probability, skipped."""
@@ -363,18 +258,17 @@ class Run:
 
     def projected_units(self, layer: str) -> list[int]:
         """Units of a layer that have patches and projections."""
-        projected = self._projected(layer)
+        projected = self.projected_flags(layer)
         return [] if projected is None else np.flatnonzero(projected).tolist()
 
-    def _projected(self, layer: str) -> np.ndarray | None:
+    def projected_flags(self, layer: str) -> np.ndarray | None:
         """Whether each unit has pictures; None where the layer is not projected."""
-        if layer in self._unprojected:
-            return None
-        if "projected" in self.layer_group(layer):
-            return self.hit_table(layer, "projected")
-        if self._done:
-            self._unprojected.add(layer)
-        return None
+        there = self._with_pictures.get(layer)
+        if there is None:
+            there = "projected" in self.layer_group(layer)
+            if self._done:
+                self._with_pictures[layer] = there
+        return self.hit_table(layer, "projected") if there else None
 
     def output_name(self, layer: str, unit: int) -> str:
         """Class of a unit of the model's output; empty for other layers and unknown classes."""
@@ -392,34 +286,7 @@ class Run:
             RequestError: there is no such kind.
             RunNotFound: the top analysis did not ask for them.
         """
-        if kind not in EXAMPLE_KINDS:
-            raise RequestError(
-                f"There are no examples of kind {kind!r}: give one of {', '.join(EXAMPLE_KINDS)}."
-            )
-        group = self.layer_group(layer)
-        if f"{kind}_image" not in group:
-            raise RunNotFound(
-                f"Layer {layer!r} of {self.url!r} has no examples of kind {kind!r}: ask for them "
-                f"with {EXAMPLE_KINDS[kind]} of the top analysis."
-            )
-        image, score = (read(group, f"{kind}_{name}") for name in ("image", "score"))
-        if image.ndim == 2:
-            image, score = image[:, None], score[:, None]
-        unit, number, rank = (image >= 0).nonzero()
-        found = image[unit, number, rank]
-        images = self.images_of(found)
-        return pa.table(
-            {
-                "layer": pa.array([layer] * len(unit), pa.string()),
-                "unit": unit.astype(np.int32),
-                "group": number.astype(np.int32),
-                "rank": rank.astype(np.int32),
-                "score": score[unit, number, rank],
-                "image_id": found,
-                "uri": images.column("uri"),
-                "label": images.column(self.class_column),
-            }
-        )
+        return examples_of(self, layer, kind)
 
     def outliers(self, layer: str) -> pa.Table:
         """Images left out of a layer's hits: layer, rank, norm, median, image_id, uri, label.
@@ -430,29 +297,7 @@ class Run:
         Raises:
             RunNotFound: the top analysis leaves none out.
         """
-        group = self.layer_group(layer)
-        asked = self.spec.top.outliers
-        if "outlier_image" not in group or asked is None:
-            raise RunNotFound(
-                f"Layer {layer!r} of {self.url!r} leaves no outliers out: ask for it with outliers "
-                "of the top analysis."
-            )
-        image, norm = read(group, "outlier_image"), read(group, "outlier_norm")
-        found = image >= 0
-        limit: Any = group.attrs["outlier_limit"]
-        images = self.images_of(image[found])
-        count = int(found.sum())
-        return pa.table(
-            {
-                "layer": pa.array([layer] * count, pa.string()),
-                "rank": np.arange(count, dtype=np.int32),
-                "norm": norm[found],
-                "median": pa.array([limit and limit / asked.multiple] * count, pa.float64()),
-                "image_id": image[found],
-                "uri": images.column("uri"),
-                "label": images.column(self.class_column),
-            }
-        )
+        return outliers_of(self, layer)
 
     def projected_told(self, layer: str | None = None) -> str:
         """Which units of a layer are projected, and how the others would be, for people.
@@ -546,9 +391,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({self.url!r}, {self.status}, {len(self.layer_names)} layers)"
-
-
-_HIT_TABLES = ("score", "image", "position", "box", "window")
 
 
 def open(url: str | os.PathLike[str], token: str | None = None) -> Run:

@@ -7,11 +7,10 @@ names in it.  Parts of a file come by range requests.
 import asyncio
 import json
 import os
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
-from functools import cached_property
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
-from weakref import WeakKeyDictionary
 
 import httpx
 from httpx_retries import Retry, RetryTransport
@@ -55,16 +54,8 @@ class ServedStore(RunStore):
                 "a password (a token is given as token=… or DECONVOY_TOKEN), but this is "
                 f"{self.url.partition('://')[0]}://…{parts.path if sound else ''}."
             )
-        self._token = token_for(self.url, token)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token}"} if self._token else {}
-
-    @cached_property
-    def _client(self) -> httpx.Client:
-        transport = RetryTransport(transport=httpx.HTTPTransport(), retry=RETRY)
-        return httpx.Client(transport=transport, headers=self.headers, timeout=SECONDS)
+        self._client = _client(self.url, token_for(self.url, token))
+        weakref.finalize(self, self._client.close)
 
     def address(self, path: str) -> str:
         return f"{self.url}/zarr/{quote(path)}"
@@ -127,25 +118,32 @@ class ServedStore(RunStore):
     def driver_lock(self) -> NoReturn:
         self.require_writable()
 
-    def _get(self, path: str, headers: dict[str, str] | None = None) -> bytes | None:
+    def ask(self, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
+        """Raises RunUnreachable."""
         try:
-            response = self._client.get(self.address(path), headers=headers)
+            return self._client.get(self.address(path), headers=headers)
         except httpx.HTTPError as error:
-            raise away(self.url, error) from error
-        return content_of(self.url, response)
+            told = str(error) or type(error).__name__
+            raise RunUnreachable(
+                f"No service answers at {self.url!r} ({told}): check the address and that it runs."
+            ) from error
+
+    def _get(self, path: str, headers: dict[str, str] | None = None) -> bytes | None:
+        return content_of(self.url, self.ask(path, headers))
 
     def _below(self, folder: str) -> Iterator[str]:
         """Files, in folders by what the service lists: it has no list for a file."""
         for name in self.names(folder):
             path = f"{folder}/{name}" if folder else name
-            if self._get(f"{path}/") is None:
+            if name == "zarr.json" or self._get(f"{path}/") is None:
                 yield path
             else:
                 yield from self._below(path)
 
 
 class _ZarrFiles(Store):
-    """The run for Zarr.  Clients belong to an event loop, so there is one for each."""
+    """The run for Zarr.  It asks in threads: an asynchronous client would belong to one event loop,
+    and could not be closed when the store goes."""
 
     supports_writes = False
     supports_deletes = False
@@ -155,7 +153,6 @@ class _ZarrFiles(Store):
         super().__init__(read_only=True)
         self.url = run.url
         self._run = run
-        self._clients: WeakKeyDictionary[Any, httpx.AsyncClient] = WeakKeyDictionary()
 
     def __reduce__(self) -> Any:
         return _ZarrFiles, (self._run,)
@@ -197,7 +194,7 @@ class _ZarrFiles(Store):
         folder = prefix.rstrip("/")
         for name in names_in(self.url, await self._get(f"{folder}/" if folder else "")):
             path = f"{folder}/{name}" if folder else name
-            if await self._get(f"{path}/") is None:
+            if name == "zarr.json" or await self._get(f"{path}/") is None:
                 yield path
             else:
                 async for below in self.list_prefix(path):
@@ -210,25 +207,22 @@ class _ZarrFiles(Store):
 
     async def _get(self, path: str, byte_range: ByteRequest | None = None) -> bytes | None:
         headers = {"Range": _range(byte_range)} if byte_range is not None else None
-        try:
-            response = await self._client().get(self._run.address(path), headers=headers)
-        except httpx.HTTPError as error:
-            raise away(self.url, error) from error
+        response = await asyncio.to_thread(self._run.ask, path, headers)
         content = content_of(self.url, response)
         if content is None or byte_range is None or response.status_code == 206:
             return content
         return _cut(content, byte_range)  # a service that knows no ranges
 
-    def _client(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            transport = RetryTransport(transport=httpx.AsyncHTTPTransport(), retry=RETRY)
-            client = httpx.AsyncClient(
-                transport=transport, headers=self._run.headers, timeout=SECONDS
-            )
-            self._clients[loop] = client
-        return client
+
+def _client(url: str, token: str | None) -> httpx.Client:
+    encrypted = httpx.URL(url).scheme == "https"
+    transport = RetryTransport(
+        # Certificates take a while to load.
+        transport=httpx.HTTPTransport(verify=encrypted),
+        retry=RETRY,
+    )
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return httpx.Client(transport=transport, headers=headers, timeout=SECONDS)
 
 
 def content_of(url: str, response: httpx.Response) -> bytes | None:
@@ -251,13 +245,6 @@ def content_of(url: str, response: httpx.Response) -> bytes | None:
             "deconvoy.open(url, token=…) or DECONVOY_TOKEN; `deconvoy token create` makes one."
         )
     raise RunUnreachable(f"The service answers {status} for {url!r}: {_detail(response)}.")
-
-
-def away(url: str, error: httpx.HTTPError) -> RunUnreachable:
-    told = str(error) or type(error).__name__
-    return RunUnreachable(
-        f"No service answers at {url!r} ({told}): check the address and that it runs."
-    )
 
 
 def names_in(url: str, listed: bytes | None) -> list[str]:

@@ -50,7 +50,7 @@ class RunStore:
 
     @property
     def absolute(self) -> str:
-        """The URL, the same for all that lead to one place from one machine."""
+        """The URL for processes that began in another folder."""
         return self.url
 
     def read(self, path: str) -> bytes:
@@ -167,7 +167,7 @@ class FolderStore(RunStore):
 
     @property
     def absolute(self) -> str:
-        return os.path.realpath(self.root)
+        return os.path.abspath(self.root)
 
     def read(self, path: str) -> bytes:
         try:

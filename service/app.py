@@ -7,7 +7,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service import problems
+from service import logs, problems
 from service.api import (
     chunks,
     images,
@@ -25,9 +25,9 @@ from service.auth import Gate
 from service.catalogue import ACTIVE, ENDED, Catalogue
 from service.dispatcher import give_up
 from service.guards import guards
+from service.jobs import Queue
 from service.logs import RequestLog
 from service.metrics import Metrics
-from service.queue import Queue
 from service.settings import Settings
 from service.shelf import Shelf
 from service.supervisor import Supervisor
@@ -58,6 +58,7 @@ def create_app(
         gate: who may call; default: by the tokens in the catalogue.
         supervise: keep the dispatcher, and a local Ray, alive beside it; a local Ray ends with it.
     """
+    logs.configure(settings.log)
     known = catalogue or Catalogue(settings.database_url)
     app = FastAPI(
         title="Deconvoy",

@@ -34,6 +34,9 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_sqlite else _postgresql_engine(self.url)
         self._writer = self.engine.execution_options(writes=True)
+        # Readers ask one thing at a time, so they need no transaction around it.
+        reads = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._reader = self.engine.execution_options(**reads)
 
     @property
     def shown(self) -> str:
@@ -42,7 +45,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        with self._told(), self.engine.connect() as connection:
+        """Each statement sees what is committed by then."""
+        with self._told(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager
@@ -157,9 +161,9 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # A reader that turns writer may find that another wrote in between, and fails without
-        # waiting; a writer from the start waits for its turn.
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        # A transaction that begins with reading and then writes fails without waiting where
+        # another wrote in between; one that says at once that it writes waits for its turn.
+        if connection.get_execution_options().get("writes"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

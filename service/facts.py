@@ -5,7 +5,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconvoy.files import is_remote
 from deconvoy.run import Run
 
 
@@ -48,7 +47,7 @@ def of_run(run: Run, commit: str) -> Facts:
 
 def _created(url: str) -> dt.datetime | None:
     """When its first worker was ready, of a run on a disk."""
-    if is_remote(url):
+    if "://" in url:
         return None
     try:
         with Path(url, "ledger", "log.jsonl").open(encoding="utf-8") as log:

@@ -23,6 +23,7 @@ def guards(settings: Settings) -> list[Middleware]:
     """In their order, outermost first: ``FastAPI(middleware=guards(settings))``."""
     named = tuple(map(_plain, settings.hosts))
     return [
+        Middleware(CodeGuard),
         Middleware(HostGuard, names=frozenset((*LOOPBACK, _plain(settings.host), *named))),
         Middleware(OriginGuard, names=frozenset(named)),
         Middleware(BodyGuard, most=settings.body_bytes),
@@ -33,6 +34,22 @@ def problem_response(status: int, title: str, detail: str) -> JSONResponse:
     """As RFC 9457 has it."""
     content = {"type": "about:blank", "title": title, "status": status, "detail": detail}
     return JSONResponse(content, status, media_type="application/problem+json")
+
+
+class CodeGuard:
+    """Keeps login codes out of the server's access log, which shows the query as it finds it once
+    the response begins."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].endswith("/login") and scope["query_string"]:
+            inner = dict(scope)
+            scope["query_string"] = b"hidden"
+            await self.app(inner, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
 
 class HostGuard:

@@ -18,7 +18,7 @@ from deconvoy.errors import RunNotFound
 from deconvoy.run import Run
 
 LAYERS = 256
-"""Of one run are kept at most; the ones longest unused go first."""
+"""Of one run are kept at most; the ones read longest ago go first."""
 
 Row = dict[str, Any]
 
@@ -85,24 +85,28 @@ class LayerCache:
         self._hits: OrderedDict[str, LayerHits] = OrderedDict()
         self._rows: list[Row] | None = None
 
+    def at_hand(self, layer: str) -> bool:
+        """Whether a layer's tables are read already."""
+        return layer in self._hits
+
     def hits(self, layer: str) -> LayerHits:
         """Raises RunNotFound: no such layer, or its scan is not done."""
-        with self._lock:
-            found = self._hits.get(layer)
-        if found is None:
-            found = _read(self._run, layer)
-        with self._lock:
-            self._hits[layer] = found
-            self._hits.move_to_end(layer)
-            while len(self._hits) > LAYERS:
-                self._hits.popitem(last=False)
-        return found
+        found = self._hits.get(layer)
+        if found is not None:
+            return found
+        with self._lock:  # whoever asks for it at the same time waits, and reads nothing
+            if layer not in self._hits:
+                self._hits[layer] = _read(self._run, layer)
+                while len(self._hits) > LAYERS:
+                    self._hits.popitem(last=False)
+            return self._hits[layer]
 
     def rows(self) -> list[Row]:
         """Of ``Run.layers``.  Raises RunNotFound: the scan is not done."""
-        if self._rows is None:
-            self._rows = list(self._run.layers().to_pylist())
-        return self._rows
+        with self._lock:
+            if self._rows is None:
+                self._rows = list(self._run.layers().to_pylist())
+            return self._rows
 
 
 def _read(run: Run, layer: str) -> LayerHits:

@@ -35,7 +35,11 @@ def configure(form: Literal["json", "text"]) -> None:
     last: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            # Plain: the other formatter shows the locals of every frame, and there may be a token.
+            colors=sys.stderr.isatty(),
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -57,7 +61,8 @@ def configure(form: Literal["json", "text"]) -> None:
     structlog.configure(
         processors=[*processors, last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Looked up for every line: who starts the service may put another file in its place.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
 

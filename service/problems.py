@@ -26,6 +26,7 @@ from deconvoy.errors import (
     RunBusy,
     RunExists,
     RunNotFound,
+    RunUnreachable,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,6 +41,7 @@ STATUSES: tuple[tuple[type[DeconvoyError], int], ...] = (
     (JobConflict, 409),
     (RequestError, 422),
     (CatalogueUnavailable, 503),
+    (RunUnreachable, 503),
 )
 """Of our errors, the first that fits; of any other 500: the request was right, something else is
 not, and its sentence says what."""
@@ -125,8 +127,8 @@ def install(app: FastAPI) -> None:
 
 async def _on_problem(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, Problem)
-    if error.status == 500:
-        log.error("failed", path=request.url.path, exc_info=error)
+    if error.status >= 500:
+        log.error("failed", path=request.url.path, told=error.detail)
     return answer(_without_place(request, error))
 
 
@@ -175,7 +177,7 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     if status == 404:
         detail = f"There is nothing at {path!r}: /docs lists the routes."
     elif status == 405:
-        allowed = (error.headers or {}).get("allow", "")
+        allowed = (error.headers or {}).get("Allow", "")
         detail = f"{request.method} is no method of {path!r}; it has {allowed or 'others'}."
     return answer(refused(status, detail, None, error.headers))
 
@@ -216,7 +218,7 @@ _ANYWHERE = {
     421: "The request came under a name that is none of the service's.",
     422: "A part of the request is not what it must be.",
     500: "The service, or a run that it reads, is broken.",
-    503: "The database of the catalogue cannot be reached.",
+    503: "The database of the catalogue, or the place of a run, cannot be reached.",
 }
 _GUARDED = {
     401: "No token, or one that is unknown, expired or revoked.",

@@ -61,17 +61,18 @@ def submit(
     as_json: AsJson = False,
     url: Service = None,
 ) -> None:
-    """Put a job into the queue of a service."""
+    """Put a job into the queue of a service; prints its id."""
     parsed = deconvoy.JobSpec.from_file(spec, tuple(sets or ()))
     with deconvoy.Client(url) as client:
         job = client.submit(parsed, key)
+        if not as_json:
+            out.print(job.id)
         if wait_:
-            say(f"{job.id} is in the queue.")
             job = _waited(job, None)
+        else:
+            say(f"{job.id} is {job.state}. Next: deconvoy wait {job.id}")
     if as_json:
         print_json(_plain(job))
-    elif not wait_:
-        out.print(f"{job.id} is {job.state}. Next: deconvoy wait {job.id}", soft_wrap=True)
 
 
 def jobs(
@@ -132,7 +133,14 @@ def cancel(job_id: JobId, url: Service = None) -> None:
     """Stop a job; what it has found stays, and it can be resumed."""
     with deconvoy.Client(url) as client:
         job = client.job(job_id).cancel()
-    out.print(f"{job.id} is {job.state}. Next: deconvoy resume {job.id}", soft_wrap=True)
+    if job.has_ended:
+        out.print(f"{job.id} is {job.state}. `deconvoy resume {job.id}` goes on.", soft_wrap=True)
+    else:
+        out.print(
+            f"{job.id} is {job.state}. Once it has stopped (`deconvoy wait {job.id}`), `deconvoy "
+            f"resume {job.id}` goes on.",
+            soft_wrap=True,
+        )
 
 
 def is_job(given: str) -> bool:

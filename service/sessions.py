@@ -3,14 +3,17 @@
 Both are random, stored as digests, and end with the token that they stand for.
 """
 
+import hmac
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from service.catalogue_tables import login_codes, sessions, tokens
 from service.database import Database
-from service.tokens import COLUMNS, SECRET_BYTES, Token, as_token, digest_of, is_valid
+from service.tokens import COLUMNS, SECRET_BYTES, Token, as_token, digest_of
 
 SESSION_LIFETIME = timedelta(hours=12)
 CODE_LIFETIME = timedelta(minutes=10)
@@ -33,15 +36,12 @@ class Sessions:
 
     def find(self, secret: str) -> Token | None:
         """The token of a session, while both are valid."""
-        now = datetime.now(UTC)
-        found = (
-            select(*COLUMNS)
-            .join(sessions, sessions.c.token_id == tokens.c.id)
-            .where(sessions.c.digest == digest_of(secret), sessions.c.expires > now, is_valid(now))
-        )
+        digest = digest_of(secret)
         with self._database.reading() as connection:
-            row = connection.execute(found).mappings().first()
-        return None if row is None else as_token(row)
+            row = connection.execute(_BY_DIGEST, {"digest": digest}).mappings().first()
+        if row is None or not hmac.compare_digest(row["session"], digest):
+            return None
+        return _valid(row) if row["until"] > datetime.now(UTC) else None
 
     def end(self, secret: str) -> None:
         with self._database.writing() as connection:
@@ -66,6 +66,18 @@ class Sessions:
             ).first()
             if row is None or row.expires <= now:
                 return None
-            found = select(*COLUMNS).where(tokens.c.id == row.token_id, is_valid(now))
-            token = connection.execute(found).mappings().first()
-        return None if token is None else as_token(token)
+            found = select(*COLUMNS).where(tokens.c.id == row.token_id)
+            return _valid(connection.execute(found).mappings().one())
+
+
+# Made once, since every picture that a browser shows asks.
+_BY_DIGEST = (
+    select(*COLUMNS, sessions.c.digest.label("session"), sessions.c.expires.label("until"))
+    .join(sessions, sessions.c.token_id == tokens.c.id)
+    .where(sessions.c.digest == bindparam("digest"))
+)
+
+
+def _valid(row: Mapping[Any, Any]) -> Token | None:
+    token = as_token(row)
+    return token if token.state == "valid" else None

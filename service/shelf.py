@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconvoy.errors import DeconvoyError, RunNotFound
-from deconvoy.files import is_remote
+from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
 from deconvoy.run import Run
 from deconvoy.store import RunStore
 from service import facts, problems
@@ -82,7 +81,7 @@ class Shelf:
 
     def urls(self) -> dict[str, str]:
         """Id → place of every run there is, sorted by id."""
-        remote = is_remote(self._settings.runs_root)
+        remote = "://" in self._settings.runs_root
         return self._list(LISTED_REMOTE_SECONDS if remote else LISTED_SECONDS)
 
     def url(self, run_id: str) -> str:
@@ -97,6 +96,18 @@ class Shelf:
             raise RunNotFound(f"There is no run {run_id!r}; {near}.")
         return found
 
+    def place(self, run_id: str) -> str:
+        """Where a run was when the shelf last looked; empty where it was not."""
+        return self._urls.get(run_id, "")
+
+    def at_hand(self, run_id: str) -> Shelved | None:
+        """A run that is open and as it is now: no waiting."""
+        with self._lock:
+            found = self._opened.get(run_id)
+            if found is not None:
+                self._opened.move_to_end(run_id)
+        return None if found is None or found.stale else found
+
     def open(self, run_id: str) -> Shelved:
         """A run, open; as it is now, or was a few seconds ago.
 
@@ -104,16 +115,19 @@ class Shelf:
             RunNotFound: none of that id.
             RunUnreadable: it is broken.
         """
+        found = self.at_hand(run_id)
+        if found is not None:
+            return found
+        opened = _open(run_id, self.url(run_id))
         with self._lock:
-            found = self._opened.get(run_id)
-        if found is None or found.stale:
-            found = _open(run_id, self.url(run_id))
-        with self._lock:
-            self._opened[run_id] = found
+            known = self._opened.get(run_id)
+            if known is not None and known.opened >= opened.opened:
+                return known  # another thread was quicker, and may have read tables since
+            self._opened[run_id] = opened
             self._opened.move_to_end(run_id)
             while len(self._opened) > OPENED_RUNS:
                 self._opened.popitem(last=False)
-        return found
+        return opened
 
     def facts(self, run_id: str) -> Facts:
         """What a list says of a run.
@@ -175,7 +189,7 @@ class Shelf:
 def _folders(root: str) -> Iterator[tuple[str, str]]:
     """Name and place of each run below a root; the only way runs are listed."""
     for name in RunStore(root).names(""):
-        url = f"{root.rstrip('/')}/{name}" if is_remote(root) else str(Path(root, name))
+        url = f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root, name))
         if not name.startswith(".") and _is_run(url):
             yield name, url
 
@@ -183,7 +197,7 @@ def _folders(root: str) -> Iterator[tuple[str, str]]:
 def _is_run(url: str) -> bool:
     try:
         return RunStore(url).exists("zarr.json")
-    except OSError:  # a place nobody may look at
+    except (OSError, RequestError):  # a place nobody may look at, or that is none
         return False
 
 
@@ -216,7 +230,7 @@ def _open(run_id: str, url: str) -> Shelved:
 
 def _stamp(url: str) -> Stamp | None:
     """What changes with the attributes of a run on a disk."""
-    if is_remote(url):
+    if "://" in url:
         return None
     try:
         status = os.stat(Path(url, "zarr.json"))

@@ -103,6 +103,19 @@ def catalogue(catalogue_url: str) -> Iterator["Catalogue"]:
     made.close()
 
 
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of every kind of analysis that is read over HTTP; tests that change one copy
+    it."""
+    from tests.runs import run_inline, small_spec
+
+    square = {"kind": "occlusion", "images": {"sample": 2}, "patch": 16, "stride": 16}
+    shown = {"kind": "projection", "units": {"ids": [0, 1, 40]}}
+    place = tmp_path_factory.mktemp("runs") / "small"
+    run_inline(small_spec(name="a small one", analyses=[{"kind": "top"}, shown, square]), place)
+    return place
+
+
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     """The global generators start alike in every test, whichever tests ran before it."""

@@ -178,7 +178,7 @@ def test_a_plan_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
 def test_a_service_without_ray_takes_no_jobs_but_shows_them(tmp_path: Path) -> None:
     made = Caller(tmp_path, tokens=False, ray="none")
     with served(made.app) as address, httpx.Client(base_url=address, timeout=60) as made.http:
-        assert "only shows runs" in problem_of(made.submit(), 503)
+        assert "only shows runs" in problem_of(made.submit(), 409)
         assert made.http.get("/v1/jobs").json()["jobs"] == []
 
 

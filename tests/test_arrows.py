@@ -94,6 +94,14 @@ def test_command_line_help_loads_neither_torch_nor_ray(arguments: list[str]) -> 
     assert loaded_by(ASK_FOR_HELP.format(arguments=arguments)) == []
 
 
+def test_the_command_line_loads_what_speaks_http_only_where_it_is_used() -> None:
+    code = (
+        "import sys, service.cli; print(*{'httpx', 'fastapi', 'sqlalchemy'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
 def test_what_is_loaded_would_be_seen() -> None:
     pretend = "import json, sys, types; sys.modules['ray'] = types.ModuleType('ray')"
     assert loaded_by(pretend) == ["ray"]

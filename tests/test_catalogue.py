@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -263,21 +264,35 @@ RUN_MANY = """
 import sys
 from service.catalogue import Catalogue
 catalogue = Catalogue(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
 """
 UPGRADE = RUN_MANY + "catalogue.upgrade(); print(sum(catalogue.counts().values()))"
 CLAIM = (
     RUN_MANY
     + """
-most, ours = int(sys.argv[2]), 0
+import time
 while True:
-    job = catalogue.claim(most)
+    job = catalogue.claim(int(sys.argv[2]))
     if job is None:
         if not catalogue.in_states("queued"):
             break
+        time.sleep(0.01)
         continue
     print(job.id, len(catalogue.in_states("starting", "running")), flush=True)
     catalogue.move(job.id, "running", among=("starting",))
     catalogue.move(job.id, "done", among=("running",))
+"""
+)
+DIE = (
+    RUN_MANY
+    + """
+import time
+for number in range(2):
+    print(catalogue.claim(3).id, flush=True)
+with catalogue.database.writing(alone_for="claim"):
+    print("in a claim", flush=True)
+    time.sleep(600)
 """
 )
 ADD = (
@@ -292,10 +307,20 @@ for number in range(20):
 )
 
 
-def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+def start(code: str, *arguments: Sequence[str]) -> "list[subprocess.Popen[str]]":
+    """Processes with these arguments, which go on at once when all of them are ready."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, *given], cwd=ROOT, text=True, **pipes)
+        for given in arguments
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return processes
 
 
 def outputs(processes: "Sequence[subprocess.Popen[str]]") -> list[list[str]]:
@@ -305,14 +330,13 @@ def outputs(processes: "Sequence[subprocess.Popen[str]]") -> list[list[str]]:
 
 
 def test_several_processes_may_upgrade_at_once(catalogue_url: str) -> None:
-    processes = [start(UPGRADE, catalogue_url) for _ in range(5)]
-    assert outputs(processes) == [["0"]] * 5
+    assert outputs(start(UPGRADE, *[[catalogue_url]] * 4)) == [["0"]] * 4
 
 
 def test_a_key_sent_to_several_processes_gives_one_job(
     catalogue: Catalogue, catalogue_url: str
 ) -> None:
-    told = outputs([start(ADD, catalogue_url, name) for name in ("a", "b", "c")])
+    told = outputs(start(ADD, *([catalogue_url, name] for name in ("a", "b", "c"))))
     assert told[0] == told[1] == told[2]
     assert len(catalogue.jobs()) == 20
 
@@ -320,29 +344,59 @@ def test_a_key_sent_to_several_processes_gives_one_job(
 def test_no_job_is_claimed_twice_and_the_limit_holds(
     catalogue: Catalogue, catalogue_url: str
 ) -> None:
-    """Four processes claim; one is killed, wherever it is, and what it held stays held."""
-    names = [f"job-{number}" for number in range(200)]
+    """Another process was killed in the middle of a claim: what it held stays held, and no lock."""
+    names = [f"job-{number}" for number in range(50)]
     add(catalogue, *names)
-    processes = [start(CLAIM, catalogue_url, "3") for _ in range(4)]
-    victim = processes.pop()
-    assert victim.stdout is not None
-    killed = [victim.stdout.readline() for _ in range(5)]
-    os.kill(victim.pid, signal.SIGKILL)
-    killed += victim.stdout.readlines()
+    (victim,) = start(DIE, [catalogue_url])
+    assert victim.stdout is not None and victim.stdin is not None
+    told = [victim.stdout.readline().strip() for _ in range(3)]
+    assert told == ["job-0", "job-1", "in a claim"]
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait(30) == -signal.SIGKILL
     victim.stdout.close()
-    victim.wait(30)
-    # A line that was cut off is that of a job which it held.
-    lines = [line.split() for line in killed if line.endswith("\n")]
-    for told in outputs(processes):
-        assert told, "each process got its share"
-        lines += [line.split() for line in told]
-    claimed = [job_id for job_id, _ in lines]
-    assert len(claimed) == len(set(claimed))
+    victim.stdin.close()
+    assert catalogue.move("job-0", "done", among=("starting",))
+    told = sum(outputs(start(CLAIM, *[[catalogue_url, "3"]] * 4)), [])
+    lines = [line.split() for line in told]
+    assert sorted(job_id for job_id, _ in lines) == sorted(names[2:])
     assert max(int(active) for _, active in lines) <= 3
-    held = ids(catalogue.in_states("starting", "running"))
-    assert len(held) <= 1
-    assert set(claimed) | set(held) == set(names)
-    assert catalogue.counts()["done"] == 200 - len(held)
+    assert ids(catalogue.in_states("starting", "running")) == ["job-1"]
+    assert catalogue.counts()["done"] == 49
+
+
+def test_migrations_run_from_an_installed_wheel(tmp_path: Path) -> None:
+    """With no file of ours in the folder it runs in."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    done = subprocess.run(
+        [sys.executable, "-c", UPGRADE + "; print(sys.modules['service'].__file__)"]
+        + [f"sqlite:///{tmp_path / 'catalogue.db'}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        input="go",
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[1:] == ["0", str(tmp_path / "installed/service/__init__.py")]
+
+
+def test_a_connection_that_broke_is_made_anew(postgresql: str) -> None:
+    catalogue = Catalogue(postgresql)
+    end_others = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    other = Catalogue(postgresql)
+    for _ in range(2):
+        with other.database.reading() as connection:
+            assert connection.execute(sa.text("SELECT 1")).scalar() == 1
+        with catalogue.database.reading() as connection:
+            assert len(connection.execute(end_others).all()) == 1
+    for made in (catalogue, other):
+        made.close()
 
 
 def test_a_catalogue_that_cannot_be_reached_is_told_without_its_password() -> None:

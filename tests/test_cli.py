@@ -68,6 +68,18 @@ def test_a_finished_run_is_resumed_without_doing_anything(type_: Type, finished:
     assert (finished / "ledger/log.jsonl").read_text().count('"granted"') == before
 
 
+def test_a_folder_comes_before_a_job_of_the_same_name(
+    type_: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DECONVOY_URL", "http://127.0.0.1:9")  # where nobody is
+    code, _, err = type_("resume", "squeeze-1f0a")
+    assert code == 2 and "no service answers at http://127.0.0.1:9" in err
+    (tmp_path / "squeeze-1f0a").mkdir()
+    code, _, err = type_("resume", "squeeze-1f0a")
+    assert code == 2 and "There is no run" in err and "service" not in err
+
+
 def test_show_goes_from_run_to_layer_to_unit(type_: Type, finished: Path) -> None:
     assert "relu1" in type_("show", finished)[1]
     assert "×" in type_("show", finished, "relu2")[1]

@@ -12,7 +12,7 @@ from deconvoy.errors import ClusterUnreachable, JobConflict, KeyReused, RequestE
 from deconvoy.spec import JobSpec
 from service.catalogue import Catalogue, Job
 from service.dispatcher import ATTEMPTS, Dispatcher, give_up
-from service.queue import Queue
+from service.jobs import Queue
 from service.settings import Settings
 from tests.runs import assert_same_results, run_inline, small_spec
 from workers.driver import Driver

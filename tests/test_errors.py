@@ -48,6 +48,10 @@ def test_every_error_says_in_the_code_when_it_is_raised(cls: type[errors.Deconvo
         (errors.ClusterTooSmall, errors.RequestError),
         (errors.MissingExtra, ImportError),
         (errors.RunNotFound, FileNotFoundError),
+        (errors.JobNotFound, LookupError),
+        (errors.KeyReused, errors.RequestError),
+        (errors.CatalogueUnavailable, ConnectionError),
+        (errors.CatalogueNewer, RuntimeError),
         (errors.RunExists, FileExistsError),
         (errors.RunUnreadable, OSError),
         (errors.ImageUnreadable, OSError),
@@ -56,6 +60,10 @@ def test_every_error_says_in_the_code_when_it_is_raised(cls: type[errors.Deconvo
         (errors.TooManyBadImages, RuntimeError),
         (errors.JobFailed, RuntimeError),
         (errors.ActivationInvalid, ArithmeticError),
+        (errors.NotAllowed, PermissionError),
+        (errors.ServiceError, RuntimeError),
+        (errors.ServiceUnreachable, ConnectionError),
+        (errors.WaitTimedOut, TimeoutError),
     ],
 )
 def test_errors_are_caught_as_the_builtin_they_are(

@@ -20,7 +20,7 @@ from deconvoy.errors import JobStopped, ModelUnsupported, RequestError, RunNotFo
 from deconvoy.occlusion import Occlusion
 from deconvoy.schema import OCCLUSION_ARRAYS
 from deconvoy.spec import JobSpec, OcclusionSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore, RunStore
 from tests import reference
 from tests.runs import (
     committed_in,
@@ -305,9 +305,9 @@ def test_a_run_cut_off_at_any_item_goes_on_to_the_same_bits_and_does_nothing_twi
 ) -> None:
     url, written = tmp_path / "run", 0
     job, run = pipeline.create(spec_of(SQUARES | {"units": ["relu1"]}), str(url))
-    whole = RunStore.write
+    whole = FolderStore.write
 
-    def write(self: RunStore, path: str, content: bytes) -> None:
+    def write(self: FolderStore, path: str, content: bytes) -> None:
         nonlocal written
         if "occlusion/" in path:
             written += 1
@@ -315,7 +315,7 @@ def test_a_run_cut_off_at_any_item_goes_on_to_the_same_bits_and_does_nothing_twi
                 raise Killed(path)
         whole(self, path, content)
 
-    monkeypatch.setattr(RunStore, "write", write)
+    monkeypatch.setattr(FolderStore, "write", write)
     with pytest.raises(Killed):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     assert deconvoy.open(url).occluded().num_rows == 2

@@ -17,7 +17,7 @@ import torch
 import deconvoy
 from deconvoy.errors import DiskTooSmall
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore
 from tests.runs import run_inline, small_spec
 from workers import plan as planning
 from workers import shards
@@ -62,7 +62,7 @@ def every_layer() -> Foretold:
     return foretold(small_spec(**EVERY_LAYER))
 
 
-def bytes_by_kind(run: RunStore) -> dict[str, int]:
+def bytes_by_kind(run: FolderStore) -> dict[str, int]:
     kinds = dict.fromkeys(("patch", "projection", "tables", "images", "ledger", "metadata"), 0)
     for path in (p for p in run.root.rglob("*") if p.is_file()):
         top, *rest = path.relative_to(run.root).parts
@@ -82,7 +82,7 @@ def within_a_fifth(told: float, happened: float) -> bool:
 
 def test_the_bytes_are_those_of_the_run(every_layer: Foretold, tmp_path: Path) -> None:
     run_inline(every_layer.job.spec, tmp_path / "run")
-    run = RunStore(tmp_path / "run")
+    run = FolderStore(tmp_path / "run")
     happened = bytes_by_kind(run)
     assert within_a_fifth(every_layer.plan.bytes["total"], run.bytes_used())
     for kind in ("patch", "projection", "metadata"):
@@ -93,7 +93,7 @@ def test_the_bytes_are_those_of_the_run(every_layer: Foretold, tmp_path: Path) -
 def test_the_bytes_of_a_run_without_pictures_are_foretold_too(tmp_path: Path) -> None:
     told = foretold(small_spec(**TOP_ONLY, data={"uri": "shapes?size=120"}))
     run_inline(told.job.spec, tmp_path / "run")
-    assert within_a_fifth(told.plan.bytes["total"], RunStore(tmp_path / "run").bytes_used())
+    assert within_a_fifth(told.plan.bytes["total"], FolderStore(tmp_path / "run").bytes_used())
     assert told.plan.bytes["patch"] == told.plan.bytes["projection"] == told.plan.projections == 0
     assert told.plan.seconds["projection"] == 0
 
@@ -119,7 +119,7 @@ def test_what_is_kept_besides_the_strongest_is_foretold_too(
         )
     )
     run_inline(told.job.spec, tmp_path / "run")
-    run = RunStore(tmp_path / "run")
+    run = FolderStore(tmp_path / "run")
     prefixes = [name for name in run.names("ledger/scan") if name.startswith("prefix-")]
     assert len(prefixes) == (compact_every < told.job.shards)
     happened = bytes_by_kind(run)
@@ -144,7 +144,7 @@ def test_squares_and_their_bytes_are_foretold_too(tmp_path: Path) -> None:
     assert within_a_fifth(
         told.plan.bytes["occlusion"], sum(p.stat().st_size for p in files if p.is_file())
     )
-    store = RunStore(tmp_path / "run")
+    store = FolderStore(tmp_path / "run")
     assert within_a_fifth(told.plan.bytes["total"], store.bytes_used())
     assert most_bytes(told.job) > store.bytes_used()
     assert told.plan.seconds["occlusion"] > 0
@@ -161,7 +161,7 @@ def test_what_is_kept_besides_counts_before_a_run_is_let_go(tmp_path: Path) -> N
         most_bytes(settle(small_spec(analyses=[top]))) for top in ({"kind": "top"}, EXAMPLES)
     )
     run_inline(small_spec(analyses=[EXAMPLES], layers=["relu2"]), tmp_path / "run")
-    assert more > plain + RunStore(tmp_path / "run").bytes_used()
+    assert more > plain + FolderStore(tmp_path / "run").bytes_used()
 
 
 def test_units_that_are_silent_on_every_image_take_no_room(every_layer: Foretold) -> None:
@@ -314,7 +314,7 @@ FreeBytes = Callable[[int], None]
 @pytest.fixture
 def disk_of(monkeypatch: pytest.MonkeyPatch) -> FreeBytes:
     def let(free: int) -> None:
-        monkeypatch.setattr(RunStore, "bytes_free", lambda _: free)
+        monkeypatch.setattr(FolderStore, "bytes_free", lambda _: free)
 
     return let
 
@@ -324,7 +324,7 @@ def test_a_disk_that_holds_everything_uncompressed_needs_no_pilot(
 ) -> None:
     monkeypatch.setattr(planning, "measure", lambda *_: pytest.fail("ran a pilot"))
     disk_of(most_bytes(every_layer.job))
-    require_room(every_layer.job, RunStore(tmp_path / "run"))
+    require_room(every_layer.job, FolderStore(tmp_path / "run"))
 
 
 def test_a_disk_that_holds_the_compressed_run_will_do(
@@ -334,7 +334,7 @@ def test_a_disk_that_holds_the_compressed_run_will_do(
     needed = every_layer.plan.bytes["total"]
     assert needed < most_bytes(every_layer.job)
     disk_of(needed + 1000)
-    require_room(every_layer.job, RunStore(tmp_path / "run"))
+    require_room(every_layer.job, FolderStore(tmp_path / "run"))
 
 
 def test_a_disk_too_small_is_refused_with_what_is_needed_and_what_to_do(
@@ -344,14 +344,14 @@ def test_a_disk_too_small_is_refused_with_what_is_needed_and_what_to_do(
     disk_of(every_layer.plan.bytes["total"] - 1000)
     said = r"needs about (\d.*) MB, but '.*run' has room for \1 MB: .*storage\.max_side"
     with pytest.raises(DiskTooSmall, match=said):
-        require_room(every_layer.job, RunStore(tmp_path / "run"))
+        require_room(every_layer.job, FolderStore(tmp_path / "run"))
 
 
 def test_what_a_run_holds_already_needs_no_further_room(
     every_layer: Foretold, disk_of: FreeBytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(planning, "measure", lambda *_: every_layer.pilot)
-    run = RunStore(tmp_path / "run")
+    run = FolderStore(tmp_path / "run")
     run.write("already", bytes(every_layer.plan.bytes["total"]))
     disk_of(1000)
     require_room(every_layer.job, run)

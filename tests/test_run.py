@@ -233,17 +233,23 @@ def test_pictures_whose_bytes_have_changed_are_never_shown_as_if_they_were_right
         _ = deconvoy.open(url).unit("relu2", 0).patches
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys that Zarr asks a folder for, from now on."""
+    asked: list[str] = []
+    get = zarr.storage.LocalStore.get
+
+    async def spy(self: Any, key: str, *rest: Any, **named: Any) -> Any:
+        asked.append(key)
+        return await get(self, key, *rest, **named)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", spy)
+    return asked
+
+
 def test_a_unit_is_read_by_its_own_chunk_alone(
     run: deconvoy.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[str] = []
-    get = zarr.storage.LocalStore.get
-
-    async def spy(self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
-        read.append(key)
-        return await get(self, key, *args, **kwargs)
-
-    monkeypatch.setattr(zarr.storage.LocalStore, "get", spy)
+    read = counted(monkeypatch)
     _ = run.unit("relu2", 40).patches
     assert any("patch/c/" in key for key in read)
     assert not any("projection/c/" in key or "relu5" in key for key in read)
@@ -278,3 +284,46 @@ def test_a_unit_without_pictures_says_which_have_some(run: deconvoy.Run) -> None
 def test_outputs_are_called_by_their_class(run: deconvoy.Run) -> None:
     assert [run.output_name("logits", i) for i in range(3)] == list(CLASSES[:3])
     assert run.output_name("relu2", 0) == ""
+
+
+def test_the_tables_of_a_finished_run_are_read_once(
+    run: deconvoy.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, table = run.unit("relu2", 1), run.table("relu2")
+    assert not first.dead and first.projected
+    first.score[:] = 0  # a reader's own copy
+    asked = counted(monkeypatch)
+    again = run.unit("relu2", 1)
+    assert again.score.any() and again.labels == first.labels and again.projected
+    assert run.unit("relu2", 63).score.shape == (9,) and not run.unit("relu2", 63).projected
+    assert run.table("relu2").equals(table) and asked == []
+    run.unit("relu5", 0)
+    assert {key.split("/")[1] for key in asked} == {"relu5"}
+
+
+def test_a_run_that_is_not_finished_is_always_read_anew(place: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(place, url)
+    zarr.open_group(url, mode="r+").attrs["state"] = {"status": "running"}
+    run = deconvoy.open(url)
+    before = run.unit("relu2", 1).score[0]
+    group = zarr.open_group(url, mode="r+")
+    group["layers/relu2/score"][1, 0] = before + 1  # type: ignore[index]
+    assert run.unit("relu2", 1).score[0] == before + 1
+    assert run.table("relu2")["score"].to_pylist()[9] == before + 1
+
+
+def test_images_of_a_scan_under_way_are_read_anew(place: Path, tmp_path: Path) -> None:
+    url = tmp_path / "run"
+    shutil.copytree(place, url)
+    attributes = json.loads((url / "zarr.json").read_text())
+    attributes["attributes"]["state"] = {"status": "running"}
+    del attributes["attributes"]["results"]
+    (url / "zarr.json").write_text(json.dumps(attributes))
+    last = sorted((url / "images").iterdir())[-1]
+    content = last.read_bytes()
+    last.unlink()
+    run = deconvoy.open(url)
+    assert len(run.images()) == 32
+    last.write_bytes(content)
+    assert len(run.images()) == 40

@@ -56,10 +56,9 @@ def full_spec(**changes: Any) -> JobSpec:
         "images": {"ids": [0, 3]},
         "patch": 32,
         "stride": 16,
-        "layers": ["relu5"],
-        "units": {"ids": [0, 1]},
+        "units": ["relu2"],
     }
-    top = {"kind": "top", "bottom": 2, "per_class": 1, "outliers": {"multiple": 3.0}}
+    top = {"kind": "top", "k": 2, "bottom": 2, "outliers": {"multiple": 3.0}}
     projection = {"kind": "projection", "units": {"ids": [0, 1, 40]}}
     return small_spec(analyses=[top, projection, squares], **changes)
 
@@ -132,7 +131,7 @@ def test_it_is_read_as_one_on_disk(on_disk: Path, in_bucket: str) -> None:
     here, there = deconvoy.open(on_disk), deconvoy.open(in_bucket)
     assert here.table().equals(there.table()) and here.images().equals(there.images())
     assert here.layers().equals(there.layers())
-    one, other = (run.unit("relu5", 1) for run in (here, there))
+    one, other = (run.unit("relu2", 1) for run in (here, there))
     assert np.array_equal(one.patches, other.patches)
     assert np.array_equal(one.projections, other.projections)
     assert one.occlusion[0].activation.tolist() == other.occlusion[0].activation.tolist()
@@ -145,6 +144,7 @@ def test_it_is_read_as_one_on_disk(on_disk: Path, in_bucket: str) -> None:
     assert lazy.score.values.tolist() == here.xarray("layers/relu2").score.values.tolist()
 
 
+@pytest.mark.slow
 def test_every_command_takes_its_url(
     environment: dict[str, str], in_bucket: str, on_disk: Path, tmp_path: Path
 ) -> None:

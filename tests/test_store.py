@@ -78,6 +78,7 @@ def test_names_are_those_of_files_and_folders_escaped_ones_too(store: RunStore) 
     assert store.names("ledger/projection") == ["a%2Fb c.é"]
     assert store.names("ledger/projection/a%2Fb c.é") == ["item-000001.json"]
     assert store.names("images") == ["part-1.parquet"]
+    assert store.names("") == ["images", "ledger", "zarr.json"]
     assert store.names("ledger/proj") == store.names("nothing") == []
     assert sorted(store.paths()) == paths
     assert store.bytes_used() == 3
@@ -199,8 +200,7 @@ def test_a_folder_knows_its_room_and_a_bucket_does_not(
 
 def test_the_place_of_a_folder_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "link").symlink_to(tmp_path / "run")
-    assert RunStore("run").absolute == RunStore("link").absolute == str(tmp_path / "run")
+    assert RunStore("run").absolute == RunStore(tmp_path / "run").absolute == str(tmp_path / "run")
     assert isinstance(RunStore("run"), FolderStore)
 
 

@@ -257,7 +257,7 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(
 def test_a_disk_that_fills_up_under_way_is_told_in_a_sentence_and_resume_goes_on(
     type_: Type, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deconvoy.store.RunStore.bytes_free", lambda _: 10**12)
+    monkeypatch.setattr("deconvoy.store.FolderStore.bytes_free", lambda _: 10**12)
     url, inline = small_disk / "run", ("--executor", "inline")
     (small_disk / "full").write_bytes(bytes(260_000))
     code, _, err = type_(*run(tmp_path)[:3], url, *inline)

@@ -8,12 +8,13 @@ are covered.
 What comes out is, bit for bit, the run over all places from the start.
 """
 
+import os
 from collections.abc import Callable
 
 from deconvoy.errors import RequestError
 from deconvoy.run import Run
 from deconvoy.spec import DataSpec, JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore, RunStore
 from workers import pipeline
 from workers.job import Job
 from workers.reuse import digest_of
@@ -87,12 +88,17 @@ def create(
 
 def _require_apart(url: str, out: str) -> None:
     """The new run may not take the place of what it is made from, nor lie in it."""
-    old, new = (f"{RunStore(place).absolute}/" for place in (url, out))
+    old, new = (f"{_place_of(RunStore(place))}/" for place in (url, out))
     if old.startswith(new) or new.startswith(old):
         raise RequestError(
             f"--out {out!r} and the run {url!r} are one folder or lie in each other, but a run is "
             "extended into a new one and stays as it is: choose a folder beside it."
         )
+
+
+def _place_of(run: RunStore) -> str:
+    """The same for all URLs that lead there."""
+    return os.path.realpath(run.root) if isinstance(run, FolderStore) else run.absolute
 
 
 def _require_the_same(old: Job, job: Job, url: str) -> None:

@@ -6,7 +6,6 @@ goes on only with the weights, the images and the batch size it began with.
 
 import bisect
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import Ids, JobSpec
+from deconvoy.store import RunStore
 from workers.boxes import Boxes, boxes_of, digest_of
 from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
@@ -188,7 +188,7 @@ class Job:
             batch_size=self.batch_size,
             shard_size=self.spec.compute.shard_size,
             storage=self.spec.storage,
-            url=os.path.abspath(url),
+            url=RunStore(url).absolute,
             threads=threads,
             distinct=self.spec.data.distinct,
             only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,

@@ -1,4 +1,4 @@
-"""What the routes about runs answer, as JSON.
+"""What the routes about runs, layers and units answer, as JSON.
 
 There are no infinities in it: a hit that is missing is left out, and a number that is not known is
 null.
@@ -53,32 +53,20 @@ PICTURES = {
     show: f"{_UNIT}.png?show={show}&v=3f2a9c0d1e4b5a67" for show in ("both", "projection", "patch")
 }
 CLASSES = [{"label": 281, "class": "tabby", "count": 7}]
-IMAGE = {
-    "id": 1203,
-    "uri": "n02123045/ILSVRC2012_val_00012345.JPEG",
-    "label": 281,
-    "class": "tabby",
-    "width": 500,
-    "height": 375,
-    "predicted": 281,
-    "predicted_class": "tabby",
-    "probability": 0.83,
-    "skipped": None,
-}
 
 
 class Answer(BaseModel):
     """One answer of a route."""
 
 
-def _example(**fields: Any) -> ConfigDict:
+def example_of(**fields: Any) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [fields]})
 
 
 class RunSummary(Answer):
     """One run, in a list."""
 
-    model_config = _example(**RUN)
+    model_config = example_of(**RUN)
 
     id: str
     name: str | None
@@ -100,7 +88,7 @@ class RunSummary(Answer):
 
 
 class RunPage(Answer):
-    model_config = _example(total=1, offset=0, next=None, runs=[RUN])
+    model_config = example_of(total=1, offset=0, next=None, runs=[RUN])
 
     total: int
     offset: int
@@ -112,7 +100,7 @@ class RunPage(Answer):
 class RunDetails(RunSummary):
     """All there is to say of one run."""
 
-    model_config = _example(
+    model_config = example_of(
         **RUN,
         failure="",
         resumable=False,
@@ -160,7 +148,7 @@ class RunChange(BaseModel):
 class LayerRow(Answer):
     """One layer, and what it sees of an image."""
 
-    model_config = _example(**LAYER)
+    model_config = example_of(**LAYER)
 
     layer: str
     op: str
@@ -178,7 +166,7 @@ class LayerRow(Answer):
 
 
 class LayerList(Answer):
-    model_config = _example(layers=[LAYER])
+    model_config = example_of(layers=[LAYER])
 
     layers: list[LayerRow]
     """In execution order."""
@@ -218,7 +206,7 @@ class UnitRow(Answer):
 
 
 class UnitPage(Answer):
-    model_config = _example(
+    model_config = example_of(
         layer=LAYER["layer"],
         total=256,
         offset=0,
@@ -266,7 +254,7 @@ class Hit(Answer):
 class UnitDetails(Answer):
     """One unit and its hits, strongest first."""
 
-    model_config = _example(
+    model_config = example_of(
         run="squeeze-photos",
         layer=LAYER["layer"],
         unit=42,
@@ -296,212 +284,3 @@ class UnitDetails(Answer):
     classes: list[ClassCount]
     hits: list[Hit]
     pictures: Pictures | None
-
-
-class ImageRow(Answer):
-    """One image of the data set."""
-
-    model_config = _example(**IMAGE)
-
-    id: int
-    uri: str
-    label: int | None
-    name: str = Field(serialization_alias="class")
-    width: int | None
-    height: int | None
-    predicted: int | None
-    predicted_class: str
-    probability: float | None
-    skipped: str | None
-    """Why it was left out; null where it was read."""
-
-
-class ImagePage(Answer):
-    model_config = _example(total=5000, offset=0, next=None, images=[IMAGE])
-
-    total: int
-    offset: int
-    next: str | None
-    images: list[ImageRow]
-
-
-class ImageHit(Answer):
-    """A unit that has the image among its strongest."""
-
-    layer: str
-    unit: int
-    rank: int
-    score: float
-
-
-class ImageDetails(ImageRow):
-    """One image, and which units it excites most."""
-
-    model_config = _example(
-        **IMAGE,
-        hits=[{"layer": LAYER["layer"], "unit": 42, "rank": 0, "score": 41.25}],
-        occluded=False,
-        picture="/v1/runs/squeeze-photos/images/1203.jpg?v=3f2a9c0d1e4b5a67",
-    )
-
-    hits: list[ImageHit]
-    """By layer, then rank; a page of them at most."""
-    occluded: bool
-    picture: str
-
-
-class OcclusionRow(Answer):
-    """An image a square was slid over."""
-
-    image: int
-    uri: str
-    target: int
-    name: str = Field(serialization_alias="class")
-    probability: float
-    """Of the target, without a square."""
-    lowest: float
-    """With one, at least."""
-    y: int
-    x: int
-    """Top left corner of that square, in input pixels."""
-    picture: str
-    """Its Fig. 7."""
-
-
-_OCCLUDED = {
-    "image": 1203,
-    "uri": IMAGE["uri"],
-    "target": 281,
-    "class": "tabby",
-    "probability": 0.83,
-    "lowest": 0.04,
-    "y": 64,
-    "x": 80,
-    "picture": "/v1/runs/squeeze-photos/occlusion/1203.png?v=3f2a9c0d1e4b5a67",
-}
-
-
-class OcclusionList(Answer):
-    model_config = _example(occlusion=[_OCCLUDED])
-
-    occlusion: list[OcclusionRow]
-
-
-class Watched(Answer):
-    """A layer's strongest map under the square."""
-
-    unit: int
-    clean: float
-    """The sum over the map without a square."""
-    activity: list[list[float]]
-    """With one, by rows of the grid."""
-
-
-class OcclusionDetails(Answer):
-    """One image under a grey square at every position of a grid."""
-
-    model_config = _example(
-        image=1203,
-        uri=IMAGE["uri"],
-        size=[224, 224],
-        patch=32,
-        stride=16,
-        fill=[124.0, 116.0, 104.0],
-        y=[0, 16],
-        x=[0, 16],
-        target=281,
-        **{"class": "tabby"},
-        clean_probability=0.83,
-        clean_label=281,
-        probability=[[0.81, 0.8], [0.43, 0.2]],
-        label=[[281, 281], [281, 282]],
-        layers={LAYER["layer"]: {"unit": 7, "clean": 12.5, "activity": [[12, 11], [8, 4]]}},
-        boxes=[[10, 20, 200, 190]],
-        picture=_OCCLUDED["picture"],
-    )
-
-    image: int
-    uri: str
-    size: list[int]
-    """Height and width of the preprocessed image, in whose pixels all places are."""
-    patch: int
-    stride: int
-    fill: list[float]
-    y: list[int]
-    """Top rows of the square."""
-    x: list[int]
-    target: int
-    name: str = Field(serialization_alias="class")
-    clean_probability: float
-    clean_label: int
-    probability: list[list[float]]
-    """Of the target, by rows of the grid."""
-    label: list[list[int]]
-    """The most probable class."""
-    layers: dict[str, Watched]
-    boxes: list[list[int]]
-    """Where the object is: y0, x0, y1, x1."""
-    picture: str
-
-
-class TablePage(Answer):
-    """Rows of a table."""
-
-    total: int
-    offset: int
-    next: str | None
-    rows: list[dict[str, Any]]
-    summary: dict[str, Any] | None = None
-    """What the table says as a whole, of queries that do."""
-
-    model_config = _example(
-        total=2304,
-        offset=0,
-        next="/v1/runs/squeeze-photos/table?layer=features.12.expand3x3_activation&offset=1000",
-        rows=[
-            {"layer": LAYER["layer"], "unit": 42, "rank": 0, "score": 41.25, "image_id": 1203,
-             "uri": IMAGE["uri"], "label": 281, "y": 4, "x": 7, "y0": 0, "x0": 15, "y1": 178,
-             "x1": 224}
-        ],
-        summary=None,
-    )  # fmt: skip
-
-
-class QueryArgument(Answer):
-    name: str
-    type: str
-    required: bool
-    default: Any
-    description: str
-
-
-class QueryUsage(Answer):
-    """A question to a run."""
-
-    name: str
-    description: str
-    arguments: list[QueryArgument]
-    address: str
-
-
-class QueryList(Answer):
-    model_config = _example(
-        queries=[
-            {
-                "name": "dead",
-                "description": "Units that no image activates.",
-                "arguments": [
-                    {
-                        "name": "layer",
-                        "type": "str",
-                        "required": False,
-                        "default": None,
-                        "description": "only this layer",
-                    }
-                ],
-                "address": "/v1/runs/squeeze-photos/query/dead",
-            }
-        ]
-    )
-
-    queries: list[QueryUsage]

@@ -41,17 +41,23 @@ def opened(request: Request, run_id: str) -> Shelved:
     """
     shelf: Shelf = request.app.state.shelf
     with problems.about("run_id"):
-        found = shelf.open(run_id)
-    request.state.run = (found.url, run_id)
-    return found
+        try:
+            return shelf.open(run_id)
+        finally:
+            request.state.run = (shelf.place(run_id), run_id)  # so that no answer tells the place
 
 
 def link(request: Request, *parts: object, **query: object) -> str:
     """An address below ``/v1``, its parts escaped; parameters that are None are left out."""
     root = request.scope.get("root_path", "")
-    path = "/".join(quote(str(part), safe="") for part in parts)
+    path = "/".join(map(_escaped, parts))
     given = {key: value for key, value in query.items() if value is not None}
     return f"{root}/v1/{path}" + (f"?{urlencode(given)}" if given else "")
+
+
+def _escaped(part: object) -> str:
+    escaped = quote(str(part), safe="")
+    return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
 
 
 def page_size(request: Request, limit: int | None) -> int:

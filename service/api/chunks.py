@@ -1,20 +1,25 @@
 """The run itself over HTTP, so that any Zarr client reads its chunks lazily.
 
 Files come as they lie, with entity tags and ranges; a path that ends with a slash is a folder and
-gives the names in it.  What only concerns the driver is not there.
+gives the names in it.  What only concerns the driver is not there.  The metadata of a finished
+run's groups of arrays is consolidated: Zarr clients cannot list a folder of a web server, and find
+the arrays of a group this way.
 """
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
+from functools import partial
 from pathlib import Path as LocalPath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from deconvoy.files import Files, is_remote
+from deconvoy.files import Files
 from deconvoy.store import RunStore
 from service import caching, problems
 from service.api.asking import KNOWN_PARAMETERS, RunId, opened
@@ -28,11 +33,14 @@ router = APIRouter(
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
 
-HIDDEN = re.compile(r"(^|/)(driver\.lock|\.[^/]*|[^/]*\.partial)(/|$)")
+HIDDEN = re.compile(r"^ledger/driver(\.lock)?(/|$)|(^|/)(\.[^/]*|[^/]*\.partial)(/|$)")
 """Which process of which machine is the driver; and what is half-written."""
 
 CHUNK = re.compile(r"(^|/)c(/\d+)*$|\.parquet$")
 """Never written again once a run is done."""
+
+GROUP = re.compile(r"layers/[^/]+|occlusion")
+"""Groups that hold arrays, and nothing else."""
 
 PIECE = 2**20
 """Bytes read at a time."""
@@ -67,20 +75,24 @@ ZarrPath = Annotated[
 class _File:
     """A file of a run."""
 
-    files: Files
-    path: str
     size: int
     headers: dict[str, str]
+    read: Callable[[int, int], bytes]
+    """Some bytes of it: from where, how many."""
 
 
 @router.get("/{path:path}", responses=RESPONSES, response_class=Response)
 def read_file(request: Request, run_id: RunId, path: ZarrPath) -> Response:
-    """A file of the run, or a part of it."""
+    """A file of the run, or a part of it.
+
+    ``zarr.open_group`` opens the run at ``…/zarr``, ``xarray.open_zarr`` a layer at
+    ``…/zarr/layers/NAME``.
+    """
     shelved = opened(request, run_id)
     _require_inside(path)
     if path == "" or path.endswith("/"):
         return _names(request, shelved, path)
-    file = _found(request, shelved, path)
+    file = _consolidated(request, shelved, path) or _found(request, shelved, path)
     if _unchanged(request, file):
         return Response(status_code=304, headers=file.headers)
     asked = _range(request, file)
@@ -99,7 +111,7 @@ def describe_file(request: Request, run_id: RunId, path: ZarrPath) -> Response:
     if path == "" or path.endswith("/"):
         listed = _names(request, shelved, path)
         return Response(status_code=200, headers=dict(listed.headers))
-    file = _found(request, shelved, path)
+    file = _consolidated(request, shelved, path) or _found(request, shelved, path)
     if _unchanged(request, file):
         return Response(status_code=304, headers=file.headers)
     return Response(headers=file.headers | {"Content-Length": str(file.size)}, media_type=_OCTETS)
@@ -130,10 +142,15 @@ def _nothing(path: str) -> Problem:
 def _found(request: Request, shelved: Shelved, path: str) -> _File:
     files = Files(shelved.url)
     modified = ""
+    read: Callable[[int, int], bytes] = partial(files.read_range, path)
     try:
-        if files.remote:
+        if shelved.url.startswith("s3:"):
             entry = files.entry(path)
             size, tag = entry.size, entry.tag
+        elif "://" in shelved.url:  # of other places files come whole
+            content = RunStore(shelved.url).read(path)
+            size, tag = len(content), hashlib.sha256(content).hexdigest()[:24]
+            read = partial(_part, content)
         else:
             place = LocalPath(shelved.url, path).resolve(strict=True)
             if not place.is_relative_to(LocalPath(shelved.url).resolve()) or not place.is_file():
@@ -144,7 +161,7 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
     except (FileNotFoundError, NotADirectoryError):
         raise _nothing(path) from None
     except OSError as error:
-        if files.remote:
+        if "://" in shelved.url:
             raise
         raise _nothing(path) from error  # a name too long for the disk, a loop of links
     for_ever = shelved.done and CHUNK.search(path) is not None
@@ -155,18 +172,45 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
     }
     if modified:
         headers["Last-Modified"] = modified
-    return _File(files, path, size, headers)
+    return _File(size, headers, read)
+
+
+def _consolidated(request: Request, shelved: Shelved, path: str) -> _File | None:
+    """The metadata of a group with that of its arrays; None of all else."""
+    group, _, name = path.rpartition("/")
+    if not (shelved.done and name == "zarr.json" and GROUP.fullmatch(group)):
+        return None
+    _found(request, shelved, path)
+    store = RunStore(shelved.url)
+    arrays = [one for one in store.names(group) if store.exists(f"{group}/{one}/zarr.json")]
+    metadata = json.loads(store.read(path))
+    metadata["consolidated_metadata"] = {
+        "kind": "inline",
+        "must_understand": False,
+        "metadata": {one: json.loads(store.read(f"{group}/{one}/zarr.json")) for one in arrays},
+    }
+    content = json.dumps(metadata).encode()
+    headers = {
+        "ETag": f'"{hashlib.sha256(content).hexdigest()[:24]}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": caching.control(request, False),
+    }
+    return _File(len(content), headers, partial(_part, content))
+
+
+def _part(content: bytes, begin: int, length: int) -> bytes:
+    return content[begin : begin + length]
 
 
 def _names(request: Request, shelved: Shelved, path: str) -> JSONResponse:
-    if not is_remote(shelved.url):
+    if "://" not in shelved.url:
         place = LocalPath(shelved.url, path)
         if not _is_folder(place) or not place.resolve().is_relative_to(
             LocalPath(shelved.url).resolve()
         ):
             raise _nothing(path)
     names = RunStore(shelved.url).names(path.removesuffix("/"))
-    shown = [name for name in names if not HIDDEN.search(name)]
+    shown = [name for name in names if not HIDDEN.search(f"{path}{name}")]
     return JSONResponse(shown, headers={"Cache-Control": caching.control(request, False)})
 
 
@@ -223,7 +267,7 @@ def _range(request: Request, file: _File) -> tuple[int, int] | None:
 def _sent(file: _File, begin: int, end: int, status: int, headers: dict[str, str]) -> Response:
     """Bytes of a file; of a large one piece by piece."""
     if end - begin <= PIECE:
-        content = file.files.read_range(file.path, begin, end - begin) if end > begin else b""
+        content = file.read(begin, end - begin) if end > begin else b""
         return Response(content, status, headers, _OCTETS)
     headers = headers | {"Content-Length": str(end - begin)}
     return StreamingResponse(_pieces(file, begin, end), status, headers, _OCTETS)
@@ -231,4 +275,4 @@ def _sent(file: _File, begin: int, end: int, status: int, headers: dict[str, str
 
 def _pieces(file: _File, begin: int, end: int) -> Iterator[bytes]:
     for start in range(begin, end, PIECE):
-        yield file.files.read_range(file.path, start, min(PIECE, end - start))
+        yield file.read(start, min(PIECE, end - start))

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from deconvoy import queries
 from deconvoy.errors import RunNotFound
 from service import problems
-from service.api.answers import ImageDetails, ImageHit, ImagePage, ImageRow
 from service.api.asking import (
     KNOWN_PARAMETERS,
     Limit,
@@ -20,6 +19,7 @@ from service.api.asking import (
     opened,
     page_size,
 )
+from service.api.image_answers import ImageDetails, ImageHit, ImagePage, ImageRow
 from service.auth import Scope, requires
 from service.shelf import Shelved
 

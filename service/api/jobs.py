@@ -13,10 +13,10 @@ from pydantic.json_schema import JsonSchemaValue
 
 from deconvoy.spec import JobSpec
 from service import problems
-from service.api.asking import KNOWN_PARAMETERS, link, page_size
+from service.api.asking import KNOWN_PARAMETERS, Limit, link, page_size
 from service.auth import Caller, Scope, requires
 from service.catalogue import ENDED, STATES, Catalogue, Job
-from service.queue import Queue
+from service.jobs import Queue
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
 
@@ -64,7 +64,9 @@ class _ShownAsJobSpec:
     def __get_pydantic_json_schema__(
         self, schema: Any, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        return handler(JobSpec.__pydantic_core_schema__)
+        shown = handler(JobSpec.__pydantic_core_schema__)
+        handler.resolve_ref_schema(shown)["examples"] = [SPEC]
+        return shown
 
 
 GivenSpec = Annotated[
@@ -119,9 +121,7 @@ class JobPage(BaseModel):
     next: str | None
 
 
-@router.post(
-    "", status_code=201, responses={200: {"model": JobAnswer}, **problems.documented(409, 501)}
-)
+@router.post("", status_code=201, responses={200: {"model": JobAnswer}, **problems.documented(409)})
 def submit_job(
     request: Request,
     response: Response,
@@ -155,7 +155,7 @@ def list_jobs(
         str | None,
         Query(description="Only jobs older than this one.", examples=["squeeze-photos-1f0a9c3e"]),
     ] = None,
-    limit: Annotated[int | None, Query(ge=1, le=2**31, examples=[50])] = None,
+    limit: Limit = None,
 ) -> JobPage:
     """All jobs, newest first."""
     size = page_size(request, limit)
@@ -174,7 +174,7 @@ def show_job(request: Request, job_id: JobId) -> JobAnswer:
 
 
 @router.delete(
-    "/{job_id}", status_code=202, dependencies=[SUBMIT], responses=problems.documented(409, 501)
+    "/{job_id}", status_code=202, dependencies=[SUBMIT], responses=problems.documented(409)
 )
 def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
     """Stop a job.  What it has found stays readable, and it can be resumed."""
@@ -185,7 +185,7 @@ def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
     "/{job_id}/resume",
     status_code=202,
     dependencies=[SUBMIT],
-    responses=problems.documented(409, 501),
+    responses=problems.documented(409),
 )
 def resume_job(request: Request, job_id: JobId) -> JobAnswer:
     """Go on with a job that was stopped or interrupted, or that failed for want of room."""
@@ -244,7 +244,7 @@ def _queue(request: Request) -> Queue:
     queue: Queue | None = request.app.state.queue
     if queue is None:
         raise problems.refused(
-            501,
+            409,
             "This service only shows runs: it was started with DECONVOY_RAY=none, and takes no "
             "jobs. Start it with a Ray, or use `deconvoy run`.",
         )

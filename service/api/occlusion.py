@@ -6,8 +6,8 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from deconvoy.errors import RequestError
 from service import problems
-from service.api.answers import OcclusionDetails, OcclusionList, OcclusionRow, Watched
 from service.api.asking import KNOWN_PARAMETERS, RunId, link, opened
+from service.api.image_answers import OcclusionDetails, OcclusionList, OcclusionRow, Watched
 from service.api.images import ImageId
 from service.auth import Scope, requires
 from service.problems import nearest

@@ -13,7 +13,6 @@ from fastapi.responses import StreamingResponse
 from deconvoy import queries
 from deconvoy.asking import Argument
 from service import formats, problems
-from service.api.answers import QueryArgument, QueryList, QueryUsage, TablePage
 from service.api.asking import (
     KNOWN_PARAMETERS,
     Limit,
@@ -24,6 +23,7 @@ from service.api.asking import (
     opened,
     page_size,
 )
+from service.api.table_answers import QueryArgument, QueryList, QueryUsage, TablePage
 from service.auth import Scope, requires
 from service.formats import Format
 from service.shelf import Shelved

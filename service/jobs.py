@@ -72,6 +72,10 @@ class Queue:
             JobConflict: it is at work, done, or failed for a reason that resuming cannot mend.
         """
         job = self._catalogue.job(job_id)
+        if job.state == "stopping":
+            raise JobConflict(
+                f"The job {job_id!r} is stopping: resume it when it has stopped, in a few seconds."
+            )
         if job.state not in ENDED or job.state == "done":
             raise JobConflict(f"The job {job_id!r} is {job.state}, so there is nothing to resume.")
         if job.state == "failed":

@@ -1,0 +1,327 @@
+"""Runs over HTTP: the list, one run, its layers and units; names, tags, pins, and its end."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+import deconvoy
+from deconvoy import queries
+from deconvoy.errors import JobNotFound
+from deconvoy.store import RunStore
+from service.app import create_app
+from service.catalogue import NewJob
+from service.scopes import Scope
+from tests.serving import client_of, problem_of, served, settings_of, with_runs
+
+LAYER = "/v1/runs/small/layers/relu2"
+
+
+@pytest.fixture(scope="module")
+def client(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    home = tmp_path_factory.mktemp("home")
+    with client_of(settings_of(home, runs=str(small_run.parent), page_rows=50)) as client:
+        yield client
+
+
+@pytest.fixture
+def own(small_run: Path, tmp_path: Path) -> Iterator[httpx.Client]:
+    """Of a service with a copy of the run, which may be changed."""
+    runs = with_runs(tmp_path / "runs", small_run)
+    with client_of(settings_of(tmp_path / "home", runs=str(runs))) as client:
+        yield client
+
+
+# -- lists -----------------------------------------------------------------------------------------
+
+
+def test_a_list_says_what_each_run_is(client: httpx.Client, small_run: Path) -> None:
+    told = client.get("/v1/runs").raise_for_status().json()
+    run = deconvoy.open(small_run)
+    assert (told["total"], told["next"]) == (1, None)
+    (row,) = told["runs"]
+    assert row | {"created": None, "commit": None} == {
+        "id": "small",
+        "name": "a small one",
+        "tags": [],
+        "pinned": False,
+        "status": "done",
+        "model": "deconvoy/zfnet_small",
+        "images": 40,
+        "layers": 4,
+        "units": sum(run.layers()["units"].to_pylist()),
+        "top1": run.attributes["results"]["top1"],
+        "created": None,
+        "commit": None,
+    }
+    assert row["created"].startswith("20") and len(row["commit"]) == 16
+
+
+def test_a_list_is_filtered_and_comes_in_pages(small_run: Path, tmp_path: Path) -> None:
+    runs = with_runs(tmp_path / "runs", small_run)
+    for name in ("b", "c"):
+        shutil.copytree(small_run, runs / name)
+    (runs / "no-run").mkdir()
+    (runs / ".hidden").mkdir()
+    change_attributes(runs / "c", {"state": {"status": "stopped"}})
+    with client_of(settings_of(tmp_path / "home", runs=str(runs))) as client:
+
+        def ids(**wanted: object) -> list[str]:
+            return [run["id"] for run in client.get("/v1/runs", params=wanted).json()["runs"]]
+
+        assert ids() == ["b", "c", "small"]
+        assert ids(status="stopped") == ["c"]
+        assert ids(text="SMALL") == ["b", "c", "small"]  # all have the name and model of it
+        client.patch("/v1/runs/small", json={"pinned": True, "tags": ["kept"], "name": "Other"})
+        assert ids() == ["small", "b", "c"]
+        assert ids(tag="kept") == ["small"] and ids(tag="kep") == []
+        assert ids(text="other") == ["small"]
+        page = client.get("/v1/runs", params={"limit": 2}).json()
+        assert page["total"] == 3 and len(page["runs"]) == 2
+        rest = client.get(page["next"]).json()
+        assert [run["id"] for run in rest["runs"]] == ["c"] and rest["next"] is None
+
+
+def test_runs_elsewhere_are_shown_under_the_last_part_of_their_place(
+    small_run: Path, tmp_path: Path
+) -> None:
+    elsewhere = with_runs(tmp_path / "elsewhere", small_run) / "small"
+    settings = settings_of(
+        tmp_path, runs=str(small_run.parent), browse=(str(elsewhere), str(tmp_path / "nothing"))
+    )
+    with client_of(settings) as client:
+        ids = [run["id"] for run in client.get("/v1/runs").json()["runs"]]
+        assert ids == ["small", "small-2"]
+        told = problem_of(client.delete("/v1/runs/small-2"), 409, "run_id")
+        assert "delete it where it lies" in told
+    assert (elsewhere / "zarr.json").exists()
+
+
+def test_a_broken_run_does_not_break_the_list(small_run: Path, tmp_path: Path) -> None:
+    runs = with_runs(tmp_path / "runs", small_run)
+    (runs / "broken").mkdir()
+    (runs / "broken" / "zarr.json").write_text("{")
+    with client_of(settings_of(tmp_path / "home", runs=str(runs))) as client:
+        found = {run["id"]: run["status"] for run in client.get("/v1/runs").json()["runs"]}
+        assert found == {"broken": "unreadable", "small": "done"}
+        told = problem_of(client.get("/v1/runs/broken"), 500, "run_id")
+        assert "broken" in told and str(runs) not in told
+
+
+def test_a_run_that_changes_is_seen_as_it_is(own: httpx.Client, tmp_path: Path) -> None:
+    before = own.get("/v1/runs/small").json()
+    change_attributes(tmp_path / "runs/small", {"state": {"status": "failed", "error": "No."}})
+    after = own.get("/v1/runs/small").json()
+    assert (before["status"], after["status"]) == ("done", "failed")
+    assert after["failure"] == "No." and after["commit"] != before["commit"]
+    shutil.rmtree(tmp_path / "runs/small")
+    problem_of(own.get("/v1/runs/small"), 404, "run_id")
+
+
+def test_one_run_has_its_spec_and_provenance(client: httpx.Client, small_run: Path) -> None:
+    told = client.get("/v1/runs/small").raise_for_status().json()
+    run = deconvoy.open(small_run)
+    assert deconvoy.JobSpec.parse(told["spec"]) == run.spec
+    assert told["provenance"] == run.attributes["provenance"]
+    assert told["layer_names"] == list(run.layer_names) and told["classes"] == list(run.classes)
+    assert (told["labels"], told["resumable"], told["occluded"]) == ("true", False, 2)
+
+
+# -- layers and units ------------------------------------------------------------------------------
+
+
+def test_layers_are_those_of_the_run(client: httpx.Client, small_run: Path) -> None:
+    told = client.get("/v1/runs/small/layers").raise_for_status().json()["layers"]
+    assert told == deconvoy.open(small_run).layers().to_pylist()
+    assert client.get("/v1/runs/small/layers/relu5").json() == told[1]
+
+
+def test_a_unit_is_that_of_the_run(client: httpx.Client, small_run: Path) -> None:
+    unit = deconvoy.open(small_run).unit("relu2", 40)
+    told = client.get(f"{LAYER}/units/40").raise_for_status().json()
+    hits = told["hits"]
+    assert [hit["score"] for hit in hits] == unit.score.tolist()
+    assert [hit["image"] for hit in hits] == unit.image.tolist()
+    assert [[hit["y"], hit["x"]] for hit in hits] == unit.position.tolist()
+    assert [hit["box"] for hit in hits] == unit.box.tolist()
+    assert [hit["window"] for hit in hits] == unit.window.tolist()
+    assert tuple(hit["class"] for hit in hits) == unit.labels
+    assert [hit["rank"] for hit in hits] == list(range(9))
+    assert (told["units"], told["dead"], told["labels"]) == (64, False, "true")
+    assert sum(one["count"] for one in told["classes"]) == 9
+    assert told["pictures"]["both"].startswith(f"{LAYER}/units/40.png?show=both&v=")
+    assert client.get(f"{LAYER}/units/41").json()["pictures"] is None
+
+
+def test_a_dead_unit_has_no_hits(client: httpx.Client, small_run: Path) -> None:
+    run = deconvoy.open(small_run)
+    dead = run.dead_units("relu7")
+    told = client.get(f"/v1/runs/small/layers/relu7/units/{dead[0]}").json()
+    assert (told["dead"], told["hits"], told["classes"]) == (True, [], [])
+    page = client.get("/v1/runs/small/layers/relu7/units", params={"dead": True}).json()
+    assert page["total"] == len(dead) and page["units"][0]["score"] is None
+    assert [row["unit"] for row in page["units"]] == dead[:50]
+
+
+def test_a_page_of_units_has_what_a_grid_needs(client: httpx.Client, small_run: Path) -> None:
+    run = deconvoy.open(small_run)
+    best = [float(run.unit("relu2", unit).score[0]) for unit in range(64)]
+    page = client.get(f"{LAYER}/units", params={"order": "score", "limit": 10}).json()
+    assert page["total"] == 64
+    assert [row["score"] for row in page["units"]] == sorted(best, reverse=True)[:10]
+    shown = client.get(f"{LAYER}/units", params={"projected": True}).json()["units"]
+    assert [row["unit"] for row in shown] == [0, 1, 40]
+    purity = {row["unit"]: row for row in queries.purity(run, "relu2").to_pylist()}
+    for row in shown:
+        commonest = row["classes"][0]
+        assert commonest["class"] == purity[row["unit"]]["class"]
+        assert commonest["count"] / row["hits"] == purity[row["unit"]]["purity"]
+
+
+def test_logits_are_named(client: httpx.Client, small_run: Path) -> None:
+    classes = deconvoy.open(small_run).classes
+    told = client.get("/v1/runs/small/layers/logits/units").json()["units"]
+    assert tuple(row["name"] for row in told) == classes
+
+
+def test_a_layer_of_any_name_is_found(small_run: Path, tmp_path: Path) -> None:
+    runs = with_runs(tmp_path / "runs", small_run)
+    names = ("a/b c%2F", "..", "ünit/3", "logits")
+    for old, new in zip(deconvoy.open(small_run).layer_names, names, strict=True):
+        folder = quote(new, safe="") if new != ".." else "%2E%2E"
+        os.rename(runs / "small/layers" / old, runs / "small/layers" / folder)
+    change_attributes(runs / "small", {"layers": list(names)})
+    with client_of(settings_of(tmp_path / "home", runs=str(runs))) as client:
+        for name in names:
+            path = "/v1/runs/small/layers/" + quote(name, safe="").replace(".", "%2E")
+            told = client.get(f"{path}/units/1").raise_for_status().json()
+            assert (told["layer"], told["unit"]) == (name, 1)
+            if told["pictures"]:
+                assert client.get(told["pictures"]["patch"]).status_code == 200
+            assert client.get(path).json()["layer"] == name
+
+
+def test_what_is_not_there_is_told_with_the_nearest(client: httpx.Client) -> None:
+    told = problem_of(client.get("/v1/runs/smal"), 404, "run_id")
+    assert told == "There is no run 'smal'; nearest: small."
+    told = problem_of(client.get("/v1/runs/small/layers/relu3/units/0"), 404, "layer")
+    assert told.startswith("The run 'small' has no layer 'relu3'; nearest: relu")
+    told = problem_of(client.get(f"{LAYER}/units/64"), 404, "unit")
+    assert told == "Layer 'relu2' has units 0 to 63, so there is no unit 64."
+    told = problem_of(client.get("/v1/rums"), 404)
+    assert "/docs lists the routes" in told
+    assert "GET" in problem_of(client.post(LAYER), 405)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("limit=0", "limit"),
+        ("limit=51", "limit"),
+        ("limit=many", "limit"),
+        ("offset=-1", "offset"),
+        ("offset=99999999999999999999", "offset"),
+        ("order=size", "order"),
+        ("dead=perhaps", "dead"),
+        ("ded=true", "ded"),
+    ],
+)
+def test_parameters_that_are_wrong_are_named(client: httpx.Client, query: str, field: str) -> None:
+    assert f"'{field}'" in problem_of(client.get(f"{LAYER}/units?{query}"), 422, field)
+
+
+# -- changes ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_tagged_and_pinned(own: httpx.Client) -> None:
+    changed = own.patch("/v1/runs/small", json={"name": "Mine", "tags": ["a", "b"]})
+    assert changed.status_code == 200 and changed.json()["name"] == "Mine"
+    own.patch("/v1/runs/small", json={"pinned": True}).raise_for_status()
+    told = own.get("/v1/runs/small").json()
+    assert (told["name"], told["tags"], told["pinned"]) == ("Mine", ["a", "b"], True)
+    for wrong, field in (({"nam": "x"}, "nam"), ({}, "body"), ({"tags": "a"}, "tags")):
+        problem_of(own.patch("/v1/runs/small", json=wrong), 422, field)
+    broken = own.patch("/v1/runs/small", content=b"{", headers={"content-type": "application/json"})
+    assert "no JSON" in problem_of(broken, 400, "body")
+
+
+def test_a_deleted_run_is_gone(own: httpx.Client, tmp_path: Path) -> None:
+    own.patch("/v1/runs/small", json={"pinned": True, "name": "Mine"})
+    assert "unpin it first" in problem_of(own.delete("/v1/runs/small"), 409, "run_id")
+    own.patch("/v1/runs/small", json={"pinned": False})
+    assert own.delete("/v1/runs/small").status_code == 204
+    assert list((tmp_path / "runs").iterdir()) == []
+    problem_of(own.get("/v1/runs/small"), 404, "run_id")
+    problem_of(own.delete("/v1/runs/small"), 404, "run_id")
+
+
+def test_a_run_that_is_worked_on_is_not_deleted(own: httpx.Client, tmp_path: Path) -> None:
+    with RunStore(tmp_path / "runs/small").driver_lock():
+        told = problem_of(own.delete("/v1/runs/small"), 409, "run_id")
+    assert "is being worked on" in told
+    assert own.get("/v1/runs/small").status_code == 200
+
+
+def test_the_run_of_a_job_has_the_jobs_id(small_run: Path, tmp_path: Path) -> None:
+    elsewhere = with_runs(tmp_path / "elsewhere", small_run) / "small"
+    app = create_app(settings_of(tmp_path / "home"))
+    with served(app) as address, httpx.Client(base_url=address) as client:
+        spec = deconvoy.open(small_run).attributes["spec"]
+        new = NewJob("job-1", "one", spec, str(elsewhere), "me", None, False)
+        app.state.catalogue.add_job(new)
+        app.state.catalogue.claim(1)
+        assert client.get("/v1/runs/job-1").json()["status"] == "done"
+        assert "cancel it first" in problem_of(client.delete("/v1/runs/job-1"), 409, "run_id")
+        app.state.catalogue.move("job-1", "done", among=["starting"])
+        assert client.delete("/v1/runs/job-1").status_code == 204
+        assert not elsewhere.exists()
+        with pytest.raises(JobNotFound):
+            app.state.catalogue.job("job-1")
+
+
+# -- who may ---------------------------------------------------------------------------------------
+
+
+def test_scopes_are_asked_for(small_run: Path, tmp_path: Path) -> None:
+    runs = with_runs(tmp_path / "runs", small_run)
+    app = create_app(settings_of(tmp_path / "home", runs=str(runs), tokens=True))
+    with served(app) as address, httpx.Client(base_url=address) as client:
+        tokens = {scope: app.state.gate.tokens.create(scope.value, scope) for scope in Scope}
+
+        def by(scope: Scope) -> dict[str, str]:
+            return {"Authorization": f"Bearer {tokens[scope]}"}
+
+        for path in ("/v1/runs", "/v1/runs/small", f"{LAYER}/units/0", f"{LAYER}/units/0.png",
+                     "/v1/runs/small/table", "/v1/runs/small/zarr/zarr.json", "/metrics",
+                     "/v1/models", "/v1/runs/small/query/dead", "/v1/runs/small/images/0",
+                     "/v1/runs/small/occlusion", "/v1/runs/small/figures/relu2.png"):  # fmt: skip
+            refused = client.get(path)
+            problem_of(refused, 401)
+            assert refused.headers["www-authenticate"].startswith("Bearer")
+            assert client.get(path, headers=by(Scope.read)).status_code == 200, path
+        assert client.get("/healthz").json()["status"] == "ok"
+        change = {"pinned": False}
+        problem_of(client.patch("/v1/runs/small", json=change, headers=by(Scope.read)), 403)
+        assert client.patch("/v1/runs/small", json=change, headers=by(Scope.submit)).is_success
+        problem_of(client.delete("/v1/runs/small", headers=by(Scope.submit)), 403)
+        kept = client.get(f"{LAYER}/units/0.png", headers=by(Scope.read))
+        assert kept.headers["cache-control"].startswith("private")
+        assert client.delete("/v1/runs/small", headers=by(Scope.admin)).status_code == 204
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def change_attributes(run: Path, attributes: dict[str, object]) -> None:
+    """As a driver would."""
+    place = run / "zarr.json"
+    content = json.loads(place.read_text())
+    content["attributes"] |= attributes
+    draft = place.with_name("draft")
+    draft.write_text(json.dumps(content))
+    os.replace(draft, place)
