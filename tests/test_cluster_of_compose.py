@@ -39,6 +39,26 @@ for node in cluster._nodes():
     if node["Alive"]:
         print("node", node["Resources"].get("CPU", 0), node["Labels"].get("deconvoy", "worker"))
 """
+PLACES = """
+import sys, time
+from deconvoy.errors import ClusterUnreachable
+from workers.executors import ray as cluster
+class Where:
+    def label(self):
+        import ray
+        return ray.get_runtime_context().get_node_labels().get("deconvoy", "worker")
+cluster.connect(sys.argv[1], None)
+for number in range(8):
+    name, found = f"where-{number}", None
+    cluster.start_named(Where, name)
+    while found is None:
+        try:
+            found = cluster.ask_named(name, "label")
+        except ClusterUnreachable:
+            time.sleep(0.2)  # it is still starting
+    print("on", found)
+    cluster.end_named(name)
+"""
 
 
 @dataclass(frozen=True)
@@ -53,13 +73,17 @@ class Cluster:
 
     def nodes(self) -> list[str]:
         """One line each, asked of Ray."""
+        return sorted(line for line in self.ask(NODES) if line.startswith("node "))
+
+    def ask(self, code: str) -> list[str]:
+        """What this prints, run on the head's machine."""
         asked = subprocess.run(
-            [sys.executable, "-c", NODES, self.head],
+            [sys.executable, "-c", code, self.head],
             env={**self.here.environment("ray-head"), "RAY_ADDRESS": self.head},
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert asked.returncode == 0, asked.stderr
-        return sorted(line for line in asked.stdout.splitlines() if line.startswith("node "))
+        return asked.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +234,7 @@ def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: P
         nodes = cluster.nodes()
         assert sorted(node.split()[2] for node in nodes) == ["front", "worker", "worker"]
         assert [node.split()[1] for node in nodes if node.endswith("front")] == ["0"]
+        assert [line for line in cluster.ask(PLACES) if line.startswith("on ")] == ["on worker"] * 8
     run_inline(spec, tmp_path / "inline")
     assert served.equals(deconvoy.open(tmp_path / "inline").table("logits"))
     log = here.log("api")

@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from service.settings import Settings
+from deconvoy.errors import RequestError
+from service.settings import Settings, read_settings
 from tests.compose import COMPOSE, EXAMPLE, ROOT, example, filled, read
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -192,3 +193,9 @@ def test_the_image_holds_what_its_file_copies() -> None:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_node_for_no_cluster_elsewhere_is_refused() -> None:
+    for ray in ("local", "none"):
+        with pytest.raises(RequestError, match="DECONVOY_RAY_NODE is for a cluster elsewhere"):
+            read_settings(ray=ray, ray_node=True)
