@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -24,7 +25,7 @@ from obstore.store import S3Store
 
 import deconvoy
 from tests import postgres
-from tests.compose import Here, example, filled, free_port, read, wait_for
+from tests.compose import Here, example, free_port, read, wait_for
 from tests.runs import run_inline, small_spec
 from tests.s3 import s3_server
 
@@ -104,7 +105,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         '"/data"': f'"{folder}"',
         "/data/torch": str(folder / "torch"),
     }
-    with _store(folder) as store, _catalogue(folder) as catalogue:
+    with _store(folder, services["s3"]) as store, _catalogue(folder) as catalogue:
         password = variables["POSTGRES_PASSWORD"]
         url = f"postgresql+psycopg://deconvoy:{password}@postgres/deconvoy"
         found = Here(services, {"http://s3:8333": store, url: catalogue, **replaced}, folder)
@@ -114,7 +115,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
 
 
 @contextmanager
-def _store(folder: Path) -> Iterator[str]:
+def _store(folder: Path, service: dict[str, Any]) -> Iterator[str]:
     """The address of one with an empty bucket, which takes any key: SeaweedFS, by the command that
     the file has for it, where its program is installed; else moto."""
     program = shutil.which("weed")
@@ -129,8 +130,8 @@ def _store(folder: Path) -> Iterator[str]:
     replaced = {"/data": str(folder / "seaweedfs"), "8333": str(port), "mini": f"{program} mini"}
     # Its other parts take ports of their own, and nobody but this machine may come in.
     private = [f"-{part}.port={free_port()}" for part in ("master", "filer", "volume")]
-    service = read(filled())["services"]["s3"]
-    service["command"] += " -ip=127.0.0.1 -ip.bind=127.0.0.1 " + " ".join(private)
+    command = " ".join([service["command"], "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *private])
+    service = {**service, "command": command}
     (folder / "seaweedfs").mkdir()
     here = Here({"s3": service}, replaced, folder)
     with here.started("s3") as process:
