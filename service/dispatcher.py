@@ -144,7 +144,7 @@ class _Ending:
 
 def main() -> int:
     settings = Settings()
-    logs.configure(settings.log)
+    logs.configure_process(settings.log)
     ending, address = _Ending(), os.environ["RAY_ADDRESS"]
     catalogue = Catalogue(settings.database_url)
     with only_one(settings.home_folder):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import deconvoy
-from deconvoy.errors import DeconvoyError, JobConflict, RunNotFound
+from deconvoy.errors import DeconvoyError, JobConflict
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
 from service.admission import admit
@@ -87,11 +87,8 @@ class Queue:
     def log(self, job_id: str, after: int = 0) -> list[str]:
         """Lines of its driver from number ``after`` on; the reason alone where there is no run."""
         job = self._catalogue.job(job_id)
-        try:
-            text = RunStore(job.url).read(LOG).decode(errors="replace")
-        except RunNotFound:
-            text = job.error or ""
-        return text.splitlines()[after:]
+        said = RunStore(job.url).lines(LOG) or (job.error or "").splitlines()
+        return said[after:]
 
     def _require_resumable(self, job: Job) -> None:
         try:

@@ -31,7 +31,35 @@ METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def configure(form: Literal["json", "text"]) -> None:
-    """Write the log to standard error."""
+    """Write the log of requests to standard error."""
+    first, last = _processors(form)
+    structlog.configure(
+        processors=[*first, last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        # Looked up for every line: who starts the service may put another file in its place.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def configure_process(form: Literal["json", "text"]) -> None:
+    """Write all that this process says to standard error, in the same form: what libraries and our
+    other modules log with Python's own ``logging``, too."""
+    first, last = _processors(form)
+    said = logging.StreamHandler(sys.stderr)
+    said.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*first, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[said], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
+def _processors(form: Literal["json", "text"]) -> tuple[list[Any], Any]:
+    """What adds to a line, and what makes it text."""
     last: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -41,30 +69,14 @@ def configure(form: Literal["json", "text"]) -> None:
             exception_formatter=structlog.dev.plain_traceback,
         )
     )
-    processors: list[Any] = [
+    first: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if form == "json":
-        processors.append(structlog.processors.format_exc_info)
-    said = logging.StreamHandler(sys.stderr)
-    said.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*processors, structlog.stdlib.add_logger_name],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[said], force=True)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.INFO)
-    structlog.configure(
-        processors=[*processors, last],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        # Looked up for every line: who starts the service may put another file in its place.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-        cache_logger_on_first_use=False,
-    )
+        first.append(structlog.processors.format_exc_info)
+    return first, last
 
 
 class RequestLog:

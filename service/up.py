@@ -45,7 +45,7 @@ def up(
         import uvicorn
 
         from service.app import create_app, make_ready
-        from service.logs import configure
+        from service.logs import configure_process
         from service.settings import read_settings
     except ModuleNotFoundError as error:
         raise MissingExtra("service", "The service") from error
@@ -56,7 +56,7 @@ def up(
     if data:
         given["data_roots"] = tuple(_absolute(place) for place in data)
     settings = read_settings(**given)
-    configure(settings.log)
+    configure_process(settings.log)
     if not settings.data_roots and settings.on_loopback:
         settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
     listening = _listen(settings.host, settings.port)

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -23,7 +25,7 @@ from obstore.store import S3Store
 
 import deconvoy
 from tests import postgres
-from tests.compose import Here, example, filled, free_port, read, wait_for
+from tests.compose import Here, example, free_port, read, wait_for
 from tests.runs import run_inline, small_spec
 from tests.s3 import s3_server
 
@@ -37,6 +39,26 @@ cluster.connect(sys.argv[1], None)
 for node in cluster._nodes():
     if node["Alive"]:
         print("node", node["Resources"].get("CPU", 0), node["Labels"].get("deconvoy", "worker"))
+"""
+PLACES = """
+import sys, time
+from deconvoy.errors import ClusterUnreachable
+from workers.executors import ray as cluster
+class Where:
+    def label(self):
+        import ray
+        return ray.get_runtime_context().get_node_labels().get("deconvoy", "worker")
+cluster.connect(sys.argv[1], None)
+for number in range(8):
+    name, found = f"where-{number}", None
+    cluster.start_named(Where, name)
+    while found is None:
+        try:
+            found = cluster.ask_named(name, "label")
+        except ClusterUnreachable:
+            time.sleep(0.2)  # it is still starting
+    print("on", found)
+    cluster.end_named(name)
 """
 
 
@@ -52,13 +74,17 @@ class Cluster:
 
     def nodes(self) -> list[str]:
         """One line each, asked of Ray."""
+        return sorted(line for line in self.ask(NODES) if line.startswith("node "))
+
+    def ask(self, code: str) -> list[str]:
+        """What this prints, run on the head's machine."""
         asked = subprocess.run(
-            [sys.executable, "-c", NODES, self.head],
+            [sys.executable, "-c", code, self.head],
             env={**self.here.environment("ray-head"), "RAY_ADDRESS": self.head},
             capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert asked.returncode == 0, asked.stderr
-        return sorted(line for line in asked.stdout.splitlines() if line.startswith("node "))
+        return asked.stdout.splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +105,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         '"/data"': f'"{folder}"',
         "/data/torch": str(folder / "torch"),
     }
-    with _store(folder) as store, _catalogue(folder) as catalogue:
+    with _store(folder, services["s3"]) as store, _catalogue(folder) as catalogue:
         password = variables["POSTGRES_PASSWORD"]
         url = f"postgresql+psycopg://deconvoy:{password}@postgres/deconvoy"
         found = Here(services, {"http://s3:8333": store, url: catalogue, **replaced}, folder)
@@ -89,7 +115,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
 
 
 @contextmanager
-def _store(folder: Path) -> Iterator[str]:
+def _store(folder: Path, service: dict[str, Any]) -> Iterator[str]:
     """The address of one with an empty bucket, which takes any key: SeaweedFS, by the command that
     the file has for it, where its program is installed; else moto."""
     program = shutil.which("weed")
@@ -104,8 +130,8 @@ def _store(folder: Path) -> Iterator[str]:
     replaced = {"/data": str(folder / "seaweedfs"), "8333": str(port), "mini": f"{program} mini"}
     # Its other parts take ports of their own, and nobody but this machine may come in.
     private = [f"-{part}.port={free_port()}" for part in ("master", "filer", "volume")]
-    service = read(filled())["services"]["s3"]
-    service["command"] += " -ip=127.0.0.1 -ip.bind=127.0.0.1 " + " ".join(private)
+    command = " ".join([service["command"], "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *private])
+    service = {**service, "command": command}
     (folder / "seaweedfs").mkdir()
     here = Here({"s3": service}, replaced, folder)
     with here.started("s3") as process:
@@ -182,17 +208,17 @@ def test_one_of_many_makes_an_object(here: Here) -> None:
 
 
 def test_a_worker_without_the_token_does_not_join(cluster: Cluster) -> None:
-    for token in (None, "wrong" * 8):
-        cluster.here.replaced["6380"] = str(free_port())
-        mode = None if token is None else "token"
-        with cluster.here.started(
-            "ray-worker", RAY_AUTH_TOKEN=token, RAY_AUTH_MODE=mode
-        ) as stranger:
-            try:
-                assert stranger.wait(25) != 0
-            except subprocess.TimeoutExpired:
-                pass  # it goes on trying
-            assert [node.split()[2] for node in cluster.nodes()] == ["worker", "worker"]
+    here, own = cluster.here, cluster.here.replaced["6380"]
+    with ExitStack() as strangers:
+        started = []
+        for mode, token in ((None, None), ("token", "wrong" * 8)):
+            here.replaced["6380"] = str(free_port())
+            stranger = here.started("ray-worker", RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN=token)
+            started.append(strangers.enter_context(stranger))
+        here.replaced["6380"] = own
+        time.sleep(15)  # one that may joins in five
+        assert [node.split()[2] for node in cluster.nodes()] == ["worker", "worker"]
+        assert [stranger.poll() for stranger in started] != [0, 0]
 
 
 def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: Path) -> None:
@@ -203,14 +229,16 @@ def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: P
         here.until_healthy("api", api)
         with deconvoy.Client(cluster.address, token=cluster.token) as client:
             job = client.submit(spec)
-            job.wait(timeout=240)
+            job.wait(timeout=240.0)
             assert any("images: 40" in line for line in job.logs())
             served = job.run().table("logits")
         nodes = cluster.nodes()
         assert sorted(node.split()[2] for node in nodes) == ["front", "worker", "worker"]
         assert [node.split()[1] for node in nodes if node.endswith("front")] == ["0"]
+        assert [line for line in cluster.ask(PLACES) if line.startswith("on ")] == ["on worker"] * 8
     run_inline(spec, tmp_path / "inline")
     assert served.equals(deconvoy.open(tmp_path / "inline").table("logits"))
     log = here.log("api")
+    assert '"caller": "operator"' in log
     assert cluster.token not in log and here.environment("api")["RAY_AUTH_TOKEN"] not in log
     wait_for(lambda: len(cluster.nodes()) == 2, 60.0, lambda: "the node of the API stayed")

@@ -12,7 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from service.settings import Settings
+from deconvoy.errors import RequestError
+from service.settings import Settings, read_settings
 from tests.compose import COMPOSE, EXAMPLE, ROOT, example, filled, read
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -21,6 +22,7 @@ SECRETS = ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KE
 
 KNOWN_ELSEWHERE = {
     *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED"),
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
     *("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"),
     *("AWS_ALLOW_HTTP", "TORCH_HOME"),
     *("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "S3_BUCKET"),
@@ -191,3 +193,9 @@ def test_the_image_holds_what_its_file_copies() -> None:
 
 def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_node_for_no_cluster_elsewhere_is_refused() -> None:
+    for ray in ("local", "none"):
+        with pytest.raises(RequestError, match="DECONVOY_RAY_NODE is for a cluster elsewhere"):
+            read_settings(ray=ray, ray_node=True)

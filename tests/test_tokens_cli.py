@@ -99,3 +99,14 @@ def test_help_loads_no_database() -> None:
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_first_token_is_made_where_none_is_valid(type_: Type) -> None:
+    code, out, _ = type_("token", "create", "operator", "--scope", "admin", "--first")
+    assert code == 0 and out.startswith("dv_")
+    for name in ("operator", "another"):
+        code, out, err = type_("token", "create", name, "--first")
+        assert (code, out) == (0, "") and "valid tokens already" in err
+    type_("token", "revoke", "operator")
+    code, out, _ = type_("token", "create", "operator", "--scope", "admin", "--first")
+    assert code == 0 and out.startswith("dv_")
