@@ -49,9 +49,11 @@ class Where:
         import ray
         return ray.get_runtime_context().get_node_labels().get("deconvoy", "worker")
 cluster.connect(sys.argv[1], None)
-for number in range(8):
-    name, found = f"where-{number}", None
+names = [f"where-{number}" for number in range(6)]
+for name in names:
     cluster.start_named(Where, name)
+for name in names:
+    found = None
     while found is None:
         try:
             found = cluster.ask_named(name, "label")
@@ -187,7 +189,7 @@ def test_one_of_many_makes_an_object(here: Here) -> None:
         region=given["AWS_REGION"],
         client_options={"allow_http": True},
     )
-    for number in range(20):
+    for number in range(10):
         made: list[int] = []
         begin = threading.Barrier(6)
 
@@ -235,7 +237,7 @@ def test_a_job_from_the_api_to_the_worker_and_back(cluster: Cluster, tmp_path: P
         nodes = cluster.nodes()
         assert sorted(node.split()[2] for node in nodes) == ["front", "worker", "worker"]
         assert [node.split()[1] for node in nodes if node.endswith("front")] == ["0"]
-        assert [line for line in cluster.ask(PLACES) if line.startswith("on ")] == ["on worker"] * 8
+        assert [line for line in cluster.ask(PLACES) if line.startswith("on ")] == ["on worker"] * 6
     run_inline(spec, tmp_path / "inline")
     assert served.equals(deconvoy.open(tmp_path / "inline").table("logits"))
     log = here.log("api")
