@@ -77,7 +77,8 @@ class Dispatcher:
                 self._stop(job)
             return
         logger.info("Job %s: %s.", job.id, status.error or status.state)
-        self._catalogue.move(job.id, status.state, among=ACTIVE, error=status.error)
+        error = status.error if status.state == "failed" else None
+        self._catalogue.move(job.id, status.state, among=ACTIVE, error=error)
         self._drivers.end(job.id)
 
     def _stop(self, job: Job) -> None:
