@@ -42,6 +42,7 @@ class LocalCluster:
         self._state, self._token, self._log = (
             home / name for name in ("ray.json", "ray.token", "ray.log")
         )
+        self._started: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
         """What processes need to reach it."""
@@ -71,7 +72,7 @@ class LocalCluster:
         for other in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # of somebody else's cluster
             environment.pop(other, None)
         with self._log.open("ab") as log:
-            process = subprocess.Popen(
+            self._started = process = subprocess.Popen(
                 [sys.executable, "-m", "service.head", str(self._state)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -98,7 +99,13 @@ class LocalCluster:
     def end(self) -> None:
         """End it and all that runs on it."""
         known = self._known()
-        if known is None or not _is_head(pid := known.pid):
+        if known is not None:
+            pid = known.pid
+        elif self._started is not None and self._started.poll() is None:
+            pid = self._started.pid  # it is starting and has not said where it is
+        else:
+            return
+        if not _is_head(pid):
             return
         os.kill(pid, signal.SIGTERM)
         begin = time.monotonic()

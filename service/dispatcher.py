@@ -106,7 +106,8 @@ def settle(catalogue: Catalogue, job: Job) -> None:
         catalogue.move(job.id, "interrupted", among=ACTIVE, error=str(error))
         return
     state = run.attributes["state"]["status"]
-    if state != "running":
+    earlier = state == "stopped" and job.state != "stopping"  # it was resumed, and died at once
+    if state != "running" and not earlier:
         catalogue.move(job.id, state, among=ACTIVE, error=run.failure or None)
     elif job.state == "stopping":
         catalogue.move(job.id, "stopped", among=ACTIVE)

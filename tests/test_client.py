@@ -24,7 +24,7 @@ from deconvoy.spec import JobSpec
 from service.catalogue import Catalogue
 from tests.runs import assert_same_results, small_spec
 from tests.typing_in import Type, type_
-from tests.upped import Service, alive, below, eventually
+from tests.upped import Service, alive, below, command_of, eventually
 
 __all__ = ["type_"]
 
@@ -288,11 +288,9 @@ def test_a_job_that_is_cancelled_and_then_loses_its_ray_ends_as_any_other(
     assert code == 0 and f"goes on with {job.id}" in out
     becomes(job, "running")
     head = service.head()
-    of_ray = {head, *below(head)}
     os.kill(head, signal.SIGKILL)
     interrupted = becomes(job, "interrupted", 60.0)
     assert service.head() != head
-    eventually(lambda: not any(map(alive, of_ray)), 30.0)
     assert interrupted.error is not None and "esume it" in interrupted.error
     with pytest.raises(errors.JobStopped, match="interrupted"):
         job.wait()
@@ -309,6 +307,19 @@ def test_logs_are_followed_until_the_job_has_ended(client: deconvoy.Client, type
     assert out.rstrip().endswith("done")
     code, out, _ = type_("status", job.id)
     assert code == 0 and f"{job.id}: done" in out and job.url in out
+
+
+def test_ctrl_c_while_ray_starts_leaves_no_ray_behind(tmp_path: Path) -> None:
+    starting = Service(tmp_path / "home")
+    starting.start()
+
+    def heads() -> set[int]:
+        return {pid for pid in below(starting.pid) if "service.head" in command_of(pid)}
+
+    (head,) = eventually(heads, 30.0)
+    starting.stop()
+    eventually(lambda: not alive(head), 5.0)
+    assert not (tmp_path / "home/ray.json").exists()
 
 
 def test_ctrl_c_ends_all_and_what_is_left_can_be_browsed(

@@ -191,6 +191,19 @@ def test_a_driver_that_dies_at_once_is_started_again_a_few_times(service: Servic
     assert interrupted.error is not None and "before there was a run" in interrupted.error
 
 
+def test_one_resumed_whose_driver_dies_at_once_is_interrupted_and_not_stopped(
+    service: Service,
+) -> None:
+    job = service.submit()
+    service.until_progress(job, lambda progress: True)
+    service.queue.cancel(job.id)
+    service.until(job, "stopped")
+    service.threads.stillborn = True
+    service.queue.resume(job.id)
+    interrupted = service.until(job, "interrupted", "stopped")
+    assert interrupted.state == "interrupted" and interrupted.error is not None
+
+
 def test_silence_is_no_death(service: Service) -> None:
     job = service.submit()
     service.until(job, "running")

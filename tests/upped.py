@@ -115,6 +115,14 @@ def below(pid: int) -> Iterator[int]:
         waiting += children
 
 
+def command_of(pid: int) -> str:
+    """How a process was started; empty of one that ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def alive(pid: int) -> bool:
     """Whether it runs; one that ended and was not waited for does not."""
     try:
