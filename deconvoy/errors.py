@@ -66,6 +66,10 @@ class ImageUnreadable(DeconvoyError, OSError):
     """One image that cannot be decoded; the scan records it and goes on."""
 
 
+class OutsideRoots(DeconvoyError, PermissionError):
+    """A file that whoever works for a service may not read."""
+
+
 class TooManyBadImages(DeconvoyError, RuntimeError):
     """More unreadable images than ``data.max_bad`` allows."""
 

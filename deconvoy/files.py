@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.fence import require_inside
 
 T = TypeVar("T")
 
@@ -82,10 +83,12 @@ class Files:
             OSError: the place cannot be listed.
             RequestError: a web server.
         """
+        require_inside(self.root)
         return self._remote_entries() if self.remote else _walk(Path(self.root))
 
     def entry(self, path: str) -> FileEntry:
         """Raises OSError."""
+        self._require_inside(path)
         if self.remote:
             found = _answer(lambda: _obstore().head(_store(self.root), path), self.url(path))
             return FileEntry(path, found["size"], _tag(found))
@@ -93,6 +96,7 @@ class Files:
 
     def read(self, path: str) -> bytes:
         """Raises OSError."""
+        self._require_inside(path)
         if not self.remote:
             return Path(self.root, path).read_bytes()
         return _answer(
@@ -101,6 +105,7 @@ class Files:
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``.  Raises OSError, also where the file is too short."""
+        self._require_inside(path)
         if self.remote:
             return _answer(
                 lambda: bytes(
@@ -117,6 +122,7 @@ class Files:
 
     def open(self, path: str) -> io.BufferedReader:
         """A seekable reader.  Raises OSError."""
+        self._require_inside(path)
         if not self.remote:
             return Path(self.root, path).open("rb")
         return io.BufferedReader(_RemoteFile(self, path), READ_AHEAD)
@@ -124,6 +130,9 @@ class Files:
     def url(self, path: str) -> str:
         """For people."""
         return f"{self.root.rstrip('/')}/{path}"
+
+    def _require_inside(self, path: str) -> None:
+        require_inside(self.url(path) if self.remote else str(Path(self.root, path).absolute()))
 
     def _remote_entries(self) -> Iterator[FileEntry]:
         if not self.root.startswith("s3:"):

@@ -15,7 +15,8 @@ def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
     data, model = spec.data, spec.model
     for field, value in (("uri", data.uri), ("labels", data.labels), ("boxes", data.boxes)):
         for place in value if isinstance(value, tuple) else (value,):
-            if place is not None and not place.startswith("shapes?"):
+            drawn = field == "uri" and place is not None and _is_drawn(place)
+            if place is not None and not drawn:
                 yield f"data.{field}", place
     if model.weights is not None and _is_file(model.weights):
         yield "model.weights", model.weights
@@ -58,6 +59,10 @@ def anchored(spec: JobSpec) -> JobSpec:
         "boxes": absolute(spec.data.boxes),
     }
     return spec.model_copy(update={"model": model, "data": spec.data.model_copy(update=places)})
+
+
+def _is_drawn(uri: str) -> bool:
+    return uri == "shapes" or uri.startswith("shapes?")
 
 
 def _is_file(weights: str) -> bool:

@@ -107,11 +107,15 @@ class RunStore:
         """Room for more; None where nobody can know."""
         return None
 
+    def create(self, attributes: dict[str, Any]) -> zarr.Group:
+        """A new group with its attributes, in one write.  Raises where there is one."""
+        return zarr.create_group(self.zarr_store(read_only=False), attributes=attributes)
+
     def zarr(self, mode: str = "r") -> zarr.Group:
         """The run's Zarr group, never through consolidated metadata: arrays come while it runs."""
         store = self.zarr_store(read_only=mode == "r")
         if mode == "w-":
-            return zarr.create_group(store)
+            return self.create({})
         chosen: Any = "r" if mode == "r" else "r+"
         return zarr.open_group(store, mode=chosen, zarr_format=3, use_consolidated=False)
 

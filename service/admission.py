@@ -1,16 +1,21 @@
 """Which jobs a service takes: what it reads lies below the configured roots, and it runs no code of
-others unless the operator has listed it."""
+others unless the operator has listed it.
 
-import os
-from collections.abc import Iterable
+What its images are is known when they are listed; ``deconvoy.fence`` holds then.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
-from urllib.parse import urlsplit
+from typing import Any
 
 from deconvoy.errors import RequestError
+from deconvoy.fence import below_any
 from deconvoy.places import is_python, places_of
 from deconvoy.spec import JobSpec
 from service.settings import Settings
+
+MOST_DEEP = 32
 
 
 def admit(spec: JobSpec, settings: Settings) -> None:
@@ -37,23 +42,38 @@ def admit(spec: JobSpec, settings: Settings) -> None:
             )
 
 
-def below_any(place: str, roots: Iterable[str]) -> bool:
-    """Whether a folder, file or URL lies in one of these, through whatever links and dots."""
-    return any(_below(place, root) for root in roots)
+def require_storable(given: Mapping[str, Any]) -> None:
+    """Refuse what no database or JSON reader takes, wherever it is in a request.
+
+    Raises:
+        RequestError: a number that is not finite, text that is no Unicode, or too much depth.
+    """
+    for value in _leaves(given, 0):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"The spec has the number {value}: numbers must be finite.")
+        if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+            raise RequestError(
+                f"The spec has the text {ascii(value)[:80]}: text must be Unicode without NUL."
+            )
 
 
-def _below(place: str, root: str) -> bool:
-    if "://" in place or "://" in root:
-        return _url_below(place, root)
-    if not os.path.isabs(place):
+def _leaves(value: Any, depth: int) -> Iterator[Any]:
+    if depth > MOST_DEEP:
+        raise RequestError(f"The spec is nested more than {MOST_DEEP} deep: make it flatter.")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key
+            yield from _leaves(inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, depth + 1)
+    else:
+        yield value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return False
-    real, top = os.path.realpath(place), os.path.realpath(root)
-    return real == top or real.startswith(top.rstrip(os.sep) + os.sep)
-
-
-def _url_below(place: str, root: str) -> bool:
-    here, there = urlsplit(place), urlsplit(root)
-    if (here.scheme, here.netloc) != (there.scheme, there.netloc) or not here.scheme:
-        return False
-    path, top = PurePosixPath(here.path or "/"), PurePosixPath(there.path or "/")
-    return ".." not in path.parts and "%" not in here.path and path.is_relative_to(top)
+    return True

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ START_SECONDS = 120.0
 """Ray takes 5 to 20 s to start on two cores."""
 
 END_SECONDS = 20.0
+
+SECRETS = ("DECONVOY_DATABASE", "DECONVOY_TOKEN")
+"""Variables that only the API and the dispatcher need."""
 
 _children: list[subprocess.Popen[bytes]] = []
 """Those started by this process, which nobody waits for: they are to outlive it."""
@@ -68,7 +72,7 @@ class LocalCluster:
         self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._state.unlink(missing_ok=True)
         self._make_token()
-        environment = {**os.environ, **self.environment()}
+        environment = {**without_secrets(os.environ), **self.environment()}
         for other in ("RAY_ADDRESS", "RAY_AUTH_TOKEN"):  # of somebody else's cluster
             environment.pop(other, None)
         with self._log.open("ab") as log:
@@ -123,11 +127,17 @@ class LocalCluster:
             return None
 
     def _make_token(self) -> None:
-        if self._token.exists():
+        if self._token.exists() and self._token.stat().st_size:
             return
+        self._token.unlink(missing_ok=True)  # of one that was killed before it had written
         descriptor = os.open(self._token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
+
+
+def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
+    """For processes that run the code of jobs, which the catalogue is none of."""
+    return {name: value for name, value in environment.items() if name not in SECRETS}
 
 
 def _is_head(pid: int) -> bool:

@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import deconvoy
-from deconvoy.errors import ClusterUnreachable, DeconvoyError, RunNotFound
+from deconvoy.errors import ClusterUnreachable, DeconvoyError, JobNotFound, RunNotFound
 from service import launcher, logs
 from service.catalogue import ACTIVE, Catalogue, Job
 from service.settings import Settings
@@ -55,17 +55,25 @@ class Dispatcher:
         self._told_to_stop: dict[str, float] = {}
 
     def turn(self) -> None:
-        for job in self._catalogue.in_states(*ACTIVE):
+        active = self._catalogue.in_states(*ACTIVE)
+        stopping = {job.id for job in active if job.state == "stopping"}
+        self._told_to_stop = {j: t for j, t in self._told_to_stop.items() if j in stopping}
+        for job in active:
             try:
                 self._follow(job)
-            except ClusterUnreachable as error:  # it is still loading, or perhaps in the next turn
-                logger.debug("%s", error)
+            except (ClusterUnreachable, JobNotFound) as error:
+                logger.debug("%s", error)  # it is still loading, or perhaps in the next turn
+            except DeconvoyError as error:  # of this job's run; others go on
+                logger.error("Job %s: %s", job.id, error)
         while (new := self._catalogue.claim(self._settings.concurrent_jobs)) is not None:
             logger.info("Job %s starts.", new.id)
-            self._drivers.start(launcher.order(new.id, new.url, new.spec))
+            roots = self._settings.data_roots
+            self._drivers.start(launcher.order(_attempt_of(new), new.url, new.spec, roots))
 
     def _follow(self, job: Job) -> None:
-        status = self._drivers.status(job.id)
+        if job.state == "stopping":
+            self._stop(job)
+        status = self._drivers.status(_attempt_of(job))
         if status is None:
             settle(self._catalogue, job)
             return
@@ -73,20 +81,26 @@ class Dispatcher:
             self._catalogue.put_progress(job.id, status.progress)
         if status.state == "running":
             self._catalogue.move(job.id, "running", among=("starting",))
-            if job.state == "stopping":
-                self._stop(job)
             return
         logger.info("Job %s: %s.", job.id, status.error or status.state)
         error = status.error if status.state == "failed" else None
+        # First its process: killed between the two, we find no driver, and ask the run.
+        self._drivers.end(_attempt_of(job))
         self._catalogue.move(job.id, status.state, among=ACTIVE, error=error)
-        self._drivers.end(job.id)
 
     def _stop(self, job: Job) -> None:
         first = self._told_to_stop.setdefault(job.id, time.monotonic())
-        self._drivers.stop(job.id)
         if time.monotonic() - first > STOP_SECONDS:
             logger.warning("Job %s does not stop and is ended.", job.id)
-            self._drivers.end(job.id)
+            self._drivers.end(_attempt_of(job))
+        else:
+            with suppress(ClusterUnreachable):
+                self._drivers.stop(_attempt_of(job))
+
+
+def _attempt_of(job: Job) -> str:
+    """What its driver is called: one of an earlier attempt is none of this one."""
+    return f"{job.id}.{job.attempts}"
 
 
 def settle(catalogue: Catalogue, job: Job) -> None:
@@ -105,7 +119,7 @@ def settle(catalogue: Catalogue, job: Job) -> None:
     except DeconvoyError as error:
         catalogue.move(job.id, "interrupted", among=ACTIVE, error=str(error))
         return
-    state = run.attributes["state"]["status"]
+    state = run.attributes.get("state", {}).get("status", "running")
     earlier = state == "stopped" and job.state != "stopping"  # it was resumed, and died at once
     if state != "running" and not earlier:
         catalogue.move(job.id, state, among=ACTIVE, error=run.failure or None)

@@ -12,7 +12,7 @@ import deconvoy
 from deconvoy.errors import DeconvoyError, JobConflict
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
-from service.admission import admit
+from service.admission import admit, require_storable
 from service.catalogue import ENDED, Catalogue, Job, NewJob
 from service.settings import Settings
 
@@ -42,6 +42,7 @@ class Queue:
             RequestError: the spec is wrong, or asks for what this service may not do.
             KeyReused: the key was used with another spec.
         """
+        require_storable(given)
         spec = JobSpec.parse(dict(given))
         admit(spec, self._settings)
         job_id = _id_of(spec)
@@ -80,6 +81,7 @@ class Queue:
             raise JobConflict(f"The job {job_id!r} is {job.state}, so there is nothing to resume.")
         if job.state == "failed":
             self._require_resumable(job)
+        admit(JobSpec.parse(job.spec), self._settings)  # roots may have become fewer
         if not self._catalogue.move(job_id, "queued", among=("failed", "stopped", "interrupted")):
             raise JobConflict(f"The job {job_id!r} changed just now: look at it again.")
         return self._catalogue.job(job_id)

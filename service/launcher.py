@@ -299,8 +299,8 @@ def drivers(address: str) -> Any:
     return Drivers(address)
 
 
-def order(job: str, url: str, spec: dict[str, Any]) -> Any:
+def order(job: str, url: str, spec: dict[str, Any], roots: tuple[str, ...]) -> Any:
     """What a driver is told to do (``workers.orders.Order``)."""
     from workers.orders import Order
 
-    return Order(job, url, spec)
+    return Order(job, url, spec, roots)

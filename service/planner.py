@@ -4,15 +4,18 @@ The API loads no torch, and a model that does not fit must not take the service 
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deconvoy import fence
 from deconvoy.errors import DeconvoyError, JobFailed, RequestError
 from deconvoy.spec import JobSpec
 from service import launcher
+from service.cluster import without_secrets
 from service.settings import Settings
 
 
@@ -25,11 +28,18 @@ def plan(spec: JobSpec, settings: Settings) -> dict[str, Any]:
     """
     try:
         ended = subprocess.run(
-            [sys.executable, "-m", "service.planner", str(settings.plan_bytes)],
+            [
+                sys.executable,
+                "-m",
+                "service.planner",
+                str(settings.plan_bytes),
+                *settings.data_roots,
+            ],
             input=json.dumps(spec.to_json()),
             capture_output=True,
             text=True,
             timeout=settings.plan_seconds,
+            env=without_secrets(os.environ),
         )
     except subprocess.TimeoutExpired:
         raise JobFailed(
@@ -57,8 +67,9 @@ def _last_line(text: str) -> Mapping[str, Any] | None:
         return None
 
 
-def main(most_bytes: int) -> None:
+def main(most_bytes: int, roots: Sequence[str]) -> None:
     """The process: a spec on standard input, an answer on standard output."""
+    fence.put_up(roots)
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     try:
         answer: dict[str, Any] = {
@@ -78,4 +89,4 @@ def _silent(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -86,7 +86,7 @@ class Settings(BaseSettings):
 
     @property
     def home_folder(self) -> Path:
-        return self.home.expanduser()
+        return self.home.expanduser().absolute()
 
     @property
     def database_url(self) -> str:
@@ -96,7 +96,8 @@ class Settings(BaseSettings):
 
     @property
     def runs_root(self) -> str:
-        return self.runs or str(self.home_folder / "runs")
+        runs = self.runs or str(self.home_folder / "runs")
+        return runs if "://" in runs else str(Path(runs).expanduser().absolute())
 
     @property
     def token_file(self) -> Path:

@@ -7,7 +7,7 @@ import sys
 import threading
 
 from deconvoy.errors import ClusterUnreachable
-from service.cluster import LocalCluster
+from service.cluster import LocalCluster, without_secrets
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,8 @@ class Supervisor:
                 self._run()
             except ClusterUnreachable as error:
                 logger.error("%s", error)
+            except OSError as error:  # no memory for a process, no room for a file
+                logger.error("The dispatcher cannot be started: %s", error)
             self._ending.wait(AGAIN_SECONDS)
 
     def _run(self) -> None:
@@ -62,7 +64,7 @@ class Supervisor:
         if self._settings.ray_node and (self._node is None or self._node.poll() is not None):
             self._node = subprocess.Popen(
                 [sys.executable, "-m", "service.node", address],
-                env=environment,
+                env=without_secrets(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
             )

@@ -6,7 +6,7 @@ import pytest
 
 from deconvoy.errors import RequestError
 from deconvoy.places import anchored, places_of
-from service.admission import admit, below_any
+from service.admission import admit, below_any, require_storable
 from service.settings import Settings
 from tests.runs import small_spec
 
@@ -51,6 +51,39 @@ def test_what_lies_elsewhere_is_refused_by_its_field(
     spec = small_spec(**{s: {k: filled(v) for k, v in c.items()} for s, c in changes.items()})
     with pytest.raises(RequestError, match=f"^{field} is .*DECONVOY_DATA_ROOTS"):
         admit(spec, settings(str(places["root"])))
+
+
+@pytest.mark.parametrize("field", ["labels", "boxes"])
+def test_only_images_are_drawn(field: str) -> None:
+    with pytest.raises(RequestError, match=f"^data.{field} is 'shapes"):
+        admit(small_spec(data={field: "shapes?/../../etc/passwd"}), settings())
+
+
+@pytest.mark.parametrize("uri", ["/a\0b", "http://[::1/x", "/\ud800"])
+def test_places_that_are_none_are_refused(uri: str) -> None:
+    with pytest.raises(RequestError, match="^data.uri"):
+        admit(small_spec(data={"uri": uri}), settings("/data"))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(float("nan"), "finite"), ("\ud800", "Unicode"), ("a\0", "Unicode"), ([[[]]], "")],
+)
+def test_what_no_database_takes_is_refused(value: object, told: str) -> None:
+    given = {"model": {"arguments": {"x": value}}}
+    if not told:
+        require_storable(given)
+        return
+    with pytest.raises(RequestError, match=told):
+        require_storable(given)
+
+
+def test_too_deep_a_spec_is_refused() -> None:
+    deep: object = 1
+    for _ in range(40):
+        deep = [deep]
+    with pytest.raises(RequestError, match="deep"):
+        require_storable({"model": deep})
 
 
 def test_a_link_does_not_lead_out_of_a_root(tmp_path: Path) -> None:

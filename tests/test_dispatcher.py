@@ -10,6 +10,7 @@ import pytest
 import deconvoy
 from deconvoy.errors import ClusterUnreachable, JobConflict, KeyReused, RequestError
 from deconvoy.spec import JobSpec
+from service import dispatcher
 from service.catalogue import Catalogue, Job
 from service.dispatcher import ATTEMPTS, Dispatcher, give_up
 from service.jobs import Queue
@@ -21,29 +22,48 @@ from workers.orders import DriverStatus, Order
 
 
 class InThreads:
-    """The drivers of this process, which can be made to die or to fall silent."""
+    """The drivers of this process, by the ids of their jobs; they can be made to die or to fall
+    silent."""
 
     def __init__(self) -> None:
         self.drivers: dict[str, Driver] = {}
-        self.started: list[str] = []
+        self.attempts: list[str] = []
         self.stillborn = self.silent = False
 
-    def start(self, order: Order) -> None:
-        self.started.append(order.job)
-        if not self.stillborn:
-            self.drivers[order.job] = Driver(order, lambda compute: InlineExecutor())
-            self.drivers[order.job].start()
+    @property
+    def started(self) -> list[str]:
+        return [_job_of(attempt) for attempt in self.attempts]
 
-    def status(self, job: str) -> DriverStatus | None:
+    def start(self, order: Order) -> None:
+        self.attempts.append(order.job)
+        if not self.stillborn:
+            driver = Driver(order, lambda compute: InlineExecutor())
+            self.drivers[_job_of(order.job)] = driver
+            driver.start()
+
+    def status(self, attempt: str) -> DriverStatus | None:
+        self._require_answer()
+        return self.drivers[_job_of(attempt)].status() if _job_of(attempt) in self.drivers else None
+
+    def stop(self, attempt: str) -> None:
+        self._require_answer()
+        if _job_of(attempt) in self.drivers:
+            self.drivers[_job_of(attempt)].stop()
+
+    def end(self, attempt: str) -> None:
+        driver = self.drivers.pop(_job_of(attempt), None)
+        if driver is not None:  # a thread cannot be killed
+            driver.stop()
+            driver.join(60.0)
+            self.silent = False
+
+    def _require_answer(self) -> None:
         if self.silent:
             raise ClusterUnreachable("It does not answer.")
-        return self.drivers[job].status() if job in self.drivers else None
 
-    def stop(self, job: str) -> None:
-        self.drivers[job].stop()
 
-    def end(self, job: str) -> None:
-        self.drivers.pop(job, None)
+def _job_of(attempt: str) -> str:
+    return attempt.rpartition(".")[0]
 
 
 class Service:
@@ -202,6 +222,41 @@ def test_one_resumed_whose_driver_dies_at_once_is_interrupted_and_not_stopped(
     service.queue.resume(job.id)
     interrupted = service.until(job, "interrupted", "stopped")
     assert interrupted.state == "interrupted" and interrupted.error is not None
+
+
+def test_one_that_does_not_answer_is_ended_when_it_does_not_stop(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = service.submit()
+    service.until(job, "running")
+    service.threads.silent = True
+    service.queue.cancel(job.id)
+    service.dispatcher.turn()
+    assert service.catalogue.job(job.id).state == "stopping"
+    monkeypatch.setattr(dispatcher, "STOP_SECONDS", 0.0)
+    service.until(job, "stopped")
+
+
+def test_a_second_cancel_has_its_own_time(service: Service) -> None:
+    job = service.submit()
+    service.until_progress(job, lambda progress: True)
+    service.queue.cancel(job.id)
+    service.until(job, "stopped")
+    service.queue.resume(job.id)
+    service.dispatcher.turn()
+    assert not service.dispatcher._told_to_stop
+    assert service.threads.attempts == [f"{job.id}.1", f"{job.id}.2"]
+
+
+def test_a_run_that_cannot_be_read_holds_up_no_other_job(service: Service) -> None:
+    broken, other = service.submit(), service.submit()
+    service.dispatcher.turn()
+    service.threads.end(f"{broken.id}.1")
+    (Path(broken.url) / "zarr.json").unlink(missing_ok=True)
+    Path(broken.url).mkdir(parents=True, exist_ok=True)
+    (Path(broken.url) / "zarr.json").write_text("{}")
+    service.until(broken, "interrupted")
+    service.until(other, "done")
 
 
 def test_silence_is_no_death(service: Service) -> None:

@@ -39,14 +39,21 @@ def test_a_driven_job_gives_the_run_that_the_command_line_gives(tmp_path: Path) 
     assert_same_results(tmp_path / "run", tmp_path / "expected")
 
 
-def test_its_log_can_be_asked_for_and_stays_in_the_run(tmp_path: Path) -> None:
-    driver = driven(driver_of(small_spec(), tmp_path / "run"))
-    lines = driver.log()
-    assert driver.status().lines == len(lines)
+def test_its_log_stays_in_the_run(tmp_path: Path) -> None:
+    driven(driver_of(small_spec(), tmp_path / "run"))
+    lines = (tmp_path / "run" / LOG).read_text().splitlines()
     assert any("images: 40" in line for line in lines)
     assert lines[-1].endswith("done")
-    assert driver.log(len(lines) - 1) == lines[-1:]
-    assert (tmp_path / "run" / LOG).read_text().splitlines() == lines
+
+
+def test_whatever_ends_it_is_told(tmp_path: Path) -> None:
+    def exits(compute: ComputeSpec) -> Executor:
+        raise SystemExit("gone")
+
+    driver = Driver(Order("a-job", str(tmp_path / "run"), small_spec().to_json()), exits)
+    status = driven(driver).status()
+    assert status.state == "failed"
+    assert status.error == "SystemExit: gone"
 
 
 def test_a_stopped_job_can_be_taken_up_by_another_driver(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ matters is in the run: when it dies, another takes the run up where the ledger s
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +20,6 @@ from workers.plan import require_room
 
 LOG = "logs/driver.txt"
 """In the run."""
-
-LINES = 2000
-"""Of the log that are held for whoever asks."""
 
 TOLD = ("deconvoy", "workers", "service")
 """Loggers of ours."""
@@ -53,15 +49,11 @@ class Driver:
 
     def status(self) -> DriverStatus:
         now = self._status
-        return DriverStatus(now.state, self._progress or now.progress, now.error, self._log.count)
+        return DriverStatus(now.state, self._progress, now.error)
 
     def stop(self) -> None:
         """Give up after the batches under way; the run stays readable and can be resumed."""
         self._stopping.set()
-
-    def log(self, after: int = 0) -> list[str]:
-        """Lines from number ``after`` on, of those that are still held."""
-        return self._log.lines(after)
 
     # The thread -------------------------------------------------------------------------------
 
@@ -74,7 +66,7 @@ class Driver:
             except JobStopped as error:
                 self._status = DriverStatus("stopped", error=str(error))
                 self._log.say(str(error))
-            except Exception as error:
+            except BaseException as error:  # whatever it is, nobody else would tell
                 known = isinstance(error, DeconvoyError)
                 told = str(error) if known else f"{type(error).__name__}: {error}"
                 self._status = DriverStatus("failed", error=told)
@@ -124,15 +116,13 @@ class Driver:
 
 
 class _Log(logging.Handler):
-    """Lines for people: held here, and kept in the run as soon as there is one."""
+    """Lines for people, kept in the run as soon as there is one."""
 
     def __init__(self, run: RunStore) -> None:
         super().__init__(logging.INFO)
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         self._run: RunStore = run
-        self._held: deque[str] = deque(maxlen=LINES)
         self._waiting: list[str] | None = []
-        self.count = 0
 
     def listening(self) -> "_Listening":
         return _Listening(self)
@@ -142,8 +132,6 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
-            self._held.append(line)
-            self.count += 1
             if self._waiting is not None:
                 self._waiting.append(line)
             else:
@@ -154,11 +142,6 @@ class _Log(logging.Handler):
         waiting, self._waiting = self._waiting or [], None
         for line in waiting:
             self._write(line)
-
-    def lines(self, after: int) -> list[str]:
-        held = list(self._held)
-        first = self.count - len(held)
-        return held[max(0, after - first) :]
 
     def _write(self, line: str) -> None:
         try:

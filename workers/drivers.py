@@ -5,6 +5,7 @@ Each is a process of its own there, so a job goes on when whoever started it is 
 
 from typing import Any
 
+from deconvoy import fence
 from workers.executors import ray as cluster
 from workers.orders import DriverStatus, Order
 
@@ -15,6 +16,7 @@ class RemoteDriver:
     def __init__(self, order: Order) -> None:
         from workers.driver import Driver
 
+        fence.put_up(order.roots)
         self._driver = Driver(order, cluster.RayExecutor)
         self._driver.start()
 
@@ -23,9 +25,6 @@ class RemoteDriver:
 
     def stop(self) -> None:
         self._driver.stop()
-
-    def log(self, after: int) -> list[str]:
-        return self._driver.log(after)
 
 
 class Drivers:
@@ -54,10 +53,6 @@ class Drivers:
     def stop(self, job: str) -> None:
         """Give up after the batches under way."""
         self._ask(job, "stop")
-
-    def log(self, job: str, after: int = 0) -> list[str]:
-        found: list[str] = self._ask(job, "log", after) or []
-        return found
 
     def end(self, job: str) -> None:
         """Its process, and those of its workers, whatever they do."""

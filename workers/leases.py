@@ -49,6 +49,8 @@ class Assignment:
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True
     """Compute on a GPU where there is one."""
+    roots: tuple[str, ...] | None = None
+    """Below which alone images may be read (``deconvoy.fence``); None: anywhere."""
 
 
 @dataclass(frozen=True)

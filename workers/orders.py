@@ -14,6 +14,8 @@ class Order:
     url: str
     spec: dict[str, Any]
     """Of a job spec, as JSON."""
+    roots: tuple[str, ...] | None = None
+    """Below which alone files may be read; None: anywhere."""
 
 
 @dataclass(frozen=True)
@@ -24,5 +26,3 @@ class DriverStatus:
     """``running``, ``done``, ``failed`` or ``stopped``."""
     progress: Progress | None = None
     error: str | None = None
-    lines: int = 0
-    """Of the log, so far."""

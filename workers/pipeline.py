@@ -128,8 +128,7 @@ def create(
         with run.driver_lock():  # raises if somebody works on it
             pass
         run.remove()
-    group = run.zarr("w-")
-    group.attrs.update(
+    run.create(
         {
             "format": FORMAT,
             "spec": anchored(job.spec).to_json(),

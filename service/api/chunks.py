@@ -164,7 +164,9 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
         if "://" in shelved.url:
             raise
         raise _nothing(path) from error  # a name too long for the disk, a loop of links
-    for_ever = shelved.done and CHUNK.search(path) is not None
+    # Without the commit an address may show another run one day, made anew in the same place.
+    same = request.query_params.get("v") == shelved.commit
+    for_ever = shelved.done and same and CHUNK.search(path) is not None
     headers = {
         "ETag": f'"{tag.strip(chr(34))}"',
         "Accept-Ranges": "bytes",

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from deconvoy.errors import JobFailed
 from deconvoy.spec import JobSpec
 from service import planner, problems
-from service.admission import admit
+from service.admission import admit, require_storable
 from service.api.asking import KNOWN_PARAMETERS
 from service.api.jobs import GivenSpec
 from service.auth import Scope, requires
@@ -40,6 +40,7 @@ class Plan(BaseModel):
 def plan_job(request: Request, spec: GivenSpec) -> Plan:
     """Layers, units, receptive fields, transform and images; estimated work, time and storage.
     A few images are computed; one plan is made at a time."""
+    require_storable(spec)
     parsed = JobSpec.parse(spec)
     admit(parsed, request.app.state.settings)
     if not _one_at_a_time.acquire(blocking=False):

@@ -34,6 +34,7 @@ if "RAY_ADDRESS" not in os.environ:
 import ray
 import ray.exceptions
 
+from deconvoy import fence
 from deconvoy.errors import ClusterUnreachable, DeconvoyError, RequestError
 from deconvoy.spec import ComputeSpec
 from workers.executors import (
@@ -77,6 +78,7 @@ class RemoteActor:
 
     def __init__(self, assignment: Assignment) -> None:
         keep_freed_memory()
+        fence.put_up(assignment.roots)
         from workers.actor import Actor
 
         self._actor = Actor(assignment)
@@ -164,7 +166,7 @@ class RayExecutor(Executor):
             raise refusal
 
     def start(self, assignment_of: Callable[[int], Assignment]) -> None:
-        assignment = replace(assignment_of(self._threads), cuda=self._gpus > 0)
+        assignment = replace(assignment_of(self._threads), cuda=self._gpus > 0, roots=fence.roots())
         self._assignment = ray.put(assignment)
         for _ in range(self.workers):
             self._add()
