@@ -101,6 +101,8 @@ class Database:
         # While one process turns the log on, SQLite tells others at once that the file is locked.
         with file.with_name(f"{file.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Specs and names are nobody else's business; what SQLite puts beside it is alike.
+            file.touch(mode=0o600)
             try:
                 with closing(self.engine.raw_connection()) as connection:
                     connection.cursor().execute("PRAGMA journal_mode = WAL").close()

@@ -116,7 +116,7 @@ def _tell(scope: Scope, request_id: str, status: int, seconds: float) -> None:
         "answered",
         method=method,
         route=route,
-        status=status,
+        status=int(status),
         ms=round(1000 * seconds, 1),
         caller=getattr(caller, "name", None),
         request=request_id,

@@ -1,6 +1,10 @@
 """``deconvoy up``: the whole service on one machine, until Ctrl-C."""
 
+import fcntl
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +64,8 @@ def up(
     if not settings.data_roots and settings.on_loopback:
         settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
     listening = _listen(settings.host, settings.port)
-    address = f"http://{settings.host}:{listening.getsockname()[1]}"
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{name}:{listening.getsockname()[1]}"
     app = create_app(settings, supervise=settings.ray != "none")
     make_ready(app)  # here, where an error is a sentence
 
@@ -71,10 +76,10 @@ def up(
                 link = app.state.gate.link(address)
                 out.print(f"Deconvoy is at {address}  (API: {address}/docs)", soft_wrap=True)
                 out.print(f"Open it in a browser: {escape(link)}", soft_wrap=True)
-                where = {"local": "a Ray of this machine", "none": "nowhere"}.get(settings.ray)
+                where = "a Ray of this machine" if settings.ray == "local" else settings.ray
+                jobs = "It takes no jobs" if settings.ray == "none" else f"Jobs run on {where}"
                 out.print(
-                    f"Jobs run on {where or settings.ray}; runs are in "
-                    f"{escape(settings.runs_root)}. Ctrl-C ends it.",
+                    f"{jobs}; runs are in {escape(settings.runs_root)}. Ctrl-C ends it.",
                     soft_wrap=True,
                 )
 
@@ -84,7 +89,32 @@ def up(
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    Server(config).run(sockets=[listening])
+    alone = _only_one(settings.home_folder, address) if settings.ray != "none" else nullcontext()
+    with alone:
+        Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _only_one(home: Path, address: str) -> Iterator[None]:
+    """Two with one home would end each other's Ray.
+
+    Raises:
+        RequestError: another one is there.
+    """
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (home / "up.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RequestError(
+                f"A service with the home {str(home)!r} is there already ({file.read().strip()}): "
+                "use it, end it, or name another home in DECONVOY_HOME."
+            ) from None
+        file.truncate(0)
+        file.write(f"{address}, process {os.getpid()}")
+        file.flush()
+        yield
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -23,6 +23,7 @@ from deconvoy.spec import JobSpec
 from tests.runs import write_photographs
 from tests.typing_in import Type, type_
 from workers import pipeline
+from workers.executors.clusters import require_room
 from workers.zfnet import zfnet_small
 
 __all__ = ["type_"]
@@ -270,14 +271,13 @@ def test_a_disk_that_fills_up_under_way_is_told_in_a_sentence_and_resume_goes_on
 
 
 def test_gpus_that_no_node_has_are_refused_on_ray_without_a_cluster() -> None:
-    ray = pytest.importorskip("workers.executors.ray")
     nodes = [{"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}]
     for gpus in (0.0, 0.5, 2.0):
-        ray._require_room(nodes, 4.0, gpus)
+        require_room(nodes, 4.0, gpus)
     with pytest.raises(ClusterTooSmall, match=r"with 3 GPUs and 4 cores .* largest has 2 GPUs"):
-        ray._require_room(nodes, 4.0, 3.0)
+        require_room(nodes, 4.0, 3.0)
     with pytest.raises(ClusterTooSmall, match=r"has 0 GPUs .* Lower compute\.gpus_per_worker"):
-        ray._require_room(nodes[:1], 4.0, 1.0)
+        require_room(nodes[:1], 4.0, 1.0)
 
 
 def test_one_broken_image_among_good_ones_is_skipped_and_named(type_: Type, tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ router = APIRouter(
 HIDDEN = re.compile(r"^ledger/driver(\.lock)?(/|$)|(^|/)(\.[^/]*|[^/]*\.partial)(/|$)")
 """Which process of which machine is the driver; and what is half-written."""
 
-CHUNK = re.compile(r"(^|/)c(/\d+)*$|\.parquet$")
-"""Never written again once a run is done."""
 
 GROUP = re.compile(r"layers/[^/]+|occlusion")
 """Groups that hold arrays, and nothing else."""
@@ -164,13 +162,11 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
         if "://" in shelved.url:
             raise
         raise _nothing(path) from error  # a name too long for the disk, a loop of links
-    # Without the commit an address may show another run one day, made anew in the same place.
-    same = request.query_params.get("v") == shelved.commit
-    for_ever = shelved.done and same and CHUNK.search(path) is not None
     headers = {
         "ETag": f'"{tag.strip(chr(34))}"',
         "Accept-Ranges": "bytes",
-        "Cache-Control": caching.control(request, for_ever),
+        # Not for ever: an address may show another run one day, made anew in the same place.
+        "Cache-Control": caching.control(request, for_ever=False),
     }
     if modified:
         headers["Last-Modified"] = modified

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 
@@ -74,6 +75,12 @@ class ModelList(BaseModel):
     models: list[Model]
     python: list[str]
     """Patterns of models in Python code that the operator allows."""
+
+
+@outside.get("/", include_in_schema=False)
+def front() -> RedirectResponse:
+    """Where a browser begins."""
+    return RedirectResponse("docs")
 
 
 @outside.get("/healthz")
