@@ -30,7 +30,7 @@ JOB_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job to add; ``submitter`` names a token, ``resumes`` says that its run is there."""
+    """A job to add; ``submitter`` names a token."""
 
     id: str
     name: str
@@ -38,7 +38,6 @@ class NewJob:
     url: str
     submitter: str
     idempotency_key: str | None
-    resumes: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Job:
     started: datetime | None
     ended: datetime | None
     attempts: int
-    resumes: bool
 
 
 @dataclass(frozen=True)

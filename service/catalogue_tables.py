@@ -66,7 +66,6 @@ jobs = Table(
     Column("url", Text, nullable=False),
     Column("submitter", String(64), nullable=False),
     Column("idempotency_key", Text),
-    Column("resumes", Boolean, nullable=False),
     Column("state", String(16), nullable=False),
     Column("error", Text),
     Column("progress", JSON(none_as_null=True)),

@@ -48,7 +48,7 @@ class Queue:
         job_id = _id_of(spec)
         url = f"{self._settings.runs_root.rstrip('/')}/{job_id}"
         name = spec.name or spec.model.name
-        new = NewJob(job_id, name, spec.to_json(), url, submitter, key, resumes=False)
+        new = NewJob(job_id, name, spec.to_json(), url, submitter, key)
         job = self._catalogue.add_job(new)
         return job, job.id == job_id
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, delete, insert, select
+from sqlalchemy import Table, bindparam, delete, insert, select
 
 from service.catalogue_tables import login_codes, sessions, tokens
 from service.database import Database
@@ -26,13 +26,8 @@ class Sessions:
         self._database = database
 
     def begin(self, token: Token, lifetime: timedelta = SESSION_LIFETIME) -> str:
-        """The secret of a new session; those that are over are swept away."""
-        secret, now = secrets.token_urlsafe(SECRET_BYTES), datetime.now(UTC)
-        row = {"digest": digest_of(secret), "token_id": token.id, "expires": now + lifetime}
-        with self._database.writing() as connection:
-            connection.execute(delete(sessions).where(sessions.c.expires <= now))
-            connection.execute(insert(sessions).values(row))
-        return secret
+        """The secret of a new session."""
+        return self._add(sessions, token, lifetime)
 
     def find(self, secret: str) -> Token | None:
         """The token of a session, while both are valid."""
@@ -49,12 +44,7 @@ class Sessions:
 
     def new_code(self, token: Token, lifetime: timedelta = CODE_LIFETIME) -> str:
         """A code that lets one browser in, once, within minutes."""
-        code, now = secrets.token_urlsafe(SECRET_BYTES), datetime.now(UTC)
-        row = {"digest": digest_of(code), "token_id": token.id, "expires": now + lifetime}
-        with self._database.writing() as connection:
-            connection.execute(delete(login_codes).where(login_codes.c.expires <= now))
-            connection.execute(insert(login_codes).values(row))
-        return code
+        return self._add(login_codes, token, lifetime)
 
     def redeem(self, code: str) -> Token | None:
         """The token that a code stands for; the code is gone then, whoever else holds it."""
@@ -68,6 +58,15 @@ class Sessions:
                 return None
             found = select(*COLUMNS).where(tokens.c.id == row.token_id)
             return _valid(connection.execute(found).mappings().one())
+
+    def _add(self, table: Table, token: Token, lifetime: timedelta) -> str:
+        """The secret of a new row; those that are over are swept away."""
+        secret, now = secrets.token_urlsafe(SECRET_BYTES), datetime.now(UTC)
+        row = {"digest": digest_of(secret), "token_id": token.id, "expires": now + lifetime}
+        with self._database.writing() as connection:
+            connection.execute(delete(table).where(table.c.expires <= now))
+            connection.execute(insert(table).values(row))
+        return secret
 
 
 # Made once, since every picture that a browser shows asks.

@@ -272,7 +272,7 @@ def test_the_run_of_a_job_has_the_jobs_id(small_run: Path, tmp_path: Path) -> No
     app = create_app(settings_of(tmp_path / "home"))
     with served(app) as address, httpx.Client(base_url=address) as client:
         spec = deconvoy.open(small_run).attributes["spec"]
-        new = NewJob("job-1", "one", spec, str(elsewhere), "me", None, False)
+        new = NewJob("job-1", "one", spec, str(elsewhere), "me", None)
         app.state.catalogue.add_job(new)
         app.state.catalogue.claim(1)
         assert client.get("/v1/runs/job-1").json()["status"] == "done"

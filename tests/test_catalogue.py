@@ -41,7 +41,6 @@ def new_job(job_id: str, **changes: Any) -> NewJob:
         url=f"/runs/{job_id}",
         submitter="ana",
         idempotency_key=None,
-        resumes=False,
     )
     return dataclasses.replace(job, **changes)
 
@@ -57,7 +56,7 @@ def ids(jobs: Sequence[Job]) -> list[str]:
 
 def test_a_new_job_is_queued_and_read_back_as_it_was_given(catalogue: Catalogue) -> None:
     before = datetime.now(UTC)
-    added = catalogue.add_job(new_job("first", resumes=True))
+    added = catalogue.add_job(new_job("first"))
     assert added == catalogue.job("first")
     assert before <= added.created <= datetime.now(UTC)
     assert added.created.utcoffset() == timedelta(0)
@@ -74,7 +73,6 @@ def test_a_new_job_is_queued_and_read_back_as_it_was_given(catalogue: Catalogue)
         started=None,
         ended=None,
         attempts=0,
-        resumes=True,
     )
 
 
@@ -301,7 +299,7 @@ ADD = (
 from service.catalogue import NewJob
 for number in range(20):
     own = f"{sys.argv[2]}-{number}"
-    job = catalogue.add_job(NewJob(own, "", {}, "", "ana", f"key {number}", False))
+    job = catalogue.add_job(NewJob(own, "", {}, "", "ana", f"key {number}"))
     print(job.id)
 """
 )

@@ -29,7 +29,7 @@ def values_of(page: str) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 def add(catalogue: Catalogue, job: str, state: str, progress: Progress | None = None) -> None:
-    new = NewJob(job, job, {}, f"/runs/{job}", "anna", None, resumes=False)
+    new = NewJob(job, job, {}, f"/runs/{job}", "anna", None)
     catalogue.add_job(new)
     if state != "queued":
         assert catalogue.move(job, state, among=("queued",))

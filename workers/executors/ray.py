@@ -59,12 +59,12 @@ _remote: Any = ray.remote
 _nodes: Any = ray.nodes
 
 PROGRESS_SECONDS = 1.0
+"""How often a busy worker is asked how far it is."""
 
 ANSWER_SECONDS = 5.0
 """Longest wait for an actor by name; one that is still loading torch does not answer yet."""
 
 NAMESPACE = "deconvoy"
-"""How often a busy worker is asked how far it is."""
 
 CONNECT_HINT = (
     "check the address, that this machine is a node of the cluster (DECONVOY_RAY_NODE=true makes "

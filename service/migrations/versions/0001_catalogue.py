@@ -23,7 +23,6 @@ def upgrade() -> None:
         sa.Column("url", sa.Text, nullable=False),
         sa.Column("submitter", sa.String(64), nullable=False),
         sa.Column("idempotency_key", sa.Text),
-        sa.Column("resumes", sa.Boolean, nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("error", sa.Text),
         sa.Column("progress", sa.JSON),
