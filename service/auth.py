@@ -5,6 +5,8 @@ cannot use (SameSite=Strict) and which is good for looking only.
 """
 
 import functools
+import hmac
+import secrets
 from dataclasses import dataclass
 
 from fastapi import HTTPException, WebSocketException
@@ -47,6 +49,10 @@ class Caller:
     scope: Scope
 
 
+DASHBOARD = Caller("dashboard", Scope.read)
+"""What it reads for all who look at it; they were let in before."""
+
+
 class Gate:
     """Lets requests in.  ``open`` comes first."""
 
@@ -54,6 +60,10 @@ class Gate:
         self.settings = settings
         self.tokens = Tokens(catalogue.database)
         self.sessions = Sessions(catalogue.database)
+        self.key = secrets.token_urlsafe(32)
+        """Of the dashboard in this process, which asks in a browser's name what that does at its
+        pages.  A session alone would not do: cookies do not tell ports apart, so whatever listens
+        on another port of this host may see it."""
         self._local: Token | None = None
 
     def open(self) -> None:
@@ -80,15 +90,18 @@ class Gate:
         Raises:
             HTTPException: 401, it is nobody's; 403, it may not do what needs that scope.
         """
-        caller = self._caller(connection)
-        if caller.scope < needed:
-            raise HTTPException(
-                403,
-                f"This needs a token of scope {needed.value!r}, and yours has "
-                f"{caller.scope.value!r}.",
-                {"WWW-Authenticate": _challenge("insufficient_scope", scope=needed.value)},
-            )
-        return caller
+        return _allowed(self._caller(connection), needed)
+
+    def seen_by(self, connection: HTTPConnection, needed: Scope) -> Caller:
+        """Who looks at the dashboard; its own requests, a websocket and uploads, are none that
+        another site could make a browser send.
+
+        Raises:
+            HTTPException: 401, nobody; 403, it may not do what needs that scope.
+        """
+        if not self.settings.tokens or "authorization" in connection.headers:
+            return self.admit(connection, needed)
+        return _allowed(self._caller_by_session(_session_of(connection)), needed)
 
     def link(self, address: str) -> str:
         """Where to look with a browser.  With a local token the link lets one browser in, once.
@@ -119,12 +132,7 @@ class Gate:
         header = connection.headers.get("authorization")
         if header is not None:
             return self._caller_by_token(header)
-        session = connection.cookies.get(cookie_name(connection))
-        if session is None:
-            raise _unauthorised(NO_TOKEN)
-        token = self.sessions.find(session)
-        if token is None:
-            raise _unauthorised(SESSION_OVER)
+        caller = self._caller_by_session(_session_of(connection))
         method = connection.scope.get("method", "GET")  # a websocket has none
         if method not in LOOKING:
             raise HTTPException(
@@ -132,12 +140,23 @@ class Gate:
                 f"A browser's session is good for looking only: {method} needs a token, sent as "
                 f"`Authorization: Bearer dv_…`.",
             )
+        return caller
+
+    def _caller_by_session(self, session: str | None) -> Caller:
+        if session is None:
+            raise _unauthorised(NO_TOKEN)
+        token = self.sessions.find(session)
+        if token is None:
+            raise _unauthorised(SESSION_OVER)
         return Caller(token.name, token.scope)
 
     def _caller_by_token(self, header: str) -> Caller:
         scheme, _, secret = header.partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise _unauthorised(NO_TOKEN)
+        key, _, session = secret.strip().partition(".")
+        if hmac.compare_digest(key.encode(), self.key.encode()):
+            return self._caller_by_session(session) if session else DASHBOARD
         token = self.tokens.find(secret.strip())
         state = "unknown" if token is None else token.state
         if token is None or state != "valid":
@@ -185,6 +204,20 @@ def cookie_name(connection: HTTPConnection) -> str:
     """Of the session.  Cookies do not tell ports apart, and two services may share a host."""
     port = connection.url.port
     return COOKIE if port is None else f"{COOKIE}-{port}"
+
+
+def _session_of(connection: HTTPConnection) -> str | None:
+    return connection.cookies.get(cookie_name(connection))
+
+
+def _allowed(caller: Caller, needed: Scope) -> Caller:
+    if caller.scope < needed:
+        raise HTTPException(
+            403,
+            f"This needs a token of scope {needed.value!r}, and yours has {caller.scope.value!r}.",
+            {"WWW-Authenticate": _challenge("insufficient_scope", scope=needed.value)},
+        )
+    return caller
 
 
 def set_cookie(response: Response, connection: HTTPConnection, session: str) -> None:

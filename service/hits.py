@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from deconvoy.arrays import read
 from deconvoy.errors import RunNotFound
 from deconvoy.run import Run
+from deconvoy.schema import MISSING_LABEL
 
 LAYERS = 256
 """Of one run are kept at most; the ones read longest ago go first."""
@@ -34,6 +35,8 @@ class LayerHits:
     """Row of each unit's first hit; one more at the end."""
     window: Int32[np.ndarray, "unit rank y0x0y1x1"]
     mean: Float64[np.ndarray, " unit"]
+    histogram: Int64[np.ndarray, "unit bin"]
+    """How many images have their maximum in each bin."""
     density: Float64[np.ndarray, " unit"]
     projected: Bool[np.ndarray, " unit"]
 
@@ -69,6 +72,17 @@ class LayerHits:
         found[there] = self.table["score"].to_numpy()[self.first[:-1][there]]
         return found
 
+    @cached_property
+    def commonest(self) -> Int64[np.ndarray, "unit 2"]:
+        """Class of most of each unit's hits, −1 where none has one, and how many are of it."""
+        found = [self.classes(unit) for unit in range(self.units)]
+        return np.array([counts[0] if counts else (MISSING_LABEL, 0) for counts in found], np.int64)
+
+    @property
+    def purity(self) -> Float64[np.ndarray, " unit"]:
+        """Share of each unit's hits that are of its commonest class; 0 without hits."""
+        return self.commonest[:, 1] / np.maximum(np.diff(self.first), 1)
+
     def classes(self, unit: int) -> list[tuple[int, int]]:
         """Label and count, commonest first, the better rank first among equals."""
         begin, end = self.first[unit : unit + 2].tolist()
@@ -102,10 +116,12 @@ class LayerCache:
             return self._hits[layer]
 
     def rows(self) -> list[Row]:
-        """Of ``Run.layers``.  Raises RunNotFound: the scan is not done."""
+        """Of ``Run.layers``, each with its ``Run.look``.  Raises RunNotFound: the scan is not
+        done."""
         with self._lock:
             if self._rows is None:
-                self._rows = list(self._run.layers().to_pylist())
+                rows = self._run.layers().to_pylist()
+                self._rows = [{**row, "look": self._run.look(row["layer"])} for row in rows]
             return self._rows
 
 
@@ -118,5 +134,12 @@ def _read(run: Run, layer: str) -> LayerHits:
     projected = np.zeros(units, bool)
     projected[run.projected_units(layer)] = True
     return LayerHits(
-        layer, table, first, read(group, "window"), read(group, "mean"), density, projected
+        layer,
+        table,
+        first,
+        window=read(group, "window"),
+        mean=read(group, "mean"),
+        histogram=read(group, "histogram"),
+        density=density,
+        projected=projected,
     )

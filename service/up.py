@@ -43,13 +43,17 @@ def up(
         list[str] | None,
         typer.Option(help="Folder or URL below which jobs may read; default: this folder."),
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard/--no-dashboard", help="Pages to look at, besides the API.")
+    ] = True,
 ) -> None:
-    """The whole service on one machine: API, jobs and a local Ray beside it."""
+    """The whole service on one machine: API, dashboard, jobs and a local Ray beside it."""
     try:
         import uvicorn
 
         from service.app import create_app, make_ready
         from service.logs import configure_process
+        from service.mounted import with_dashboard
         from service.settings import read_settings
     except ModuleNotFoundError as error:
         raise MissingExtra("service", "The service") from error
@@ -68,6 +72,7 @@ def up(
     address = f"http://{name}:{listening.getsockname()[1]}"
     app = create_app(settings, supervise=settings.ray != "none")
     make_ready(app)  # here, where an error is a sentence
+    served = with_dashboard(app, _near(listening)) if dashboard else app
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -84,7 +89,7 @@ def up(
                 )
 
     config = uvicorn.Config(
-        app,
+        served,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -131,6 +136,13 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
     listening.listen(128)
     return listening
+
+
+def _near(listening: socket.socket) -> str:
+    """The address for who is on this machine; ``0.0.0.0`` is all of its addresses."""
+    host, port = listening.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _absolute(place: str) -> str:

@@ -35,6 +35,7 @@ LAYER = {
     "whole_image": False,
     "dead_units": 0,
     "projected_units": 256,
+    "look": {"zoom": True, "sigma": 1.0},
 }
 HIT = {
     "rank": 0,
@@ -145,6 +146,15 @@ class RunChange(BaseModel):
     pinned: bool | None = None
 
 
+class Look(Answer):
+    """How a layer's pictures are drawn unless told otherwise."""
+
+    zoom: bool
+    """To what carries signal."""
+    sigma: float
+    """Blurred by so many pixels."""
+
+
 class LayerRow(Answer):
     """One layer, and what it sees of an image."""
 
@@ -163,6 +173,7 @@ class LayerRow(Answer):
     """Whether every unit sees the whole image."""
     dead_units: int
     projected_units: int
+    look: Look
 
 
 class LayerList(Answer):
@@ -199,6 +210,8 @@ class UnitRow(Answer):
     score: float | None
     """Of its strongest hit."""
     hits: int
+    density: float
+    """Share of the images that activate it."""
     classes: list[ClassCount]
     """Of its hits, commonest first."""
     pictures: Pictures | None
@@ -218,6 +231,7 @@ class UnitPage(Answer):
                 "dead": False,
                 "score": 41.25,
                 "hits": 9,
+                "density": 0.91,
                 "classes": CLASSES,
                 "pictures": PICTURES,
             }
@@ -251,6 +265,15 @@ class Hit(Answer):
     """What the pictures show, unclipped."""
 
 
+class HistogramBin(Answer):
+    """How many images have their maximum in ``low <= maximum < high``."""
+
+    low: float | None
+    """Null where there is no bound."""
+    high: float | None
+    images: int
+
+
 class UnitDetails(Answer):
     """One unit and its hits, strongest first."""
 
@@ -259,10 +282,12 @@ class UnitDetails(Answer):
         layer=LAYER["layer"],
         unit=42,
         units=256,
+        ranks=9,
         name="",
         dead=False,
         mean=3.87,
         density=0.91,
+        histogram=[{"low": 22.627417, "high": 32.0, "images": 118}],
         labels="true",
         classes=CLASSES,
         hits=[HIT],
@@ -274,12 +299,16 @@ class UnitDetails(Answer):
     unit: int
     units: int
     """Of the layer."""
+    ranks: int
+    """Hits that a unit can have: places of its pictures."""
     name: str
     dead: bool
     mean: float | None
     """Of its image maxima."""
     density: float | None
     """Share of the images that activate it."""
+    histogram: list[HistogramBin]
+    """Of its image maxima over all images."""
     labels: str
     classes: list[ClassCount]
     hits: list[Hit]

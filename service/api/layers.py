@@ -7,11 +7,14 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from jaxtyping import Int64
 from starlette.concurrency import run_in_threadpool
 
+from deconvoy import queries
 from deconvoy.errors import RunNotFound
+from deconvoy.schema import histogram_edges
 from service import problems
 from service.api.answers import (
     Answer,
     ClassCount,
+    HistogramBin,
     Hit,
     LayerList,
     LayerRow,
@@ -42,7 +45,7 @@ router = APIRouter(
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
 )
 
-Order = Literal["unit", "score"]
+Order = Literal["unit", "score", "density", "purity"]
 
 
 @router.get("")
@@ -64,8 +67,21 @@ def list_units(
     projected: Annotated[
         bool | None, Query(description="Only units with pictures, or only others.", examples=[True])
     ] = None,
+    label: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="Only units whose commonest class this is: its name or index.",
+            examples=["tabby"],
+        ),
+    ] = None,
     order: Annotated[
-        Order, Query(description="By number, or the strongest first.", examples=["score"])
+        Order,
+        Query(
+            description="By number, or first those that are strongest, that most images activate, "
+            "or whose hits agree most in class.",
+            examples=["score"],
+        ),
     ] = "unit",
     offset: Offset = 0,
     limit: Limit = None,
@@ -74,7 +90,11 @@ def list_units(
     size = page_size(request, limit)
     shelved = opened(request, run_id)
     hits = layer_hits(shelved, layer)
-    units = _chosen(hits, dead, projected, order)
+    wanted = None
+    if label is not None:
+        with problems.about("label"):
+            wanted = queries.class_index(shelved.run, label)
+    units = _chosen(hits, dead, projected, wanted, order)
     shown = units[offset : offset + size].tolist()
     page = UnitPage(
         layer=layer,
@@ -122,10 +142,12 @@ def _unit(request: Request, run_id: str, layer: str, unit: int) -> Response:
         layer=layer,
         unit=unit,
         units=hits.units,
+        ranks=int(hits.window.shape[1]),
         name=shelved.run.output_name(layer, unit),
         dead=hits.dead(unit),
         mean=float(hits.mean[unit]),
         density=float(hits.density[unit]),
+        histogram=_histogram(hits, unit),
         labels=shelved.run.labels,
         classes=_classes(shelved, hits, unit),
         hits=[_hit(shelved, hits, row) for row in hits.rows(unit)],
@@ -147,7 +169,7 @@ def layer_hits(shelved: Shelved, layer: str) -> LayerHits:
 
 
 def _chosen(
-    hits: LayerHits, dead: bool | None, projected: bool | None, order: Order
+    hits: LayerHits, dead: bool | None, projected: bool | None, label: int | None, order: Order
 ) -> Int64[np.ndarray, " unit"]:
     wanted = np.ones(hits.units, bool)
     if dead is not None:
@@ -155,10 +177,13 @@ def _chosen(
         wanted &= silent == dead
     if projected is not None:
         wanted &= hits.projected == projected
+    if label is not None:
+        wanted &= hits.commonest[:, 0] == label
     units = np.flatnonzero(wanted)
-    if order == "score":
-        units = units[np.argsort(-hits.scores[units], kind="stable")]
-    return units
+    if order == "unit":
+        return units
+    by = {"score": hits.scores, "density": hits.density, "purity": hits.purity}[order]
+    return units[np.argsort(-by[units], kind="stable")]
 
 
 def _row(request: Request, shelved: Shelved, hits: LayerHits, unit: int) -> UnitRow:
@@ -169,6 +194,7 @@ def _row(request: Request, shelved: Shelved, hits: LayerHits, unit: int) -> Unit
         dead=hits.dead(unit),
         score=None if empty else float(hits.scores[unit]),
         hits=int(hits.first[unit + 1] - hits.first[unit]),
+        density=float(hits.density[unit]),
         classes=_classes(shelved, hits, unit),
         pictures=_pictures(request, shelved, hits, unit),
     )
@@ -177,6 +203,18 @@ def _row(request: Request, shelved: Shelved, hits: LayerHits, unit: int) -> Unit
 def _classes(shelved: Shelved, hits: LayerHits, unit: int) -> list[ClassCount]:
     name = shelved.run.class_name
     return [ClassCount(label=n, name=name(n), count=count) for n, count in hits.classes(unit)]
+
+
+def _histogram(hits: LayerHits, unit: int) -> list[HistogramBin]:
+    """The bins from the first to the last that has an image."""
+    counts, edges = hits.histogram[unit], histogram_edges()
+    there = np.flatnonzero(counts)
+    first, last = (int(there[0]), int(there[-1])) if len(there) else (0, -1)
+    bounds = [bound if np.isfinite(bound) else None for bound in edges.tolist()]
+    return [
+        HistogramBin(low=bounds[n], high=bounds[n + 1], images=int(counts[n]))
+        for n in range(first, last + 1)
+    ]
 
 
 def _hit(shelved: Shelved, hits: LayerHits, row: dict[str, Any]) -> Hit:

@@ -1,0 +1,114 @@
+"""Pieces of pages, as HTML.  What comes from data is escaped here."""
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import streamlit as st
+
+from deconvoy.markup import element, text
+
+__all__ = ["element", "text"]
+
+
+def put(*markup: str) -> None:
+    """Onto the page."""
+    st.html("".join(markup))
+
+
+def link(address: str, content: str, **attributes: str) -> str:
+    """To another view; the content is markup."""
+    kinds = f"go {attributes.pop('class_', '')}".strip()
+    return element("a", content, href=address, class_=kinds, **attributes)
+
+
+def heading(title: str, told: str = "", above: str = "") -> str:
+    """Of a view.
+
+    Args:
+        title: text.
+        told: markup of the line below it.
+        above: markup of the way back.
+    """
+    way = element("nav", above, class_="way", **{"aria-label": "Where this is"}) if above else ""
+    below = element("p", told, class_="told") if told else ""
+    return element("header", way + element("h1", text(title)) + below, class_="head")
+
+
+def way(*steps: tuple[str, str]) -> str:
+    """The way back: addresses and texts."""
+    return '<span class="step">›</span>'.join(link(to, text(name)) for to, name in steps)
+
+
+def pills(label: str, options: Iterable[tuple[str, str, bool]]) -> str:
+    """A choice: text, address and whether it is chosen."""
+    shown = "".join(
+        link(
+            address,
+            text(name),
+            class_="pill chosen" if chosen else "pill",
+            **({"aria-current": "true"} if chosen else {}),
+        )
+        for name, address, chosen in options
+    )
+    return element("div", shown, class_="pills", role="group", **{"aria-label": label})
+
+
+def bar(*groups: str) -> str:
+    """Groups of controls in a row."""
+    return element("div", "".join(groups), class_="bar")
+
+
+def card(title: str, content: str, kind: str = "") -> str:
+    """A titled box."""
+    return element("section", element("h2", text(title)) + content, class_=f"card {kind}".strip())
+
+
+def facts(rows: Iterable[tuple[str, Any]]) -> str:
+    """Names and values; those without a value are left out."""
+    shown = "".join(
+        element("dt", text(name)) + element("dd", value if _markup(value) else text(value))
+        for name, value in rows
+        if value not in (None, "")
+    )
+    return element("dl", shown, class_="facts")
+
+
+class Markup(str):
+    """Text that is HTML already."""
+
+
+def _markup(value: Any) -> bool:
+    return isinstance(value, Markup)
+
+
+def picture(address: str, described: str, **attributes: str) -> str:
+    """An image that the browser asks for when it is scrolled to."""
+    return (
+        f'<img loading="lazy" decoding="async" src="{escape(address)}" alt="{escape(described)}"'
+        + "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+        + ">"
+    )
+
+
+def bars(counts: Sequence[int], described: str) -> str:
+    """A histogram, its bars as high as their counts are."""
+    most = max(counts, default=0) or 1
+    shown = "".join(
+        f'<i style="height:{max(100 * count / most, 1.5 if count else 0):.1f}%"></i>'
+        for count in counts
+    )
+    return element("div", shown, class_="bars", role="img", **{"aria-label": described})
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """For people: thousands apart, four digits."""
+    if value is None:
+        return ""
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.3g} %"

@@ -1,0 +1,53 @@
+"""What an address asks for."""
+
+import streamlit as st
+
+from dashboard import library
+from dashboard.library import Json
+from deconvoy.errors import RequestError, RunNotFound
+
+
+def state() -> dict[str, str]:
+    """All of it."""
+    return st.query_params.to_dict()
+
+
+def run() -> Json:
+    """The run that the address names.  Raises RunNotFound, RequestError."""
+    return library.summary(required("run"))
+
+
+def layer(run: Json) -> Json:
+    """The layer of a run that the address names.  Raises RunNotFound, RequestError."""
+    name = required("layer")
+    for row in library.layers(run):
+        if row["layer"] == name:
+            return row
+    library.ask(library.run_path(run["id"], "layers", name))  # refuses, and names the nearest
+    raise RunNotFound(f"Layer {name!r} has no results yet: the run is {run['status']}.")
+
+
+def number(name: str, least: int = 0) -> int | None:
+    """A whole number.
+
+    Raises:
+        RequestError: it is none.
+    """
+    text = st.query_params.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise RequestError(
+            f"The address says {name}={text!r}; {name} is a whole number from {least}: mend it."
+        )
+    return int(text)
+
+
+def required(name: str) -> str:
+    """A part without which there is nothing to show.  Raises RequestError: it is missing."""
+    text = st.query_params.get(name)
+    if not text:
+        raise RequestError(
+            f"The address of this view names no {name}: begin at Runs, or add {name}=… to it."
+        )
+    return text

@@ -1,0 +1,177 @@
+"""The dashboard on the service's own port: its pages where the API has no routes.
+
+The dashboard is put together from the path of its script, so nothing here imports it.  What its
+pages ask of the API they ask as whoever looks at them: see ``Gate.seen_by``.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+from fastapi import FastAPI, HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as Connection
+
+from deconvoy.errors import MissingExtra
+from service import app
+from service.auth import LOOKING, Gate, Scope
+from service.guards import POLICY_VIOLATION, guards, problem_response
+
+LOGIN = "/login"
+
+WHERE = 'window.__streamlit={BACKEND_BASE_URL:location.origin+"/"}'
+
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    # Streamlit makes scripts and styles as it runs; but nothing is asked of other hosts.
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        "connect-src 'self'; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
+        "form-action 'self'; frame-ancestors 'self'"
+    ),
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+BEHIND_GUARDS = {"server.enableCORS": False, "server.enableXsrfProtection": False}
+"""``guards`` looks at Host and Origin already, by the names of this service; Streamlit would ask
+other hosts for the address of this machine to judge them."""
+
+
+def with_dashboard(api: FastAPI, address: str) -> Any:
+    """API and dashboard as one ASGI application.
+
+    Args:
+        api: of ``create_app``.
+        address: where it can be reached from this machine: ``http://127.0.0.1:8000``.
+
+    Raises:
+        MissingExtra: the dashboard is not installed.
+    """
+    try:
+        import streamlit
+        from streamlit import config
+    except ModuleNotFoundError as error:
+        raise MissingExtra("dashboard", "The dashboard") from error
+    gate: Gate = api.state.gate
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[dict[str, Any] | None]:
+        async with app.started(api):
+            yield None
+
+    pages = streamlit.App(
+        script(),
+        secrets={"service": {"address": address, "key": gate.key}},
+        lifespan=lifespan,
+        middleware=[
+            Middleware(ApiFirst, api=api),
+            *guards(api.state.settings),
+            Middleware(Doorkeeper, gate=gate),
+            Middleware(FrontPage, html=front_page(Path(streamlit.__file__).parent)),
+        ],
+    )
+    for option, value in BEHIND_GUARDS.items():
+        config.set_option(option, value)
+    return pages
+
+
+def script() -> Path:
+    """Of the dashboard.
+
+    Raises:
+        MissingExtra: there is none.
+    """
+    package = find_spec("dashboard")
+    if package is None or package.origin is None:
+        raise MissingExtra("dashboard", "The dashboard")
+    return Path(package.origin).with_name("app.py")
+
+
+OF_THE_API = frozenset(("v1", "docs", "openapi.json", "healthz", "metrics", "login", "logout"))
+"""How its paths begin, those that it does not know, too."""
+
+
+def front_page(streamlit: Path) -> str:
+    """Streamlit's page, the same under every address.
+
+    Its script would look for the server below the address of the view first, and meet errors.
+
+    Args:
+        streamlit: folder of the package.
+    """
+    html = (streamlit / "static" / "index.html").read_text(encoding="utf-8")
+    html = html.replace("<head>", f"<head><script>{WHERE}</script>", 1)
+    html = html.replace("<title>Streamlit</title>", "<title>Deconvoy</title>", 1)
+    return re.sub(r'<link[^>]*rel="preload"[^>]*as="font"[^>]*>', "", html)
+
+
+class ApiFirst:
+    """To the API what is its own; all else are pages."""
+
+    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+        self.app = app
+        self.api = api
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"].split("/")[1] in OF_THE_API
+        await (self.api if ours else self.app)(scope, receive, send)
+
+
+class Doorkeeper:
+    """Lets those look who may read; sends browsers to the login."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self.app = app
+        self.gate = gate
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            connection = HTTPConnection(scope)
+            try:
+                await to_thread.run_sync(self.gate.seen_by, connection, Scope.read)
+            except HTTPException as refusal:
+                await self._turn_away(refusal, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def _turn_away(
+        self, refusal: HTTPException, scope: Connection, receive: Receive, send: Send
+    ) -> None:
+        if scope["type"] == "websocket":
+            reason = refusal.detail[:120]
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": reason})
+            return
+        accepts = HTTPConnection(scope).headers.get("accept", "")
+        answer: Response
+        if "text/html" in accepts:
+            answer = RedirectResponse(LOGIN, HTTPStatus.SEE_OTHER)
+        else:
+            status = HTTPStatus(refusal.status_code)
+            answer = problem_response(status, status.phrase, refusal.detail)
+        await answer(scope, receive, send)
+
+
+class FrontPage:
+    """The page of every view: addresses of one part that name no file."""
+
+    def __init__(self, app: ASGIApp, html: str) -> None:
+        self.app = app
+        self.page = HTMLResponse(html, headers=PAGE_HEADERS)
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] in LOOKING:
+            _, *parts = scope["path"].split("/")
+            if len(parts) == 1 and "." not in parts[0]:
+                await self.page(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
