@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from deconvoy.errors import (
     CatalogueUnavailable,
@@ -179,9 +180,24 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     if status == 404:
         detail = f"There is nothing at {path!r}: /docs lists the routes."
     elif status == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is no method of {path!r}; it has {allowed or 'others'}."
+        allowed = ", ".join(_methods_at(request))
+        detail = f"{request.method} is no method of {path!r}: it takes {allowed}."
+        return answer(refused(status, detail, None, {"Allow": allowed}))
     return answer(refused(status, detail, None, error.headers))
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Which a path takes, of all its routes; the error knows those of the first alone."""
+    routes = request.app.routes
+
+    def takes(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    return [method for method in METHODS if takes(method)]
 
 
 async def _on_anything(request: Request, error: Exception) -> ProblemResponse:

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi import Body, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -14,11 +14,12 @@ from pydantic.json_schema import JsonSchemaValue
 from deconvoy.spec import JobSpec
 from service import problems
 from service.api.asking import KNOWN_PARAMETERS, Limit, link, page_size
+from service.api.routing import Routes
 from service.auth import Caller, Scope, requires
 from service.catalogue import ENDED, STATES, Catalogue, Job
 from service.jobs import Queue
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
+router = Routes(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
 
 READ, SUBMIT = (Depends(requires(scope)) for scope in (Scope.read, Scope.submit))
 
