@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 
 from deconvoy import queries
 from deconvoy.asking import Argument
+from deconvoy.likeness import nearest
 from service import formats, problems
 from service.api.asking import (
     KNOWN_PARAMETERS,
@@ -271,6 +272,6 @@ def refuse_query(name: Annotated[str, Path()]) -> None:
     """Of a query that is not there."""
     raise problems.refused(
         404,
-        f"There is no query {name!r}; {problems.nearest(name, list(queries.QUERIES))}.",
+        f"There is no query {name!r}; {nearest(name, list(queries.QUERIES))}.",
         "name",
     )
