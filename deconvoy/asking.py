@@ -7,12 +7,12 @@ are for; ``register`` reads all else from its signature.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
 from deconvoy.errors import RequestError
+from deconvoy.likeness import nearest
 from deconvoy.run import Run
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def by_name(query: Query, given: Sequence[T], named: Mapping[str, T]) -> dict[st
     for key, value in named.items():
         if key not in known:
             raise RequestError(
-                f"The query {query.name!r} has no argument {key!r}; {_near(key, known)}."
+                f"The query {query.name!r} has no argument {key!r}; {nearest(key, list(known))}."
             )
         if key in found:
             raise RequestError(f"The query {query.name!r} is given {key!r} twice: once is enough.")
@@ -126,7 +126,7 @@ def find(name: str) -> Query:
         RequestError: none; says which is nearest.
     """
     if name not in QUERIES:
-        raise RequestError(f"There is no query {name!r}; {_near(name, QUERIES)}.")
+        raise RequestError(f"There is no query {name!r}; {nearest(name, list(QUERIES))}.")
     return QUERIES[name]
 
 
@@ -149,8 +149,3 @@ def _value(query: Query, argument: Argument, text: str) -> Any:
             "from 0."
         )
     return number
-
-
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(known)}"

@@ -34,6 +34,18 @@ class MissingExtra(DeconvoyError, ImportError):
         )
 
 
+class FieldInvalid(RequestError):
+    """A field of a request is wrong; ``field`` names it as the request does, dots for depth."""
+
+    def __init__(self, told: str, field: str = "") -> None:
+        super().__init__(told, field)
+        self.told = told
+        self.field = field
+
+    def __str__(self) -> str:
+        return self.told
+
+
 class RunNotFound(DeconvoyError, FileNotFoundError):
     """No run, layer, unit or image by that name."""
 

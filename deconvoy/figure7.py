@@ -8,7 +8,6 @@ Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), section 4.2 and Fig. 7.
 """
 
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 
 import numpy as np
 from jaxtyping import UInt8
@@ -26,6 +25,7 @@ from deconvoy.lettering import (
     text_width,
     wrapped,
 )
+from deconvoy.likeness import nearest
 from deconvoy.occlusion import Occlusion
 from deconvoy.panels import (
     HEADING,
@@ -135,12 +135,8 @@ def _known(occlusion: Occlusion, layer: str | None) -> str:
     if layer is None:
         return occlusion.default_layer()
     if layer not in occlusion.unit:
-        names = list(occlusion.unit)
-        near = get_close_matches(layer, names, n=3, cutoff=0.3) or names[:3]
-        raise RequestError(
-            f"The occlusion of {occlusion.uri!r} has no layer {layer!r}; nearest: "
-            f"{', '.join(near)}."
-        )
+        near = nearest(layer, list(occlusion.unit))
+        raise RequestError(f"The occlusion of {occlusion.uri!r} has no layer {layer!r}; {near}.")
     return layer
 
 

@@ -5,7 +5,6 @@ and let ``ask`` turn text into their arguments, so a new query is one function h
 come sorted, and equal ones keep the order of the layers, then of the units.
 """
 
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Shaped
 
+from deconvoy import likeness
 from deconvoy.asking import QUERIES, Query, ask, by_name, find, register, usage
 from deconvoy.comparison import diff, overall
 from deconvoy.errors import RequestError, RunNotFound
@@ -294,8 +294,8 @@ def class_index(run: Run, name: str) -> int:
         return int(name)
     if not run.classes:
         raise RequestError(f"The classes of {run.url!r} have no names, so {name!r} is none.")
-    near = get_close_matches(name, run.classes, n=3, cutoff=0.3) or run.classes[:3]
-    raise RequestError(f"The run {run.url!r} has no class {name!r}; nearest: {', '.join(near)}.")
+    near = likeness.nearest(name, run.classes)
+    raise RequestError(f"The run {run.url!r} has no class {name!r}; {near}.")
 
 
 def image_id_of(run: Run, image: int | str) -> int:
@@ -322,6 +322,6 @@ def image_id_of(run: Run, image: int | str) -> int:
     part = str(image).rpartition("/")[2]
     near = images.filter(pc.match_substring(images["uri"], part))["uri"][:3].to_pylist()
     # Close matches over a million paths would take minutes; a few thousand help as well.
-    near = near or get_close_matches(str(image), images["uri"][:5000].to_pylist(), 3, 0.3)
+    near = near or likeness.alike(str(image), images["uri"][:5000].to_pylist())[:3]
     told = f"; nearest: {', '.join(near)}" if near else ""
     raise RunNotFound(f"The run {run.url!r} has no image {image!r}{told}.")

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, get_args
 
@@ -37,8 +37,9 @@ FORMS: tuple[tuple[str, str], ...] = (
 """Fields that take several forms, of which pydantic would tell each failure on its own."""
 
 
-def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    """One for each wrong field; unknown ones first, since a slip there also leaves one missing.
+def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Each wrong field, and what to say of it; unknown ones first, since a slip there also leaves
+    one missing.
 
     Args:
         root: the spec's class, whose known fields are named where one is unknown.
@@ -57,7 +58,7 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
         related = any(f"{field}.".startswith(f"{t}.") for t in told)
         if sentence and not related:
             told.add(union if len(union) < len(field) else field)
-            yield sentence
+            yield field, sentence
 
 
 def _order(problem: dict[str, Any]) -> tuple[int, int]:
@@ -126,7 +127,7 @@ def _is_branch(part: str) -> bool:
 
 
 def _is_type(part: str) -> bool:
-    return part[0].isupper() or "[" in part
+    return part[:1].isupper() or "[" in part
 
 
 _BRANCHES = frozenset(("tuple", "literal", "constrained", "str", "int", "float", "nullable"))
@@ -139,8 +140,8 @@ def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     if kind.startswith("union_tag"):
         kinds = problem["ctx"].get("expected_tags", "'top', 'projection', 'occlusion'")
         shown = value.get("kind") if isinstance(value, dict) else value
-        field = ".".join(place)
-        return field, f"The field '{field}.kind' is {shown!r}, but kinds are {kinds}."
+        field = f"{'.'.join(place)}.kind"
+        return field, f"The field {field!r} is {shown!r}, but kinds are {kinds}."
     if kind == "missing":
         return (
             field,
@@ -149,11 +150,11 @@ def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
     if form and kind != "value_error":
         return field, f"The field {field!r}{shown} does not fit: it takes {form}."
-    message = _rule(problem)
-    return field, f"The field {field or 'analyses'!r}{shown} does not fit: {message}."
+    field = field or "analyses"  # what several sections are about together
+    return field, f"The field {field!r}{shown} does not fit: {rule(problem)}."
 
 
-def _rule(problem: dict[str, Any]) -> str:
+def rule(problem: Mapping[str, Any]) -> str:
     """What a value of that kind must be, in our words rather than pydantic's."""
     limits: dict[str, Any] = problem.get("ctx", {})
     match problem["type"]:
@@ -169,17 +170,30 @@ def _rule(problem: dict[str, Any]) -> str:
             return "it takes a list"
         case "too_short":
             return f"it takes a list of {limits['min_length']} or more"
-        case "dict_type" | "model_type":
+        case "too_long":
+            return f"it takes a list of {limits['max_length']} at most"
+        case "string_too_short":
+            return f"it takes {limits['min_length']} characters or more"
+        case "string_too_long":
+            return f"it takes {limits['max_length']} characters at most"
+        case "dict_type" | "model_type" | "model_attributes_type":
             return "it takes a section, as in {field: value}"
         case "literal_error":
             return f"it takes {limits['expected']}"
         case "greater_than_equal":
-            return f"it takes {limits['ge']:g} or more"
+            return f"it takes {_shown(limits['ge'])} or more"
         case "less_than_equal":
-            return f"it takes {limits['le']:g} or less"
+            return f"it takes {_shown(limits['le'])} or less"
         case "greater_than":
             return f"it takes more than {limits['gt']:g}"
+        case "less_than":
+            return f"it takes less than {_shown(limits['lt'])}"
     return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _shown(limit: int | float) -> str:
+    """In full where it is a whole number."""
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def _inside(sections: list[type[BaseModel]], part: str) -> list[type[BaseModel]]:

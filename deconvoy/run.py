@@ -7,7 +7,6 @@ is not there yet is told in a sentence.
 import io
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +24,7 @@ from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnread
 from deconvoy.figures import figure2
 from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
 from deconvoy.kept import KEPT_BYTES, KeptArrays
+from deconvoy.likeness import nearest
 from deconvoy.occlusion import (
     Occlusion,
     occluded,
@@ -129,11 +129,8 @@ class Run:
             RunNotFound: no such layer, or its scan is not done.
         """
         if layer not in self.layer_names:
-            near = get_close_matches(layer, self.layer_names, n=3, cutoff=0.3)
-            raise RunNotFound(
-                f"The run {self.url!r} has no layer {layer!r}; nearest: "
-                f"{', '.join(near or self.layer_names[:3])}."
-            )
+            near = nearest(layer, self.layer_names)
+            raise RunNotFound(f"The run {self.url!r} has no layer {layer!r}; {near}.")
         if layer in self._groups:
             return self._groups[layer]
         try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deconvoy.errors import RequestError
+from deconvoy.errors import FieldInvalid, RequestError
 from deconvoy.refusals import sentences
 from deconvoy.spec_file import override_field, read_fields
 
@@ -361,7 +361,8 @@ class JobSpec(Section):
         """The spec these plain fields describe.
 
         Raises:
-            RequestError: naming every wrong field, its value and the rule.
+            RequestError: naming every wrong field, its value and the rule; a ``FieldInvalid``, of
+                the first.
         """
         if not isinstance(fields, dict):
             raise RequestError(
@@ -371,7 +372,9 @@ class JobSpec(Section):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise RequestError(" ".join(sentences(error, cls))) from None
+            found = list(sentences(error, cls))
+            told = " ".join(sentence for _, sentence in found)
+            raise FieldInvalid(told, found[0][0]) from None
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "JobSpec":

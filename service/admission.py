@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from deconvoy.errors import RequestError
+from deconvoy.errors import FieldInvalid
 from deconvoy.fence import below_any
 from deconvoy.places import is_python, places_of
 from deconvoy.spec import JobSpec
@@ -27,18 +27,20 @@ def admit(spec: JobSpec, settings: Settings) -> None:
     if is_python(spec) and not any(
         fnmatchcase(spec.model.name, allowed) for allowed in settings.python_models
     ):
-        raise RequestError(
+        raise FieldInvalid(
             f"model.name is {spec.model.name!r}, which is Python code, and this service runs none "
             "but what its operator lists (DECONVOY_PYTHON_MODELS): name a torchvision or deconvoy "
-            "model, or ask the operator to list it."
+            "model, or ask the operator to list it.",
+            "model.name",
         )
     for field, place in places_of(spec):
         if not below_any(place, settings.data_roots):
             roots = ", ".join(settings.data_roots) or "none"
-            raise RequestError(
+            raise FieldInvalid(
                 f"{field} is {place!r}, which is not below a root that this service reads from "
                 f"(DECONVOY_DATA_ROOTS; there are: {roots}): copy it there, or ask the operator to "
-                "add its place."
+                "add its place.",
+                field,
             )
 
 
@@ -48,27 +50,45 @@ def require_storable(given: Mapping[str, Any]) -> None:
     Raises:
         RequestError: a number that is not finite, text that is no Unicode, or too much depth.
     """
-    for value in _leaves(given, 0):
+    for place, value in _leaves(given, ()):
+        field = _spelled(place)
         if isinstance(value, float) and not math.isfinite(value):
-            raise RequestError(f"The spec has the number {value}: numbers must be finite.")
+            raise FieldInvalid(
+                f"The field '{field}' is {value}, but numbers must be finite: give one that is.",
+                field,
+            )
         if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-            raise RequestError(
-                f"The spec has the text {ascii(value)[:80]}: text must be Unicode without NUL."
+            raise FieldInvalid(
+                f"The field '{field}' has the text {ascii(value)[:80]}, but text must be Unicode "
+                "without NUL: write it anew.",
+                field,
             )
 
 
-def _leaves(value: Any, depth: int) -> Iterator[Any]:
-    if depth > MOST_DEEP:
-        raise RequestError(f"The spec is nested more than {MOST_DEEP} deep: make it flatter.")
+Place = tuple[str, ...]
+
+
+def _spelled(place: Place) -> str:
+    """With dots; escaped, since a name may be what is wrong."""
+    return ascii(".".join(place))[1:-1]
+
+
+def _leaves(value: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+    """Names and values, and where they are."""
+    if len(place) > MOST_DEEP:
+        field = _spelled(place[:1])
+        raise FieldInvalid(
+            f"The field '{field}' is nested more than {MOST_DEEP} deep: make it flatter.", field
+        )
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield key
-            yield from _leaves(inner, depth + 1)
+            yield (*place, str(key)), key
+            yield from _leaves(inner, (*place, str(key)))
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _leaves(inner, depth + 1)
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, (*place, str(number)))
     else:
-        yield value
+        yield place, value
 
 
 def _is_unicode(text: str) -> bool:

@@ -17,6 +17,7 @@ from service.api import (
     occlusion,
     pictures,
     plans,
+    reference,
     runs,
     system,
     tables,
@@ -41,7 +42,8 @@ pictures; and the jobs that make them.
 
 Errors are problem+json (RFC 9457): one sentence that says what, which value, what rule and what to
 do. Rows come in pages: `next` is the address of the following one. A run itself is below
-`/v1/runs/{run_id}/zarr/`, for `deconvoy.open` and any Zarr client.
+`/v1/runs/{run_id}/zarr/`, for `deconvoy.open` and any Zarr client. HEAD is answered wherever GET
+is, but for the stream of events of a job.
 """
 
 
@@ -65,7 +67,7 @@ def create_app(
         version=system.version(),
         description=DESCRIPTION,
         lifespan=started,
-        docs_url="/docs",
+        docs_url=None,  # ours comes from here alone
         redoc_url=None,
         redirect_slashes=False,
         middleware=[Middleware(RequestLog), *guards(settings)],
@@ -80,6 +82,7 @@ def create_app(
     problems.install(app)
     app.include_router(system.outside)
     app.include_router(login.router)
+    app.include_router(reference.router)
     # Pictures come before what they are of: a number with a suffix is no number.  What has a path
     # within comes last.
     for router in (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fastapi import HTTPException, WebSocketException
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
@@ -181,16 +182,18 @@ class Requires(SecurityBase):
         self.scheme_name = "token"
         self.model = HTTPBearer(description="A token that `deconvoy token create` made.")
 
-    # Not async: it reads the catalogue, so it runs in a thread.
-    def __call__(self, connection: HTTPConnection) -> Caller:
+    async def __call__(self, connection: HTTPConnection) -> Caller:
+        known: Caller | None = getattr(connection.state, "caller", None)
+        if known is not None and known.scope >= self.scope:  # a guarded route has asked already
+            return known
         gate: Gate = connection.app.state.gate
         try:
-            caller = gate.admit(connection, self.scope)
+            caller = await run_in_threadpool(gate.admit, connection, self.scope)
         except HTTPException as refusal:
             if connection.scope["type"] == "websocket":
                 raise WebSocketException(POLICY_VIOLATION, refusal.detail) from refusal
             raise
-        connection.state.caller = caller  # for the log
+        connection.state.caller = caller  # for the log, too
         return caller
 
 

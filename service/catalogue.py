@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from deconvoy.errors import JobNotFound, KeyReused, RequestError, RunExists, RunNotFound
+from deconvoy.errors import FieldInvalid, JobNotFound, KeyReused, RunExists, RunNotFound
 from deconvoy.pace import Progress
 from service import catalogue_tables as tables
 from service.database import Database
@@ -126,7 +126,9 @@ class Catalogue:
     ) -> list[Job]:
         """Newest first; ``before``: only those older than that job, which must exist."""
         if state is not None and state not in STATES:
-            raise RequestError(f"The state {state!r} is none: it takes {', '.join(STATES)}.")
+            raise FieldInvalid(
+                f"The state {state!r} is none: it takes {', '.join(STATES)}.", "state"
+            )
         newest = _select_job().order_by(tables.jobs.c.number.desc()).limit(limit)
         if state is not None:
             newest = newest.where(tables.jobs.c.state == state)

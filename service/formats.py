@@ -72,7 +72,9 @@ def _by_preference(accept: str) -> list[str]:
     return [media_type for _, media_type in sorted(weighed, key=lambda one: one[0])]
 
 
-def stream(tables: Iterable[pa.Table], form: Format, name: str) -> StreamingResponse:
+def stream(
+    request: Request, tables: Iterable[pa.Table], form: Format, name: str
+) -> StreamingResponse:
     """Tables of one schema, one after another, as one file.
 
     The first is made before anything is sent, so that what is wrong with the request is still told
@@ -82,7 +84,7 @@ def stream(tables: Iterable[pa.Table], form: Format, name: str) -> StreamingResp
     first = next(tables)
     suffix = "arrows" if form == "arrow" else form
     headers = {"Content-Disposition": f'attachment; filename="{name}.{suffix}"'}
-    pieces = _pieces(first, tables, form)
+    pieces = iter(()) if request.method == "HEAD" else _pieces(first, tables, form)
     return StreamingResponse(pieces, media_type=MEDIA_TYPES[form], headers=headers)
 
 

@@ -4,7 +4,7 @@ A detail is one sentence: what, which value, what rule, what to do.  ``field`` n
 request that it is about, where there is one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -14,10 +14,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from deconvoy.errors import (
     CatalogueUnavailable,
     DeconvoyError,
+    FieldInvalid,
     JobConflict,
     JobNotFound,
     KeyReused,
@@ -28,6 +30,7 @@ from deconvoy.errors import (
     RunNotFound,
     RunUnreachable,
 )
+from deconvoy.refusals import rule
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -87,6 +90,8 @@ def refused(
 def of(error: DeconvoyError, field: str | None = None) -> Problem:
     """One of our errors as a problem."""
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    if isinstance(error, FieldInvalid):  # which knows better than whoever was asking
+        field = error.field or field
     if isinstance(error, KeyReused):
         field = "Idempotency-Key"
     return refused(status, str(error), field)
@@ -150,38 +155,96 @@ async def _on_our_error(request: Request, error: Exception) -> ProblemResponse:
 
 async def _on_invalid(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, RequestValidationError)
-    first, *others = error.errors()
+    found = error.errors()
+    first = found[0]
     if first["type"] == "json_invalid":
-        told = f"The body is no JSON ({first['ctx']['error']}): mend it, or check that it is whole."
-        return answer(refused(400, told, "body"))
-    field = ".".join(map(str, first["loc"][1:])) or str(first["loc"][0])
-    further = f" ({len(others)} more like this.)" if others else ""
-    return answer(refused(422, _told(field, first) + further, field))
+        return answer(refused(400, _broken(error.body, int(first["loc"][1])), "body"))
+    if first["loc"] == ("body",):
+        return answer(_of_body(first))
+    further = f" {len(found) - TOLD} more are wrong." if len(found) > TOLD else ""
+    sentences = " ".join(map(_told, found[:TOLD]))
+    return answer(refused(422, sentences + further, _field(first)))
 
 
-def _told(field: str, error: Mapping[str, Any]) -> str:
+TOLD = 4
+"""Of what is wrong with a request at most so much is told."""
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    return ".".join(map(str, error["loc"][1:]))
+
+
+def _told(error: Mapping[str, Any]) -> str:
     where = {"path": "part of the path", "query": "parameter", "header": "header"}
-    kind = where.get(str(error["loc"][0]), "field of the body")
-    rule = str(error["msg"]).removeprefix("Value error, ")
+    kind, field = where.get(str(error["loc"][0]), "field of the body"), _field(error)
     if error["type"] == "missing":
         return f"The {kind} {field!r} is missing: give it."
     if error["type"] == "extra_forbidden":
         return f"There is no {kind} {field!r} here: leave it out."
     value = repr(error.get("input"))
     shown = value if len(value) <= 80 else f"{value[:79]}…"
-    return f"The {kind} {field!r} is {shown}: {rule[:1].lower()}{rule[1:]}."
+    return f"The {kind} {field!r} is {shown}, but {rule(error)}."
+
+
+def _broken(text: str, place: int) -> str:
+    """Of a body that is no JSON: where."""
+    line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    there = f"at {text[place : place + 20]!r}" if place < len(text) else "where it ends"
+    return (
+        f"The body is no JSON: it breaks {there} (line {line}, column {column}); mend it, or check "
+        "that it is whole."
+    )
+
+
+def _of_body(error: Mapping[str, Any]) -> Problem:
+    """Of a body that is no JSON object."""
+    given = error["input"]
+    if error["type"] == "missing" or given is None:
+        return refused(422, "The body is missing: send a JSON object.", "body")
+    if isinstance(given, bytes):  # as FastAPI hands on what is not declared as JSON
+        told = "The body is not declared as JSON: send JSON, with Content-Type: application/json."
+        return refused(415, told, "Content-Type")
+    kinds = {list: "a list", str: "a text", bool: "true or false", int: "a number"}
+    kind = kinds.get(type(given), "a number")
+    return refused(422, f"The body is {kind}, but it takes a JSON object: {{…}}.", "body")
 
 
 async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     assert isinstance(error, HTTPException)
     status, path = error.status_code, request.url.path
     detail = str(error.detail)
+    if status == 400 and error.__cause__ is not None:  # FastAPI could not read the body
+        return answer(refused(status, _undecodable(error.__cause__), "body"))
     if status == 404:
         detail = f"There is nothing at {path!r}: /docs lists the routes."
     elif status == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        detail = f"{request.method} is no method of {path!r}; it has {allowed or 'others'}."
+        allowed = ", ".join(_methods_at(request))
+        detail = f"{request.method} is no method of {path!r}: it takes {allowed}."
+        return answer(refused(status, detail, None, {"Allow": allowed}))
     return answer(refused(status, detail, None, error.headers))
+
+
+def _undecodable(why: BaseException) -> str:
+    """Of a body that is not even text, or JSON beyond what is read."""
+    if isinstance(why, UnicodeDecodeError):
+        return f"The body is no UTF-8 text (its byte {why.start}): send JSON in UTF-8."
+    if isinstance(why, RecursionError):
+        return "The body is nested too deep to be read: make it flatter."
+    return "The body has a number of too many digits to be read: write it shorter."
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Which a path takes, of all its routes; the error knows those of the first alone."""
+    routes = request.app.routes
+
+    def takes(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    return [method for method in METHODS if takes(method)]
 
 
 async def _on_anything(request: Request, error: Exception) -> ProblemResponse:
@@ -230,7 +293,10 @@ _OF_NAMES = {
     404: "Nothing there by that name; the nearest are named.",
     501: "A part of Deconvoy that this needs is not installed with the service.",
 }
-_OF_BODIES = {413: "The body is larger than the service takes."}
+_OF_BODIES = {
+    413: "The body is larger than the service takes.",
+    415: "The body is not declared as JSON.",
+}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -279,14 +345,3 @@ def _add_problems(path: str, operation: dict[str, Any]) -> None:
     for status, description in told.items():
         if str(status) not in responses or status == 422:
             responses[str(status)] = _response(description)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known names most like one that is not, for the end of a sentence."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
-    if near:
-        return f"nearest: {', '.join(near)}"
-    shown = ", ".join(known[:8])
-    return f"there are: {shown}{', …' if len(known) > 8 else ''}" if known else "there is none"

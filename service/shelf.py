@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
+from deconvoy.likeness import nearest
 from deconvoy.run import Run
 from deconvoy.store import RunStore
-from service import facts, problems
+from service import facts
 from service.facts import Facts
 from service.hits import LayerCache
 from service.settings import Settings
@@ -92,7 +93,7 @@ class Shelf:
         """
         found = self.urls().get(run_id) or self._list(SETTLING_SECONDS).get(run_id)
         if found is None:
-            near = problems.nearest(run_id, list(self.urls()))
+            near = nearest(run_id, list(self.urls()))
             raise RunNotFound(f"There is no run {run_id!r}; {near}.")
         return found
 

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Sequence
 
-from deconvoy.errors import RequestError
+from deconvoy.errors import FieldInvalid
 
 LINE_LENGTH = 200
 TAG_LENGTH = 64
@@ -24,9 +24,11 @@ def checked_line(field: str, text: str, most: int = LINE_LENGTH) -> str:
     """What a person typed, without space around it."""
     text = text.strip()
     if len(text) > most or not storable(text):
-        raise RequestError(
-            f"The field {field!r} is {text[:most]!r}, but it takes at most {most} characters and "
-            f"none that control a terminal: write it shorter, on one line."
+        shown = text if len(text) <= 80 else f"{text[:79]}…"
+        raise FieldInvalid(
+            f"The field {field!r} is {shown!r}, but it takes at most {most} characters and "
+            f"none that control a terminal: write it shorter, on one line.",
+            field,
         )
     return text
 
@@ -35,9 +37,10 @@ def checked_tags(tags: Sequence[str]) -> list[str]:
     """In their order, each once."""
     checked = list(dict.fromkeys(checked_line("tags", tag, TAG_LENGTH) for tag in tags))
     if len(checked) > MOST_TAGS or "" in checked:
-        raise RequestError(
+        raise FieldInvalid(
             f"The field 'tags' has {len(checked)} tags, but it takes at most {MOST_TAGS}, none "
-            f"of them empty: leave some out."
+            f"of them empty: leave some out.",
+            "tags",
         )
     return checked
 

@@ -74,7 +74,7 @@ def test_jobs_of_one_state(caller: Caller) -> None:
     caller.catalogue.claim(1)
     assert [j["id"] for j in caller.http.get("/v1/jobs?state=starting").json()["jobs"]] == [first]
     assert [j["id"] for j in caller.http.get("/v1/jobs?state=queued").json()["jobs"]] == [second]
-    assert "sleeping" in problem_of(caller.http.get("/v1/jobs?state=sleeping"), 422)
+    assert "sleeping" in problem_of(caller.http.get("/v1/jobs?state=sleeping"), 422, "state")
 
 
 def test_cancelling_and_resuming(caller: Caller) -> None:
@@ -84,11 +84,11 @@ def test_cancelling_and_resuming(caller: Caller) -> None:
     assert caller.http.delete(place).json()["state"] == "stopped"  # a cancelled cancel
     resumed = caller.http.post(f"{place}/resume")
     assert (resumed.status_code, resumed.json()["state"]) == (202, "queued")
-    assert "nothing to resume" in problem_of(caller.http.post(f"{place}/resume"), 409)
+    assert "nothing to resume" in problem_of(caller.http.post(f"{place}/resume"), 409, "job_id")
     caller.catalogue.claim(1)
     assert caller.http.delete(place).json()["state"] == "stopping"
     caller.catalogue.move(place.rpartition("/")[2], "done", among=("stopping",))
-    assert "nothing to cancel" in problem_of(caller.http.delete(place), 409)
+    assert "nothing to cancel" in problem_of(caller.http.delete(place), 409, "job_id")
 
 
 def test_events_tell_every_change_and_end_with_the_job(caller: Caller) -> None:
@@ -126,20 +126,20 @@ def test_a_log_is_told_from_any_line_on(caller: Caller, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "field", "told"),
     [
-        ({}, "model"),
-        ({**SPEC, "modle": {}}, "modle"),
-        ({**SPEC, "data": {"uri": "/etc"}}, "DECONVOY_DATA_ROOTS"),
-        ({**SPEC, "model": {"name": "python/os:system"}}, "DECONVOY_PYTHON_MODELS"),
-        ({**SPEC, "compute": {"workers": -1}}, "workers"),
+        ({}, "model", "is missing"),
+        ({**SPEC, "modle": {}}, "modle", "did you mean"),
+        ({**SPEC, "data": {"uri": "/etc"}}, "data.uri", "DECONVOY_DATA_ROOTS"),
+        ({**SPEC, "model": {"name": "python/os:system"}}, "model.name", "DECONVOY_PYTHON_MODELS"),
+        ({**SPEC, "compute": {"workers": -1}}, "compute.workers", "whole number"),
     ],
 )
 @pytest.mark.parametrize("route", ["/v1/jobs", "/v1/plans"])
 def test_wrong_specs_are_refused_in_a_sentence(
-    caller: Caller, route: str, spec: dict[str, Any], told: str
+    caller: Caller, route: str, spec: dict[str, Any], field: str, told: str
 ) -> None:
-    assert told in problem_of(caller.http.post(route, json=spec), 422)
+    assert told in problem_of(caller.http.post(route, json=spec), 422, field)
     assert caller.http.get("/v1/jobs").json()["jobs"] == []
 
 
@@ -155,7 +155,7 @@ def test_a_body_that_is_no_json_is_refused(caller: Caller) -> None:
 @pytest.mark.parametrize("route", ["", "/logs", "/events"])
 def test_jobs_that_are_not_there(caller: Caller, job_id: str, route: str) -> None:
     answer = caller.http.get(f"/v1/jobs/{job_id.replace(chr(0), '%00')}{route}")
-    problem_of(answer, 404)
+    problem_of(answer, 404, None if job_id in ("..", "%2e%2e%2fetc") else "job_id")
 
 
 def test_a_plan_says_what_the_job_would_do_and_loads_no_torch_here(caller: Caller) -> None:

@@ -215,7 +215,7 @@ def test_an_oblong_input_keeps_its_shape() -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"layer": "relu6"}, "has no layer 'relu6'; nearest: relu5"),
+        ({"layer": "relu6"}, "has no layer 'relu6'; nearest: relu1, relu5"),
         ({"side": 20}, "side is 20; a panel's side must be 64 to 1024"),
         ({"sigma": -1.0}, "sigma is -1.0"),
     ],

@@ -168,7 +168,7 @@ def test_without_xarray_the_extra_is_named(
     ("layer", "index", "said"),
     [
         ("relu22", 0, "no layer 'relu22'; nearest: relu2"),
-        ("zzz", 0, "nearest: relu2, relu5, relu7"),
+        ("zzz", 0, "there are: relu2, relu5, relu7"),
         ("relu2", 64, "units 0 to 63, so there is no unit 64"),
         ("relu2", -1, "units 0 to 63, so there is no unit -1"),
     ],

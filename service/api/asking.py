@@ -6,6 +6,7 @@ from urllib.parse import quote, urlencode
 from fastapi import Depends, Path, Query, Request
 from fastapi.dependencies.models import Dependant
 
+from deconvoy.likeness import nearest
 from service import problems
 from service.problems import refused
 from service.shelf import Shelf, Shelved
@@ -95,7 +96,7 @@ def refuse_unknown(request: Request) -> None:
     known = _parameters(route.dependant)
     for name in request.query_params:
         if name not in known:
-            there = problems.nearest(name, sorted(known))
+            there = nearest(name, sorted(known))
             raise refused(
                 422,
                 f"There is no parameter {name!r} here; {there}.",

@@ -16,18 +16,19 @@ from functools import partial
 from pathlib import Path as LocalPath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import Depends, Path, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from deconvoy.files import Files
 from deconvoy.store import RunStore
 from service import caching, problems
 from service.api.asking import KNOWN_PARAMETERS, RunId, opened
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.problems import Problem, refused
 from service.shelf import Shelved
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}/zarr",
     tags=["zarr"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
@@ -93,26 +94,15 @@ def read_file(request: Request, run_id: RunId, path: ZarrPath) -> Response:
     file = _consolidated(request, shelved, path) or _found(request, shelved, path)
     if _unchanged(request, file):
         return Response(status_code=304, headers=file.headers)
+    if request.method == "HEAD":  # ranges are of GET alone
+        told = {"Content-Length": str(file.size)}
+        return Response(headers=file.headers | told, media_type=_OCTETS)
     asked = _range(request, file)
     if asked is None:
         return _sent(file, 0, file.size, 200, file.headers)
     begin, end = asked
     told = {"Content-Range": f"bytes {begin}-{end - 1}/{file.size}"}
     return _sent(file, begin, end, 206, file.headers | told)
-
-
-@router.head("/{path:path}", responses=RESPONSES, response_class=Response)
-def describe_file(request: Request, run_id: RunId, path: ZarrPath) -> Response:
-    """Size and entity tag of a file of the run."""
-    shelved = opened(request, run_id)
-    _require_inside(path)
-    if path == "" or path.endswith("/"):
-        listed = _names(request, shelved, path)
-        return Response(status_code=200, headers=dict(listed.headers))
-    file = _consolidated(request, shelved, path) or _found(request, shelved, path)
-    if _unchanged(request, file):
-        return Response(status_code=304, headers=file.headers)
-    return Response(headers=file.headers | {"Content-Length": str(file.size)}, media_type=_OCTETS)
 
 
 # -- parts -----------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request
 
 from deconvoy import queries
 from deconvoy.errors import RunNotFound
@@ -20,10 +20,11 @@ from service.api.asking import (
     page_size,
 )
 from service.api.image_answers import ImageDetails, ImageHit, ImagePage, ImageRow
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.shelf import Shelved
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}/images",
     tags=["images"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],

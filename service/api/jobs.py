@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import anyio
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
+from fastapi import Body, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
@@ -14,11 +14,12 @@ from pydantic.json_schema import JsonSchemaValue
 from deconvoy.spec import JobSpec
 from service import problems
 from service.api.asking import KNOWN_PARAMETERS, Limit, link, page_size
+from service.api.routing import Routes
 from service.auth import Caller, Scope, requires
 from service.catalogue import ENDED, STATES, Catalogue, Job
 from service.jobs import Queue
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
+router = Routes(prefix="/v1/jobs", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
 
 READ, SUBMIT = (Depends(requires(scope)) for scope in (Scope.read, Scope.submit))
 
@@ -159,7 +160,8 @@ def list_jobs(
 ) -> JobPage:
     """All jobs, newest first."""
     size = page_size(request, limit)
-    found = _catalogue(request).jobs(state=state, limit=size + 1, before=before)
+    with problems.about("before"):
+        found = _catalogue(request).jobs(state=state, limit=size + 1, before=before)
     following = None
     if len(found) > size:
         address = request.url.include_query_params(before=found[size - 1].id)
@@ -170,7 +172,8 @@ def list_jobs(
 @router.get("/{job_id}", dependencies=[READ])
 def show_job(request: Request, job_id: JobId) -> JobAnswer:
     """One job."""
-    return _answer(request, _catalogue(request).job(job_id))
+    with problems.about("job_id"):
+        return _answer(request, _catalogue(request).job(job_id))
 
 
 @router.delete(
@@ -178,7 +181,8 @@ def show_job(request: Request, job_id: JobId) -> JobAnswer:
 )
 def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
     """Stop a job.  What it has found stays readable, and it can be resumed."""
-    return _answer(request, _queue(request).cancel(job_id))
+    with problems.about("job_id"):
+        return _answer(request, _queue(request).cancel(job_id))
 
 
 @router.post(
@@ -189,7 +193,8 @@ def cancel_job(request: Request, job_id: JobId) -> JobAnswer:
 )
 def resume_job(request: Request, job_id: JobId) -> JobAnswer:
     """Go on with a job that was stopped or interrupted, or that failed for want of room."""
-    return _answer(request, _queue(request).resume(job_id))
+    with problems.about("job_id"):
+        return _answer(request, _queue(request).resume(job_id))
 
 
 @router.get("/{job_id}/logs", dependencies=[READ], response_class=PlainTextResponse)
@@ -201,12 +206,14 @@ def show_log(
     ] = 0,
 ) -> PlainTextResponse:
     """What the driver of a job says, line by line."""
-    lines = Queue(request.app.state.settings, _catalogue(request)).log(job_id, after)
+    with problems.about("job_id"):
+        lines = Queue(request.app.state.settings, _catalogue(request)).log(job_id, after)
     return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
 
 async def _known_job(request: Request, job_id: JobId) -> Job:
-    return await anyio.to_thread.run_sync(_catalogue(request).job, job_id)
+    with problems.about("job_id"):
+        return await anyio.to_thread.run_sync(_catalogue(request).job, job_id)
 
 
 @router.get("/{job_id}/events", dependencies=[READ], response_class=EventSourceResponse)

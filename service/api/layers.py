@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from jaxtyping import Int64
 from starlette.concurrency import run_in_threadpool
 
@@ -35,11 +35,12 @@ from service.api.asking import (
     opened,
     page_size,
 )
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.hits import LayerHits
 from service.shelf import Shelf, Shelved
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}/layers",
     tags=["layers"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],

@@ -3,10 +3,11 @@
 import html
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from service.api.routing import Routes
 from service.auth import Gate, cookie_name, set_cookie
 
 HEADERS = {
@@ -49,7 +50,7 @@ WELCOME = """<p>You are logged in: <a href="./">go on</a>.</p>"""
 CODE_REFUSED = "This link was used already, or is too old: log in with a token, or get a new link."
 TOKEN_REFUSED = "This token does not let you in: it is unknown, has expired, or was revoked."
 
-router = APIRouter(include_in_schema=False)
+router = Routes(include_in_schema=False)
 
 
 @router.get("/login")
@@ -58,7 +59,7 @@ def show_form(request: Request, code: str | None = None) -> Response:
     gate: Gate = request.app.state.gate
     if not gate.settings.tokens:
         return RedirectResponse("./", 303)
-    if code is None:
+    if code is None or request.method == "HEAD":  # which must use no code up
         return _form()
     session = gate.log_in_by_code(code)
     if session is None:

@@ -2,17 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Depends, Query, Request
 
 from deconvoy.errors import RequestError
+from deconvoy.likeness import nearest
 from service import problems
 from service.api.asking import KNOWN_PARAMETERS, RunId, link, opened
 from service.api.image_answers import OcclusionDetails, OcclusionList, OcclusionRow, Watched
 from service.api.images import ImageId
+from service.api.routing import Routes
 from service.auth import Scope, requires
-from service.problems import nearest
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}/occlusion",
     tags=["occlusion"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Depends, Path, Query, Request, Response
 from PIL import Image
 
 from deconvoy import figure7, figures
@@ -25,11 +25,12 @@ from service.api.asking import (
 )
 from service.api.images import ImageId, image_row
 from service.api.layers import layer_hits
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.problems import refused
 from service.shelf import Shelved
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}",
     tags=["pictures"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],

@@ -3,7 +3,7 @@
 import threading
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
 from deconvoy.errors import JobFailed
@@ -12,9 +12,10 @@ from service import planner, problems
 from service.admission import admit, require_storable
 from service.api.asking import KNOWN_PARAMETERS
 from service.api.jobs import GivenSpec
+from service.api.routing import Routes
 from service.auth import Scope, requires
 
-router = APIRouter(prefix="/v1/plans", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
+router = Routes(prefix="/v1/plans", tags=["jobs"], dependencies=[KNOWN_PARAMETERS])
 
 _one_at_a_time = threading.Semaphore(1)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Body, Depends, Query, Request, Response
+from fastapi import Body, Depends, Query, Request, Response
 
 from deconvoy.errors import RunNotFound
 from deconvoy.store import RunStore
@@ -18,13 +18,14 @@ from service.api.asking import (
     opened,
     page_size,
 )
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.catalogue import Catalogue, RunNote
 from service.facts import Facts
 from service.problems import refused
 from service.shelf import Shelf
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"], dependencies=[KNOWN_PARAMETERS])
+router = Routes(prefix="/v1/runs", tags=["runs"], dependencies=[KNOWN_PARAMETERS])
 
 READ, SUBMIT, ADMIN = (
     Depends(requires(scope)) for scope in (Scope.read, Scope.submit, Scope.admin)

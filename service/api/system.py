@@ -6,19 +6,20 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict
 
 from service.api.asking import KNOWN_PARAMETERS
+from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.metrics import Metrics
 
-outside = APIRouter(tags=["service"])
+outside = Routes(tags=["service"])
 """Beside ``/v1``, where machines that watch over services look."""
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/models",
     tags=["models"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],

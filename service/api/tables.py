@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request
 from fastapi.responses import StreamingResponse
 
 from deconvoy import queries
 from deconvoy.asking import Argument
+from deconvoy.likeness import nearest
 from service import formats, problems
 from service.api.asking import (
     KNOWN_PARAMETERS,
@@ -23,12 +24,13 @@ from service.api.asking import (
     opened,
     page_size,
 )
+from service.api.routing import Routes
 from service.api.table_answers import QueryArgument, QueryList, QueryUsage, TablePage
 from service.auth import Scope, requires
 from service.formats import Format
 from service.shelf import Shelved
 
-router = APIRouter(
+router = Routes(
     prefix="/v1/runs/{run_id}",
     tags=["tables"],
     dependencies=[Depends(requires(Scope.read)), KNOWN_PARAMETERS],
@@ -99,7 +101,7 @@ def show_table(
     names = shelved.run.layer_names if layer is None else (layer,)
     tables = (_filtered(shelved.layers.hits(name).table, wanted) for name in names)
     if form != "json":
-        return formats.stream(_sliced(tables, offset, size), form, run_id)
+        return formats.stream(request, _sliced(tables, offset, size), form, run_id)
     assert size is not None
     return _page(request, pa.concat_tables(tables), offset, size)
 
@@ -199,7 +201,7 @@ def _answer(query: queries.Query) -> Callable[..., Any]:
             table = queries.ask(shelved.run, query.name, named=named)
         if form != "json":
             rest = iter([table.slice(offset)])
-            return formats.stream(rest, form, f"{run_id}-{query.name}")
+            return formats.stream(request, rest, form, f"{run_id}-{query.name}")
         return _page(request, table, offset, page_size(request, None))
 
     shared = (
@@ -270,6 +272,6 @@ def refuse_query(name: Annotated[str, Path()]) -> None:
     """Of a query that is not there."""
     raise problems.refused(
         404,
-        f"There is no query {name!r}; {problems.nearest(name, list(queries.QUERIES))}.",
+        f"There is no query {name!r}; {nearest(name, list(queries.QUERIES))}.",
         "name",
     )
