@@ -2,8 +2,7 @@
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from deconvoy.client_job import ClientJob
+from deconvoy.client_run import ServedRun, delete_run, edit_run, run_path
 from deconvoy.connection import Connection
 from deconvoy.places import anchored
 from deconvoy.run import Run
@@ -28,30 +28,6 @@ PAGE_JOBS = 100
 """Asked for at once, at most."""
 
 Spec = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
-
-
-class ServedRun(BaseModel):
-    """What a service's list says of a run."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    name: str | None
-    """What people call it; else as its spec says."""
-    tags: tuple[str, ...]
-    pinned: bool
-    status: str
-    """running, done, failed, stopped, interrupted or unreadable"""
-    model: str
-    images: int
-    layers: int
-    units: int | None
-    """Of all layers; None until the scan is done."""
-    top1: float | None
-    """Share of labelled images whose most probable class is their label."""
-    created: datetime | None
-    commit: str
-    """Changes when the run does."""
 
 
 class KnownModel(BaseModel):
@@ -154,15 +130,39 @@ class Client:
         while True:
             given = {"status": status, "tag": tag, "text": text, "offset": offset}
             page = self._connection.get("/v1/runs", given)
-            yield from map(ServedRun.model_validate, page["runs"])
+            yield from (ServedRun.of(self._connection, told) for told in page["runs"])
             offset += len(page["runs"])
             if page["next"] is None:
                 return
 
     def run(self, run_id: str) -> Run:
         """A run, read through the service, and only what is asked for.  Raises RunNotFound."""
-        self._connection.get(_run_path(run_id))  # whose refusal names the nearest
-        return Run(f"{self.url}{_run_path(run_id)}", self._connection.token)
+        self._connection.get(run_path(run_id))  # whose refusal names the nearest
+        return Run(f"{self.url}{run_path(run_id)}", self._connection.token)
+
+    def served_run(self, run_id: str) -> ServedRun:
+        """What the list says of one run, and what can be done with it.  Raises RunNotFound."""
+        return ServedRun.of(self._connection, self._connection.get(run_path(run_id)))
+
+    def edit_run(
+        self,
+        run_id: str,
+        *,
+        name: str | None = None,
+        tags: Sequence[str] | None = None,
+        add_tags: Sequence[str] = (),
+        remove_tags: Sequence[str] = (),
+        pinned: bool | None = None,
+    ) -> ServedRun:
+        """Name, tag and pin a run, as ``ServedRun.edit``.  Raises RunNotFound."""
+        return edit_run(
+            self._connection, run_id, name=name, tags=tags, add_tags=add_tags,
+            remove_tags=remove_tags, pinned=pinned,
+        )  # fmt: skip
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run and all its files, as ``ServedRun.delete``.  Raises RunNotFound."""
+        delete_run(self._connection, run_id)
 
     def query(self, run_id: str, name: str, *given: str | int, **named: str | int) -> pa.Table:
         """Ask a run, as ``deconvoy query`` does; the service computes the answer.
@@ -179,7 +179,7 @@ class Client:
 
         spelled = {key.rstrip("_"): value for key, value in named.items()}
         asked = queries.by_name(queries.find(name), given, spelled)
-        return self._arrow(f"{_run_path(run_id)}/query/{name}", asked)
+        return self._arrow(f"{run_path(run_id)}/query/{name}", asked)
 
     def table(
         self,
@@ -199,7 +199,7 @@ class Client:
             image: only on this image, its id or path in the data set.
         """
         given = {"layer": layer, "unit": unit, "label": label, "image": image}
-        return self._arrow(f"{_run_path(run_id)}/table", given)
+        return self._arrow(f"{run_path(run_id)}/table", given)
 
     def models(self, text: str | None = None) -> list[KnownModel]:
         """Models that the service knows by name.
@@ -240,7 +240,3 @@ def _fields(spec: Spec) -> dict[str, Any]:
     elif not isinstance(spec, JobSpec):
         spec = JobSpec.parse(dict(spec))
     return anchored(spec).to_json()
-
-
-def _run_path(run_id: str) -> str:
-    return f"/v1/runs/{quote(run_id, safe='')}"

@@ -1,7 +1,8 @@
 """Ask a service: again where that is safe, and with its problems as errors of ours.
 
-A request is repeated when nothing can come of it twice: reading, cancelling, and submitting under
-an Idempotency-Key.  Any other is repeated only if it did not arrive or was put off (429).
+A request is repeated when nothing can come of it twice: reading, cancelling, saying something of a
+run, and submitting under an Idempotency-Key.  Any other is repeated only if it did not arrive or
+was put off (429).
 """
 
 import weakref
@@ -33,7 +34,7 @@ NOT_NOW = (429, 502, 503, 504)
 
 SAFE = Retry(
     total=3,
-    allowed_methods=("GET", "HEAD", "DELETE"),
+    allowed_methods=("GET", "HEAD", "PATCH", "DELETE"),
     status_forcelist=NOT_NOW,
     backoff_factor=0.2,
     max_backoff_wait=30.0,
@@ -42,6 +43,12 @@ KEYED = SAFE.copy_with(allowed_methods=("POST",))
 ONCE = KEYED.copy_with(
     status_forcelist=(429,), retry_on_exceptions=(httpx.ConnectError, httpx.ConnectTimeout)
 )
+
+GOING = ONCE.copy_with(allowed_methods=("DELETE",))
+"""What is deleted is not there the second time."""
+
+REMOVING_SECONDS = 600.0
+"""A run of many files may take to go."""
 
 Given = Mapping[str, str | int | None]
 """Parameters of a request; None is left out."""
@@ -79,6 +86,15 @@ class Connection:
 
     def delete(self, path: str) -> Any:
         return self._plain(self._ask("DELETE", path))
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Change what is there; the same change twice is one."""
+        return self._plain(self._ask("PATCH", path, json=body))
+
+    def remove(self, path: str) -> None:
+        """Delete what is there, for good."""
+        timeout = httpx.Timeout(self.timeout, read=REMOVING_SECONDS)
+        self._ask("DELETE", path, timeout=timeout, extensions={"retry": GOING})
 
     def post(
         self,

@@ -236,26 +236,38 @@ class Catalogue:
         *,
         name: str | None = None,
         tags: Sequence[str] | None = None,
+        add_tags: Sequence[str] = (),
+        remove_tags: Sequence[str] = (),
         pinned: bool | None = None,
     ) -> RunNote:
-        """Say something of a run.  None leaves what was said; an empty name takes it back."""
+        """Say something of a run.  None leaves what was said; an empty name takes it back.
+
+        Args:
+            tags: all that it has from now on.
+            add_tags: to those it has; two who add at once both do.
+            remove_tags: from those it has; one that it has not is no error.
+        """
         if not storable(run_id):
             raise RunNotFound(f"There is no run {run_id!r}.")
         given: dict[str, Any] = {}
         if name is not None:
             given["name"] = checked_line("name", name) or None
-        if tags is not None:
-            given["tags"] = checked_tags(tags)
         if pinned is not None:
             given["pinned"] = pinned
+        with self.database.writing(alone_for="notes") as connection:
+            if tags is not None or add_tags or remove_tags:
+                had = _tags_of(connection, run_id) if tags is None else tags
+                given["tags"] = _changed_tags(had, add_tags, remove_tags)
+            return self._put_note(connection, run_id, given)
+
+    def _put_note(self, connection: Connection, run_id: str, given: dict[str, Any]) -> RunNote:
         row: dict[str, Any] = {"run_id": run_id, "name": None, "tags": [], "pinned": False}
         dialect = sqlite if self.database.is_sqlite else postgresql
         noted = dialect.insert(tables.runs).values(row | given)
         # The key is set to itself, since an update must set something.
         noted = noted.on_conflict_do_update(index_elements=["run_id"], set_={**given, **_SAME_RUN})
-        with self.database.writing() as connection:
-            said = connection.execute(noted.returning(*tables.runs.c))
-            return _note(said.mappings().one())
+        said = connection.execute(noted.returning(*tables.runs.c))
+        return _note(said.mappings().one())
 
     def forget(self, run_id: str) -> None:
         """Remove all that is known of a run: its note and its job."""
@@ -282,6 +294,16 @@ def _job(row: Mapping[Any, Any]) -> Job:
 
 def _note(row: Mapping[Any, Any]) -> RunNote:
     return RunNote(**{**row, "tags": tuple(row["tags"])})
+
+
+def _tags_of(connection: Connection, run_id: str) -> list[str]:
+    said = select(tables.runs.c.tags).where(tables.runs.c.run_id == run_id)
+    return list(connection.execute(said).scalar_one_or_none() or ())
+
+
+def _changed_tags(had: Sequence[str], add: Sequence[str], remove: Sequence[str]) -> list[str]:
+    gone = {tag.strip() for tag in remove}
+    return checked_tags([tag for tag in (*had, *add) if tag.strip() not in gone])
 
 
 def _by_key(connection: Connection, new: NewJob) -> Mapping[Any, Any] | None:

@@ -18,7 +18,17 @@ from rich.markup import escape
 import deconvoy
 from deconvoy import figures, progress, queries
 from deconvoy.errors import DeconvoyError, RequestError
-from service import collisions, drawing, launcher, reading, remote, tables, tokens_cli, up
+from service import (
+    collisions,
+    drawing,
+    launcher,
+    reading,
+    remote,
+    remote_runs,
+    tables,
+    tokens_cli,
+    up,
+)
 from service.console import AsJson, Url, out, print_json, say
 from service.launcher import ExecutorName
 
@@ -301,6 +311,9 @@ for _verb in (
     remote.wait,
     remote.logs,
     remote.cancel,
+    remote_runs.runs,
+    remote_runs.edit,
+    remote_runs.delete,
 ):
     app.command()(_verb)
 app.add_typer(tokens_cli.app, name="token")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,11 @@ def say(line: str) -> None:
     """A line to standard error, where it disturbs no output."""
     console = Console(stderr=True, highlight=False, emoji=False)
     console.print(escape(line), soft_wrap=True)
+
+
+def minute(time: datetime | None) -> str:
+    """In UTC; empty where there is none."""
+    return "" if time is None else f"{time.astimezone(UTC):%Y-%m-%d %H:%M}Z"
 
 
 def print_json(value: Any) -> None:

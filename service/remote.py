@@ -21,7 +21,7 @@ from rich.table import Table
 import deconvoy
 from deconvoy.errors import JobNotFound, RunNotFound, ServiceUnreachable
 from deconvoy.progress import span
-from service.console import AsJson, out, print_json, say
+from service.console import AsJson, minute, out, print_json, say
 
 if TYPE_CHECKING:
     from deconvoy import ClientJob
@@ -202,7 +202,7 @@ def _lines(job: "ClientJob") -> Iterator[str]:
         yield job.error
     if job.progress is not None:
         yield _reached(job)
-    yield f"submitted  {_minute(job.created)} by {job.submitter}, attempt {job.attempts}"
+    yield f"submitted  {minute(job.created)} by {job.submitter}, attempt {job.attempts}"
     yield f"model      {job.spec['model']['name']}"
     yield f"images     {job.spec['data']['uri']}"
     yield f"run        {job.url}"
@@ -211,7 +211,7 @@ def _lines(job: "ClientJob") -> Iterator[str]:
 def _table(found: list["ClientJob"]) -> Table:
     table = Table("id", "state", "progress", "submitted", "by", box=None)
     for job in found:
-        who = (_minute(job.created), escape(job.submitter))
+        who = (minute(job.created), escape(job.submitter))
         table.add_row(escape(job.id), job.state, _reached(job), *who)
     return table
 
@@ -231,11 +231,6 @@ def _took(job: "ClientJob") -> str:
         return ""
     seconds = ((job.ended or datetime.now(UTC)) - job.started).total_seconds()
     return f" after {span(seconds)}" if job.has_ended else f" for {span(seconds)}"
-
-
-def _minute(time: datetime) -> str:
-    """In UTC."""
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}Z"
 
 
 def _plain(job: "ClientJob") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deconvoy.errors import MissingExtra
-from service.console import AsJson, out, print_json, say
+from service.console import AsJson, minute, out, print_json, say
 from service.scopes import Scope
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def list_(as_json: AsJson = False) -> None:
         return
     table = Table("name", "scope", "state", "created", "expires", "last used")
     for token in found:
-        dates = (_minute(token.created), _minute(token.expires), _minute(token.used))
+        dates = (minute(token.created), minute(token.expires), minute(token.used))
         table.add_row(escape(token.name), token.scope, token.state, *dates)
     out.print(table)
 
@@ -107,8 +107,3 @@ def _tokens() -> "Iterator[Tokens]":
 
 def _iso(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat()
-
-
-def _minute(time: datetime | None) -> str:
-    """In UTC."""
-    return "" if time is None else f"{time:%Y-%m-%d %H:%M}Z"

@@ -244,6 +244,9 @@ def test_a_run_is_named_tagged_and_pinned(own: httpx.Client) -> None:
     own.patch("/v1/runs/small", json={"pinned": True}).raise_for_status()
     told = own.get("/v1/runs/small").json()
     assert (told["name"], told["tags"], told["pinned"]) == ("Mine", ["a", "b"], True)
+    added = own.patch("/v1/runs/small", json={"add_tags": ["c", "a"], "remove_tags": ["b", "d"]})
+    assert added.json()["tags"] == ["a", "c"]
+    assert own.patch("/v1/runs/small", json={"name": ""}).json()["name"] == "a small one"
     for wrong, field in (({"nam": "x"}, "nam"), ({}, "body"), ({"tags": "a"}, "tags")):
         problem_of(own.patch("/v1/runs/small", json=wrong), 422, field)
     broken = own.patch("/v1/runs/small", content=b"{", headers={"content-type": "application/json"})

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -203,21 +204,32 @@ def test_what_people_say_of_a_run_is_kept(catalogue: Catalogue) -> None:
     )
     assert catalogue.set_note("a", pinned=True) == RunNote("a", "Füchse", ("x", "y"), True)
     assert catalogue.set_note("a", name="", tags=[]) == RunNote("a", None, (), True)
+    assert catalogue.set_note("a", add_tags=["z", " y"], remove_tags=["x"]).tags == ("z", "y")
+    assert catalogue.set_note("a", tags=["x", "y"], remove_tags=["y "]).tags == ("x",)
+    assert catalogue.set_note("a", add_tags=["x"], remove_tags=["gone"]).tags == ("x",)
+    catalogue.set_note("a", tags=[])
     assert catalogue.set_note("a") == catalogue.note("a") == RunNote("a", None, (), True)
     catalogue.set_note("b", pinned=False)
     assert set(catalogue.notes()) == {"a", "b"}
 
 
+def test_tags_that_are_added_at_once_are_all_there(catalogue: Catalogue) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda n: catalogue.set_note("a", add_tags=[f"t{n}"]), range(16)))
+    assert set(catalogue.note("a").tags) == {f"t{n}" for n in range(16)}
+
+
 @pytest.mark.parametrize(
     ("said", "field"),
     [
+        ({"add_tags": [f"t{n}" for n in range(words.MOST_TAGS + 1)]}, "33 tags"),
         ({"name": "a\nb"}, "'name'"),
         ({"name": "\x1b[2J"}, "'name'"),
         ({"name": "n" * (words.LINE_LENGTH + 1)}, "'name'"),
         ({"tags": ["ok", " "]}, "'tags'"),
         ({"tags": [f"t{n}" for n in range(words.MOST_TAGS + 1)]}, "33 tags"),
     ],
-    ids=["lines", "terminal", "long", "empty-tag", "many-tags"],
+    ids=["many-added", "lines", "terminal", "long", "empty-tag", "many-tags"],
 )
 def test_what_is_no_name_or_tag_is_refused(
     catalogue: Catalogue, said: dict[str, Any], field: str

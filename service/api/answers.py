@@ -141,8 +141,14 @@ class RunChange(BaseModel):
         },
     )
 
-    name: str | None = Field(None, min_length=1, max_length=200)
+    name: str | None = Field(None, max_length=200)
+    """An empty one takes it back: the run is called what its spec says."""
     tags: list[str] | None = Field(None, max_length=32)
+    """All that it has from now on."""
+    add_tags: list[str] | None = Field(None, max_length=32)
+    """To those it has."""
+    remove_tags: list[str] | None = Field(None, max_length=32)
+    """From those it has; one that it has not is no error."""
     pinned: bool | None = None
 
 

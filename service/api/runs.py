@@ -102,7 +102,7 @@ def change_run(request: Request, run_id: RunId, change: Annotated[RunChange, Bod
     if not said:
         raise refused(
             422,
-            "The body changes nothing: give name, tags or pinned.",
+            "The body changes nothing: give name, tags, add_tags, remove_tags or pinned.",
             "body",
         )
     note = _catalogue(request).set_note(run_id, **said)
@@ -122,9 +122,15 @@ def delete_run(request: Request, run_id: RunId) -> None:
     with problems.about("run_id"):
         url = shelf.url(run_id)
     if catalogue.note(run_id).pinned:
-        _refuse(f"The run {run_id!r} is pinned: unpin it first, by PATCH with pinned false.")
+        _refuse(
+            f"The run {run_id!r} is pinned: unpin it first (`deconvoy edit {run_id} --unpin`, or "
+            "PATCH with pinned false)."
+        )
     if any(job.id == run_id for job in catalogue.in_states(*AT_WORK)):
-        _refuse(f"The job of the run {run_id!r} has not ended: cancel it first.")
+        _refuse(
+            f"The job of the run {run_id!r} has not ended: cancel it first (`deconvoy cancel "
+            f"{run_id}`, or DELETE /v1/jobs/{run_id})."
+        )
     if not shelf.owns(run_id):
         _refuse(
             f"The run {run_id!r} lies outside the runs root and is only shown here: delete it "
