@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 Value = str | int | float | bool | None
 
 
-def view(name: str, **state: Value) -> str:
+def view(name: str, /, **state: Value) -> str:
     """Of a view: ``/unit?run=squeeze&layer=relu2&unit=7``; what is None is left out."""
     given = _given(state)
     return f"/{name}" + (f"?{given}" if given else "")
@@ -18,7 +18,7 @@ def taken_apart(address: str) -> tuple[str, dict[str, str]]:
     return parts.path.strip("/"), dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
-def changed(name: str, state: Mapping[str, str], **changes: Value) -> str:
+def changed(name: str, state: Mapping[str, str], /, **changes: Value) -> str:
     """The same view with other state; what is None goes."""
     return view(name, **{**state, **changes})
 
@@ -28,8 +28,9 @@ def unit_picture(run: str, commit: str, layer: str, unit: int, suffix: str, **lo
     return _picture(f"layers/{_part(layer)}/units/{unit}.{suffix}", run, commit, **look)
 
 
-def image_picture(run: str, commit: str, image: int) -> str:
-    return _picture(f"images/{image}.jpg", run, commit)
+def image_picture(run: str, commit: str, image: int, side: int) -> str:
+    """An image, its longer side of so many pixels at most."""
+    return _picture(f"images/{image}.jpg", run, commit, side=side)
 
 
 def occlusion_picture(run: str, commit: str, image: int, layer: str | None = None) -> str:

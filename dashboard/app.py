@@ -22,7 +22,7 @@ def main() -> None:
     page = st.navigation(list(pages.values()), position="hidden")
     going.begin(pages)
     try:
-        sidebar.show(st.query_params.get("run"))
+        sidebar.show(page.url_path, st.query_params.get("run"))
         page.run()
     except DeconvoyError as error:
         tell(error)

@@ -12,12 +12,16 @@ import streamlit as st
 
 from deconvoy.client import Client
 from deconvoy.connection import Connection
+from deconvoy.run import Run
 
 COOKIE = "deconvoy-session"
 SECONDS = 60.0
 """An answer may take to begin."""
 
 KEPT_SECONDS = 3600
+
+PAGE_ROWS = 500
+"""Asked for at once, where all are wanted."""
 
 Json = dict[str, Any]
 
@@ -58,6 +62,37 @@ def layers(run: Json) -> list[Json]:
     return found
 
 
+def between(run: Json, other: Json, *layer: str, **given: str | int | None) -> Json:
+    """What became of a run in another: of its layers, or of the units of one."""
+    path = run_path(run["id"], "diff", other["id"], *layer)
+    if not run["status"] == other["status"] == "done":
+        return ask(path, **given)
+    return _kept(path, run["commit"] + other["commit"], tuple(sorted(given.items())))
+
+
+def has_pictures(run: Json, layer: str) -> bool:
+    """Whether every unit of a layer that has hits has pictures."""
+    for row in layers(run):
+        if row["layer"] == layer:
+            return bool(row["projected_units"] + row["dead_units"] >= row["units"])
+    return False
+
+
+def top_ranks(run: Json) -> int:
+    """How many hits of a unit are kept at most."""
+    return next(int(each["k"]) for each in run["spec"]["analyses"] if each["kind"] == "top")
+
+
+def opened(run: Json) -> Run:
+    """A run as arrays, for what the API has no answer of its own for."""
+    return _opened(_address(), _token(), run["id"], run["commit"])
+
+
+@st.cache_resource(max_entries=16, ttl=KEPT_SECONDS, show_spinner=False)
+def _opened(address: str, token: str, run: str, commit: str) -> Run:
+    return _client(address, token).run(run)
+
+
 def about(run: Json, *parts: str | int, **given: str | int | None) -> Json:
     """An answer that follows from a run alone: kept once the run is done."""
     path = run_path(run["id"], *parts)
@@ -79,6 +114,11 @@ def _connection(address: str, token: str) -> Connection:
 @st.cache_resource(max_entries=64, ttl=KEPT_SECONDS, show_spinner=False)
 def _client(address: str, token: str) -> Client:
     return Client(address, token, SECONDS)
+
+
+def takes_jobs() -> bool:
+    """Whether the service does; else it only shows runs."""
+    return bool(st.secrets["service"]["jobs"])
 
 
 def _address() -> str:

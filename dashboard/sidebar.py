@@ -9,8 +9,15 @@ from dashboard.pieces import element, link, text
 
 SEARCH = "search"
 
+IMAGES = ("images", "image", "upload")
 
-def show(run_id: str | None) -> None:
+
+def show(here: str, run_id: str | None) -> None:
+    """
+    Args:
+        here: name of the view that is shown.
+        run_id: of the run that it is of.
+    """
     with st.sidebar:
         pieces.put(link("/", "Deconvoy", class_="brand"))
         run = None if run_id is None else library.summary(run_id)
@@ -24,7 +31,7 @@ def show(run_id: str | None) -> None:
             on_change=_search,
             args=(run_id,),
         )
-        pieces.put(_ways(run))
+        pieces.put(_ways(here, run))
         asked = st.session_state.pop(SEARCH_FOR, None)
         if asked is not None:
             going.to(asked)
@@ -49,36 +56,42 @@ def _about(run: Json) -> str:
     return name + element("p", text(" · ".join(filter(None, told))), class_="told")
 
 
-def _ways(run: Json | None) -> str:
-    ways = [_way("/", "Runs", here=run is None and not _view().startswith("job"))]
+def _ways(here: str, run: Json | None) -> str:
+    ways = [_way("/", "Runs", here=here == "")]
     if run is not None:
         state = st.query_params.to_dict()
-        ways += [_way(view("run", run=run["id"]), "Layers", here=_view() == "run")]
+        ways += [_way(view("run", run=run["id"]), "Layers", here=here == "run")]
+        layers = library.layers(run)
+        short = pieces.short_names([layer["layer"] for layer in layers])
         ways += [
             _way(
                 view("layer", run=run["id"], layer=layer["layer"]),
-                layer["layer"],
+                short[layer["layer"]],
                 f"{layer['units']:,}",
-                here=state.get("layer") == layer["layer"],
+                title=layer["layer"],
+                here=here in ("layer", "unit") and state.get("layer") == layer["layer"],
                 kind="layer",
             )
-            for layer in library.layers(run)
+            for layer in layers
         ]
         ways += [
-            _way(view("images", run=run["id"]), "Images", here=_view() in ("images", "image")),
-            _way(view("compare", run=run["id"]), "Compare", here=_view() == "compare"),
+            _way(view("images", run=run["id"]), "Images", here=here in IMAGES),
+            _way(view("compare", run=run["id"]), "Compare", here=here == "compare"),
         ]
-    ways += [_way(view("jobs"), "Jobs", here=_view() in ("jobs", "job"))]
-    ways += [_way(view("new"), "New job", here=_view() == "new")]
+    ways += [_way(view("jobs"), "Jobs", here=here in ("jobs", "job"))]
+    if library.takes_jobs():
+        ways += [_way(view("new"), "New job", here=here == "new")]
     return element("nav", "".join(ways), class_="ways", **{"aria-label": "Views"})
 
 
-def _way(address: str, name: str, count: str = "", here: bool = False, kind: str = "") -> str:
-    shown = element("span", text(name), title=name) + element("small", count)
+def _way(
+    address: str,
+    name: str,
+    count: str = "",
+    here: bool = False,
+    kind: str = "",
+    title: str = "",
+) -> str:
+    shown = element("span", text(name), title=title or name) + element("small", count)
     current = {"aria-current": "page"} if here else {}
     return link(address, shown, class_=f"{kind} here".strip() if here else kind, **current)
-
-
-def _view() -> str:
-    """Name of the view that is shown."""
-    return str(st.context.url or "").rstrip("/").rpartition("/")[2].partition("?")[0]

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
@@ -163,6 +164,46 @@ class Client:
     def delete_run(self, run_id: str) -> None:
         """Delete a run and all its files, as ``ServedRun.delete``.  Raises RunNotFound."""
         delete_run(self._connection, run_id)
+
+    def diff(self, before: str, after: str, layer: str | None = None) -> pa.Table:
+        """What became of one run in another of its layout, as ``queries.diff`` tells it; of the
+        units of one layer, as ``queries.diff_units``.  The service computes it.
+
+        Args:
+            before, after: ids of runs.
+            layer: of its units; default: of all layers.
+
+        Raises:
+            RequestError: the layouts differ.
+            RunNotFound: no such run or layer.
+        """
+        from deconvoy.comparison import SCHEMA, UNIT_SCHEMA
+
+        path = f"{run_path(before)}/diff/{quote(after, safe='')}"
+        if layer is None:
+            return pa.Table.from_pylist(self._connection.get(path)["layers"], SCHEMA)
+        rows: list[dict[str, Any]] = []
+        while True:
+            given = {"offset": len(rows)}
+            page = self._connection.get(f"{path}/{quote(layer, safe='')}", given)
+            rows += page["units"]
+            if page["next"] is None:
+                return pa.Table.from_pylist(rows, UNIT_SCHEMA)
+
+    def upload(self, image: str | os.PathLike[str] | bytes) -> str:
+        """Hand an image in, for a job that looks at it alone.
+
+        Args:
+            image: path of a file, or its bytes: JPEG, PNG, WEBP, BMP or GIF.
+
+        Returns:
+            Where it lies at the service: the ``data.uri`` of a job.
+
+        Raises:
+            RequestError: it is no such image, or too large.
+        """
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        return str(self._connection.hand_in("/v1/uploads", content)["uri"])
 
     def query(self, run_id: str, name: str, *given: str | int, **named: str | int) -> pa.Table:
         """Ask a run, as ``deconvoy query`` does; the service computes the answer.

@@ -33,7 +33,35 @@ def diff(a: Run, b: Run) -> pa.Table:
         RequestError: the layouts differ; says in what.
     """
     _require_same_layout(a, b)
-    return pa.Table.from_pylist([_row(a, b, layer) for layer in a.layer_names], _SCHEMA)
+    return pa.Table.from_pylist([_row(a, b, layer) for layer in a.layer_names], SCHEMA)
+
+
+def diff_units(a: Run, b: Run, layer: str) -> pa.Table:
+    """One row a unit of a layer, those that changed most first: what became of it in run ``b``.
+
+    - ``kept``: share of its hits in ``a`` whose images it has in ``b``, too; null where it has none
+      in ``a``, such units come last.
+    - ``score_before``, ``score_after``: its mean score over its hits; null where it has none.
+
+    Raises:
+        RequestError: the layouts differ; says in what.
+        RunNotFound: no such layer, or its scan is not done.
+    """
+    _require_same_layout(a, b)
+    a.layer_group(layer)
+    before, after = _images_by_unit(a, layer), _images_by_unit(b, layer)
+    of_a, of_b = (_mean_scores(run, layer, _units(a, layer)).tolist() for run in (a, b))
+    rows = [
+        {
+            "unit": unit,
+            "kept": len(before[unit] & after[unit]) / len(before[unit]) if before[unit] else None,
+            "score_before": of_a[unit] if before[unit] else None,
+            "score_after": of_b[unit] if after[unit] else None,
+        }
+        for unit in range(_units(a, layer))
+    ]
+    rows.sort(key=lambda row: 2.0 if row["kept"] is None else row["kept"])
+    return pa.Table.from_pylist(rows, UNIT_SCHEMA)
 
 
 def overall(a: Run, b: Run) -> dict[str, Any]:
@@ -46,7 +74,7 @@ def overall(a: Run, b: Run) -> dict[str, Any]:
     }
 
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     {
         "layer": pa.string(),
         "units": pa.int64(),
@@ -55,6 +83,15 @@ _SCHEMA = pa.schema(
         "dead_before": pa.int64(),
         "dead_after": pa.int64(),
         "score_change": pa.float64(),
+    }
+)
+
+UNIT_SCHEMA = pa.schema(
+    {
+        "unit": pa.int32(),
+        "kept": pa.float64(),
+        "score_before": pa.float64(),
+        "score_after": pa.float64(),
     }
 )
 
@@ -80,6 +117,14 @@ def _row(a: Run, b: Run, layer: str) -> dict[str, Any]:
 def _pairs(run: Run, layer: str) -> set[tuple[int, str]]:
     table = run.table(layer)
     return set(zip(table["unit"].to_pylist(), table["uri"].to_pylist(), strict=True))
+
+
+def _images_by_unit(run: Run, layer: str) -> list[set[str]]:
+    """Paths of the images of each unit."""
+    found: list[set[str]] = [set() for _ in range(_units(run, layer))]
+    for unit, uri in _pairs(run, layer):
+        found[unit].add(uri)
+    return found
 
 
 def _mean_scores(run: Run, layer: str, units: int) -> np.ndarray:

@@ -5,7 +5,7 @@ every position of it one sees what the model still makes of the picture.  A run'
 picture that nobody scanned are the same thing here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,12 @@ class Occlusion:
 
     def name_of(self, label: int) -> str:
         """A class for people."""
-        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
+        return name_in(self.classes, label)
+
+
+def name_in(classes: Sequence[str], label: int) -> str:
+    """A class for people."""
+    return classes[label] if 0 <= label < len(classes) else f"class {label}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from deconvoy import likeness
 from deconvoy.asking import QUERIES, Query, ask, by_name, find, register, usage
-from deconvoy.comparison import diff, overall
+from deconvoy.comparison import diff, diff_units, overall
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.localisation import Localisation, localisation_of
 from deconvoy.run import Run
@@ -34,6 +34,7 @@ __all__ = [
     "localisation",
     "pointing_game",
     "diff",
+    "diff_units",
     "overall",
     "QUERIES",
     "Query",
@@ -181,7 +182,7 @@ def image(
     image: Annotated[int | str, "id of the image (a number), or its path in the data set"],
     layer: Layer = None,
 ) -> pa.Table:
-    """Every unit that has an image among its strongest, by layer and rank.
+    """Every unit that has an image among its strongest, by layer, rank and score.
 
     A number is an id, as all tables print it; anything else is a path (uri).
     """
@@ -190,7 +191,8 @@ def image(
     for name in _layers(run, layer):
         table = run.table(name)
         table = table.filter(pc.equal(table["image_id"], image_id))
-        tables.append(table.sort_by([("rank", "ascending"), ("unit", "ascending")]))
+        order = [("rank", "ascending"), ("score", "descending"), ("unit", "ascending")]
+        tables.append(table.sort_by(order))
     return pa.concat_tables(tables).drop_columns(["image_id", "uri", "label"])
 
 

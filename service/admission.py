@@ -34,7 +34,7 @@ def admit(spec: JobSpec, settings: Settings) -> None:
             "model.name",
         )
     for field, place in places_of(spec):
-        if not below_any(place, settings.data_roots):
+        if not below_any(place, settings.readable):
             roots = ", ".join(settings.data_roots) or "none"
             raise FieldInvalid(
                 f"{field} is {place!r}, which is not below a root that this service reads from "

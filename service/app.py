@@ -10,6 +10,7 @@ from starlette.middleware import Middleware
 from service import logs, problems
 from service.api import (
     chunks,
+    diff,
     images,
     jobs,
     layers,
@@ -21,6 +22,7 @@ from service.api import (
     runs,
     system,
     tables,
+    uploads,
 )
 from service.auth import Gate
 from service.catalogue import ACTIVE, ENDED, Catalogue
@@ -89,9 +91,11 @@ def create_app(
         system.router,
         jobs.router,
         plans.router,
+        uploads.router,
         runs.router,
         pictures.router,
         tables.router,
+        diff.router,
         images.router,
         occlusion.router,
         layers.router,

@@ -67,7 +67,7 @@ class Dispatcher:
                 logger.error("Job %s: %s", job.id, error)
         while (new := self._catalogue.claim(self._settings.concurrent_jobs)) is not None:
             logger.info("Job %s starts.", new.id)
-            roots = self._settings.data_roots
+            roots = self._settings.readable
             self._drivers.start(launcher.order(_attempt_of(new), new.url, new.spec, roots))
 
     def _follow(self, job: Job) -> None:

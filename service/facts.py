@@ -5,7 +5,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from deconvoy.errors import DeconvoyError
 from deconvoy.run import Run
+from deconvoy.store import RunStore
+
+LOG = "ledger/log.jsonl"
+"""What workers say, line by line, each with its time."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,21 @@ def of_run(run: Run, commit: str) -> Facts:
     )
 
 
+def seconds(url: str) -> float | None:
+    """From the first to the last word of its workers; None where they have said nothing."""
+    try:
+        times = [json.loads(line)["time"] for line in RunStore(url).lines(LOG)]
+        return float(times[-1] - times[0])
+    except (DeconvoyError, OSError, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
 def _created(url: str) -> dt.datetime | None:
     """When its first worker was ready, of a run on a disk."""
     if "://" in url:
         return None
     try:
-        with Path(url, "ledger", "log.jsonl").open(encoding="utf-8") as log:
+        with Path(url, LOG).open(encoding="utf-8") as log:
             first = json.loads(log.readline())
         return dt.datetime.fromtimestamp(first["time"], dt.UTC)
     except (OSError, ValueError, KeyError, TypeError):  # nothing has begun yet

@@ -3,6 +3,7 @@
 Pure ASGI, for HTTP and websockets alike.
 """
 
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
@@ -14,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+UPLOADS = ("/v1/uploads", "/_stcore/upload_file/")
+"""Where images are handed in, which are larger than other bodies: to the API, to the dashboard."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 POLICY_VIOLATION = 1008
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -26,7 +29,7 @@ def guards(settings: Settings) -> list[Middleware]:
         Middleware(CodeGuard),
         Middleware(HostGuard, names=frozenset((*LOOPBACK, _plain(settings.host), *named))),
         Middleware(OriginGuard, names=frozenset(named)),
-        Middleware(BodyGuard, most=settings.body_bytes),
+        Middleware(BodyGuard, most=settings.body_bytes, images=settings.upload_bytes),
     ]
 
 
@@ -110,29 +113,36 @@ class OriginGuard:
 
 
 class BodyGuard:
-    """Bodies of at most ``most`` bytes, whether or not they say how long they are."""
+    """Bodies of at most ``most`` bytes (``images`` where those are handed in), whether or not they
+    say how long they are."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, most: int, images: int) -> None:
         self.app = app
         self.most = most
+        self.images = images
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        uploads = scope["path"].startswith(UPLOADS)
+        most = self.images if uploads else self.most
+        refuse = partial(self._refuse, most, "UPLOAD" if uploads else "BODY")
         length = Headers(scope=scope).get("content-length")
         if length is not None:  # the server holds the body to it
             if not (length.isascii() and length.isdigit()):
                 detail = f"The Content-Length {length[:100]!r} is no whole number of bytes."
                 await _refuse(HTTPStatus.BAD_REQUEST, detail, scope, receive, send)
-            elif len(length) > 18 or int(length) > self.most:
-                await self._refuse(scope, receive, send)
+            elif len(length) > 18 or int(length) > most:
+                await refuse(scope, receive, send)
             else:
                 await self.app(scope, receive, send)
             return
-        await self._read_first(scope, receive, send)
+        await self._read_first(most, refuse, scope, receive, send)
 
-    async def _read_first(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _read_first(
+        self, most: int, refuse: ASGIApp, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Nobody knows how long it is before its end, so it is read here and handed on."""
         body = bytearray()
         more = True
@@ -142,8 +152,8 @@ class BodyGuard:
                 return
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > self.most:
-                await self._refuse(scope, receive, send)
+            if len(body) > most:
+                await refuse(scope, receive, send)
                 return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
@@ -152,10 +162,12 @@ class BodyGuard:
 
         await self.app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(
+        self, most: int, setting: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         detail = (
-            f"The body of this request has more than {self.most} bytes, the most that "
-            f"DECONVOY_BODY_BYTES allows: send less."
+            f"The body of this request has more than {most} bytes, the most that "
+            f"DECONVOY_{setting}_BYTES allows: send less."
         )
         await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, scope, receive, send)
 

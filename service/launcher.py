@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl
 
 from deconvoy.errors import MissingExtra, RequestError
 from deconvoy.occlusion import Occlusion
@@ -297,6 +298,22 @@ def drivers(address: str) -> Any:
     with _extra("ray", "Running jobs"):
         from workers.drivers import Drivers
     return Drivers(address)
+
+
+def drawing(uri: str, number: str) -> Any:
+    """An image of ``shapes``, by the number it is called by.
+
+    Args:
+        uri: of the data: ``shapes?size=1000&seed=1``.
+
+    Returns:
+        (row, col, rgb) of uint8.
+    """
+    with _extra("workers", "Drawing an image of shapes"):
+        from workers.shapes import render
+
+    seed = dict(parse_qsl(uri.partition("?")[2])).get("seed", "0")
+    return render(int(seed), int(number)).image
 
 
 def order(job: str, url: str, spec: dict[str, Any], roots: tuple[str, ...]) -> Any:

@@ -24,6 +24,7 @@ from deconvoy.errors import MissingExtra
 from service import app
 from service.auth import LOOKING, Gate, Scope
 from service.guards import POLICY_VIOLATION, guards, problem_response
+from service.settings import MIB
 
 LOGIN = "/login"
 
@@ -42,7 +43,10 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-BEHIND_GUARDS = {"server.enableCORS": False, "server.enableXsrfProtection": False}
+BEHIND_GUARDS: dict[str, Any] = {
+    "server.enableCORS": False,
+    "server.enableXsrfProtection": False,
+}
 """``guards`` looks at Host and Origin already, by the names of this service; Streamlit would ask
 other hosts for the address of this machine to judge them."""
 
@@ -71,7 +75,13 @@ def with_dashboard(api: FastAPI, address: str) -> Any:
 
     pages = streamlit.App(
         script(),
-        secrets={"service": {"address": address, "key": gate.key}},
+        secrets={
+            "service": {
+                "address": address,
+                "key": gate.key,
+                "jobs": api.state.queue is not None,
+            }
+        },
         lifespan=lifespan,
         middleware=[
             Middleware(ApiFirst, api=api),
@@ -80,7 +90,8 @@ def with_dashboard(api: FastAPI, address: str) -> Any:
             Middleware(FrontPage, html=front_page(Path(streamlit.__file__).parent)),
         ],
     )
-    for option, value in BEHIND_GUARDS.items():
+    most = {"server.maxUploadSize": max(1, api.state.settings.upload_bytes // MIB)}
+    for option, value in {**BEHIND_GUARDS, **most}.items():
         config.set_option(option, value)
     return pages
 

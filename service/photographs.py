@@ -1,13 +1,15 @@
 """A picture of one image of a run: what the run keeps of it, else its file.
 
 Files are read only below the operator's data roots, and only where a data set is a folder; what is
-sent is drawn anew, never the file itself.
+sent is drawn anew, never the file itself.  Images of ``shapes`` are drawn by their number.
 """
 
 import io
+import re
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +19,8 @@ from deconvoy.arrays import read
 from deconvoy.errors import RunNotFound
 from deconvoy.files import Files, is_remote
 from deconvoy.run import Run
+from deconvoy.spec import Place
+from service import launcher
 from service.settings import Settings
 
 LONGER_SIDE = 1024
@@ -25,40 +29,84 @@ LONGER_SIDE = 1024
 FILE_BYTES = 64 * 2**20
 """Of a file that is read, at most."""
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 
-def of(run: Run, image: int, uri: str, settings: Settings) -> Image.Image:
+LATER = re.compile(r"\+(\d+):")
+"""How images of a later place of ``data.uri`` are named."""
+
+
+def of(run: Run, image: int, uri: str, side: int, settings: Settings) -> Image.Image:
     """The picture.
+
+    Args:
+        side: the longer one, in pixels at most.
 
     Raises:
         RunNotFound: the run keeps none, and the file may not be read or is none.
     """
-    kept = _of_occlusion(run, image)
+    kept = _of_run(run, image)
     if kept is None:
-        kept = _of_hits(run, image)
-    if kept is not None:
-        return Image.fromarray(kept)
-    for folder in _folders(run, settings):
-        found = _of_file(folder, uri, settings.picture_pixels)
-        if found is not None:
-            return found
-    raise RunNotFound(
-        f"The run {run.url!r} keeps no whole picture of image {image}, and its file {uri!r} cannot "
-        "be read below the data roots of the service: add its folder to data_roots, or occlude it."
-    )
+        place, name = _place_of(run, uri)
+        if _is_drawn(place):
+            kept = launcher.drawing(place.uri, name)
+        elif _readable(place, settings):
+            picture = _of_file(place.uri, name, side, settings.picture_pixels)
+            if picture is not None:
+                return picture
+    if kept is None:
+        raise RunNotFound(
+            f"The run {run.url!r} keeps no whole picture of image {image}, and its file {uri!r} "
+            "cannot be read below the data roots of the service: add its folder to data_roots, or "
+            "occlude it."
+        )
+    picture = Image.fromarray(kept)
+    picture.thumbnail((side, side))
+    return picture
 
 
-def _of_occlusion(run: Run, image: int) -> UInt8[np.ndarray, "row col rgb"] | None:
-    """The preprocessed image, of those a square was slid over."""
+def drawable(run: Run, images: Iterable[tuple[int, str]], settings: Settings) -> set[int]:
+    """Of these images, by id and uri, those there is likely a picture of: nothing is decoded."""
+    kept = occluded(run) | _seen_whole(run).keys()
+    found = set()
+    for image, uri in images:
+        place, name = _place_of(run, uri)
+        if image in kept or _is_drawn(place) or _is_file(place, name, settings):
+            found.add(image)
+    return found
+
+
+def occluded(run: Run) -> set[int]:
+    """Images that a square was slid over."""
+    try:
+        return set(run.occluded()["image_id"].to_pylist())
+    except RunNotFound:
+        return set()
+
+
+def _of_run(run: Run, image: int) -> UInt8[np.ndarray, "row col rgb"] | None:
+    """The preprocessed image, of those a square was slid over; or that a unit which sees all of an
+    image has among its strongest."""
     try:
         return run.occlusion(image).picture
     except RunNotFound:
+        pass
+    place = _seen_whole(run).get(image)
+    if place is None:
         return None
+    layer, unit, rank = place
+    return np.asarray(run.unit(layer, unit).patches[rank])
 
 
-def _of_hits(run: Run, image: int) -> UInt8[np.ndarray, "row col rgb"] | None:
-    """The preprocessed image, where a unit that sees all of it has it among its strongest."""
+_whole: WeakKeyDictionary[Run, dict[int, tuple[str, int, int]]] = WeakKeyDictionary()
+
+
+def _seen_whole(run: Run) -> dict[int, tuple[str, int, int]]:
+    """Image → layer, unit and rank of a hit whose patch is all of the image."""
+    if run in _whole:
+        return _whole[run]
     side = run.attributes["provenance"]["transform"]["crop"]
-    for layer in reversed(run.layer_names):
+    found: dict[int, tuple[str, int, int]] = {}
+    for layer in run.layer_names:
         try:
             group = run.layer_group(layer)
         except RunNotFound:
@@ -67,30 +115,44 @@ def _of_hits(run: Run, image: int) -> UInt8[np.ndarray, "row col rgb"] | None:
         if not projected:
             continue
         images, windows = read(group, "image")[projected], read(group, "window")[projected]
-        whole = (windows == (0, 0, side, side)).all(-1) & (images == image)
-        for unit, rank in np.argwhere(whole)[:1].tolist():
-            return np.asarray(run.unit(layer, projected[unit]).patches[rank])
-    return None
+        for row, rank in np.argwhere((windows == (0, 0, side, side)).all(-1)).tolist():
+            found[int(images[row, rank])] = (layer, projected[row], rank)
+    _whole[run] = found
+    return found
 
 
-def _folders(run: Run, settings: Settings) -> Iterator[str]:
-    """Folders of the run's data set that the service may read."""
-    for place in run.spec.data.places:
-        if place.uri.startswith("shapes"):
-            continue
-        if is_remote(place.uri):
-            roots = [root.rstrip("/") + "/" for root in settings.data_roots if is_remote(root)]
-            if place.uri.startswith("s3:") and f"{place.uri}/".startswith(tuple(roots)):
-                yield place.uri
-        elif any(_below(Path(place.uri), root) for root in settings.data_roots):
-            yield place.uri
+def _place_of(run: Run, uri: str) -> tuple[Place, str]:
+    """The place of the job's data that an image comes from, and what it is called there."""
+    places = run.spec.data.places
+    later = LATER.match(uri) if len(places) > 1 else None
+    return (places[0], uri) if later is None else (places[int(later[1])], uri[later.end() :])
+
+
+def _is_drawn(place: Place) -> bool:
+    """Whether its images are drawn by number."""
+    return place.uri.partition("?")[0] == "shapes"
+
+
+def _readable(place: Place, settings: Settings) -> bool:
+    """Whether it is a folder that the service may read."""
+    if is_remote(place.uri):
+        roots = [root.rstrip("/") + "/" for root in settings.readable if is_remote(root)]
+        return place.uri.startswith("s3:") and f"{place.uri}/".startswith(tuple(roots))
+    return any(_below(Path(place.uri), root) for root in settings.readable)
+
+
+def _is_file(place: Place, name: str, settings: Settings) -> bool:
+    """Of a bucket nobody asks for every image of a list."""
+    if not _readable(place, settings) or PurePosixPath(name).suffix.lower() not in SUFFIXES:
+        return False
+    return is_remote(place.uri) or Path(place.uri, name).is_file()
 
 
 def _below(path: Path, root: str) -> bool:
     return not is_remote(root) and path.resolve().is_relative_to(Path(root).resolve())
 
 
-def _of_file(folder: str, uri: str, pixels: int) -> Image.Image | None:
+def _of_file(folder: str, uri: str, side: int, pixels: int) -> Image.Image | None:
     if any(part in ("", ".", "..") for part in uri.split("/")) or "\0" in uri:
         return None
     if not is_remote(folder) and not _below(Path(folder, uri), folder):  # a link that leads away
@@ -104,9 +166,9 @@ def _of_file(folder: str, uri: str, pixels: int) -> Image.Image | None:
             picture = Image.open(io.BytesIO(files.read(uri)))
             if picture.width * picture.height > pixels:
                 return None
-            picture.draft("RGB", (LONGER_SIDE, LONGER_SIDE))
+            picture.draft("RGB", (side, side))
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning):
         return None
-    upright.thumbnail((LONGER_SIDE, LONGER_SIDE))
+    upright.thumbnail((side, side))
     return upright

@@ -33,7 +33,7 @@ def plan(spec: JobSpec, settings: Settings) -> dict[str, Any]:
                 "-m",
                 "service.planner",
                 str(settings.plan_bytes),
-                *settings.data_roots,
+                *settings.readable,
             ],
             input=json.dumps(spec.to_json()),
             capture_output=True,

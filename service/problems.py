@@ -141,10 +141,10 @@ async def _on_problem(request: Request, error: Exception) -> ProblemResponse:
 
 def _without_place(request: Request, problem: Problem) -> Problem:
     """Callers know a run by its id, and need not know where it lies."""
-    place, run_id = getattr(request.state, "run", ("", ""))
-    if not place:
-        return problem
-    detail = problem.detail.replace(place, run_id)
+    detail = problem.detail
+    for place, run_id in getattr(request.state, "runs", ()):
+        if place:
+            detail = detail.replace(place, run_id)
     return Problem(problem.status, problem.title, detail, problem.field, problem.headers)
 
 

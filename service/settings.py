@@ -54,6 +54,8 @@ class Settings(BaseSettings):
 
     body_bytes: Annotated[int, Field(ge=1024)] = MIB
     """Of a request, at most."""
+    upload_bytes: Annotated[int, Field(ge=1024)] = 16 * MIB
+    """Of an image that somebody hands in, at most."""
     page_rows: Annotated[int, Field(ge=1)] = 1000
     """Of a JSON page, at most."""
     picture_pixels: Annotated[int, Field(ge=10_000)] = 40_000_000
@@ -98,6 +100,16 @@ class Settings(BaseSettings):
     def runs_root(self) -> str:
         runs = self.runs or str(self.home_folder / "runs")
         return runs if "://" in runs else str(Path(runs).expanduser().absolute())
+
+    @property
+    def uploads(self) -> str:
+        """Where images that people hand in are kept: where every worker can read, as runs are."""
+        return f"{self.runs_root.rstrip('/')}/.uploads"
+
+    @property
+    def readable(self) -> tuple[str, ...]:
+        """Places below which jobs may read."""
+        return (*self.data_roots, self.uploads)
 
     @property
     def token_file(self) -> Path:

@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from dashboard import addresses, going, library, pieces
+from dashboard import addresses, library, pieces
 from dashboard.addresses import changed, view
 from dashboard.library import Json
 from dashboard.pieces import bar, element, heading, link, number, percent, pills, text
 from dashboard.views import asked
+from dashboard.views.images import choose_class
 
 PAGE = 48
 TILE = 44
@@ -19,6 +20,9 @@ ORDERS = {
     "density": "density",
     "purity": "class selectivity",
 }
+
+DEAD = {"hide": "false", "only": "true"}
+"""What the address says of dead units, as the API has it."""
 
 
 def show() -> None:
@@ -38,7 +42,7 @@ def show() -> None:
         "units",
         order=order,
         label=state.get("class"),
-        dead={"hide": "false", "only": "true"}.get(state.get("dead", "")),
+        dead=DEAD.get(state.get("dead", "")),
         offset=offset,
         limit=PAGE,
     )
@@ -46,8 +50,8 @@ def show() -> None:
     with controls:
         pieces.put(_controls(state, layer, shown, order))
     with classes:
-        _choose_class(run, state)
-    pages = _pages(state, offset, page["total"])
+        choose_class(run, state, "layer")
+    pages = pieces.pages("layer", state, offset, PAGE, page["total"])
     tiles = "".join(_tile(run, layer, row, shown) for row in page["units"])
     kind = "wall wide" if shown == "both" else "wall"
     none = element("p", "No unit of this layer is like that.", class_="empty")
@@ -80,52 +84,14 @@ def _controls(state: dict[str, str], layer: Json, shown: str, order: str) -> str
             for name, told in names.items()
         ]
 
-    dead = {"": "all", "hide": "alive", "only": "dead"} if layer["dead_units"] else {}
+    dead: dict[str, str] = (
+        {"": "all", "hide": "alive", "only": "dead"} if layer["dead_units"] else {}
+    )
     return bar(
         pills("Show", options("show", SHOWS, shown)),
         pills("Sort by", options("order", ORDERS, order)),
         pills("Dead units", options("dead", dead, state.get("dead", ""))) if dead else "",
     )
-
-
-def _choose_class(run: Json, state: dict[str, str]) -> None:
-    """Of 1,000 classes one is found by typing."""
-    if not run["classes"]:
-        return
-    now = state.get("class")
-    classes = run["classes"]
-    chosen = st.selectbox(
-        "Class",
-        classes,
-        index=classes.index(now) if now in classes else None,
-        placeholder="any class",
-        label_visibility="collapsed",
-        key=f"class-{now}",
-    )
-    if chosen != now:
-        going.to(changed("layer", {**state, "class": chosen or None, "offset": None}))
-
-
-def _pages(state: dict[str, str], offset: int, total: int) -> str:
-    last = min(offset + PAGE, total)
-    told = f"{offset + 1:,}–{last:,} of {total:,}" if total else "none"
-    before = changed("layer", state, offset=max(0, offset - PAGE) or None) if offset else None
-    after = changed("layer", state, offset=offset + PAGE) if last < total else None
-    return bar(
-        element(
-            "div",
-            _step(before, "‹", "prev", "Page before")
-            + element("span", told, class_="told")
-            + _step(after, "›", "next", "Next page"),
-            class_="pages",
-        )
-    )
-
-
-def _step(address: str | None, sign: str, rel: str, described: str) -> str:
-    if address is None:
-        return element("span", sign, class_="pill off", **{"aria-hidden": "true"})
-    return link(address, sign, class_="pill", rel=rel, title=described)
 
 
 def _tile(run: Json, layer: Json, row: Json, shown: str) -> str:

@@ -36,13 +36,14 @@ def _strip(run: Json, layers: list[Json]) -> str:
     side = run["provenance"]["transform"]["crop"]
     boxes = [element("div", element("b", "pixels") + f"<span>{side} × {side}</span>", class_="px")]
     most = max(layer["units"] for layer in layers)
+    short = pieces.short_names([layer["layer"] for layer in layers])
     for layer in layers:
         size = layer["height"] * layer["width"]
         maps = f"{layer['height']} × {layer['width']}" if size > 1 else "neurons"
         sees = "whole image" if layer["whole_image"] else f"sees {_side(layer['field_size'])} px"
         dead = f"{layer['dead_units']:,} dead" if layer["dead_units"] else ""
         content = (
-            element("b", text(layer["layer"]), title=layer["layer"])
+            element("b", text(short[layer["layer"]]), title=layer["layer"])
             + f"<span>{layer['units']:,} × {maps}</span>"
             + f"<span>{sees}</span><span>{dead}</span>"
             + f'<i style="width:{max(4, 100 * layer["units"] / most):.0f}%"></i>'
@@ -85,13 +86,12 @@ def _data(run: Json) -> str:
 
 
 def _made(run: Json) -> str:
-    made, results = run["provenance"], run["results"] or {}
-    took = results.get("seconds")
+    made = run["provenance"]
     rows = [
         ("made", (run["created"] or "").replace("T", " ")[:16]),
-        ("took", f"{took / 60:.1f} min" if took else ""),
+        ("took", "" if run["seconds"] is None else pieces.duration(run["seconds"])),
         ("precision", made.get("dtype")),
-        ("device", made.get("device")),
+        ("device", ", ".join(made.get("device", []))),
         ("commit", run["commit"]),
     ]
     return card("Made", facts(rows))

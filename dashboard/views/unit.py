@@ -4,13 +4,14 @@ import math
 
 import streamlit as st
 
-from dashboard import addresses, library, pieces
+from dashboard import addresses, library, pieces, unit_occlusion
 from dashboard.addresses import changed, view
 from dashboard.library import Json
 from dashboard.pieces import (
     bar,
     bars,
     card,
+    cut,
     element,
     facts,
     heading,
@@ -45,6 +46,18 @@ def show() -> None:
     near = _near(run, layer, unit)
     side = element("div", _strength(run, unit) + _facts(unit) + near, class_="side")
     pieces.put(element("div", _halves(run, layer, unit, state) + side, class_="unit"))
+    patches = addresses.unit_picture(
+        run["id"],
+        run["commit"],
+        layer["layer"],
+        number_,
+        "jpg",
+        show="patch",
+        tile=unit_occlusion.TILE,
+        zoom=False,
+    )
+    if unit["pictures"] is not None:
+        pieces.put(unit_occlusion.section(run, layer["layer"], unit, patches))
     st.code(_code(run, layer, unit), language="python")
 
 
@@ -138,7 +151,7 @@ def _half(
         run["id"], run["commit"], layer["layer"], unit["unit"], "jpg", show=half, tile=TILE, **look
     )
     hits = "".join(
-        _hit(run, unit, hit, half, _cut(address, hit["rank"], unit["ranks"], hit))
+        _hit(run, unit, hit, half, cut(address, TILE, hit["rank"], unit["ranks"], _described(hit)))
         for hit in unit["hits"]
     )
     columns = math.ceil(math.sqrt(unit["ranks"]))
@@ -150,20 +163,8 @@ def _half(
     )
 
 
-def _cut(address: str, rank: int, ranks: int, hit: Json) -> str:
-    """One tile of the sheet of all: the sheet is enlarged and moved behind a box."""
-    columns = math.ceil(math.sqrt(ranks))
-    gap = max(1, TILE // 32)
-    step, rows = TILE + gap, math.ceil(ranks / columns)
-    width, height = columns * step - gap, rows * step - gap
-    row, column = divmod(rank, columns)
-    style = (
-        f"width:{100 * width / TILE:.3f}%;"
-        f"transform:translate({-100 * column * step / width:.3f}%,"
-        f"{-100 * row * step / height:.3f}%)"
-    )
-    described = f"rank {rank + 1}, {hit['class'] or hit['uri']}, activation {hit['score']:.4g}"
-    return pieces.picture(address, described, style=style)
+def _described(hit: Json) -> str:
+    return f"rank {hit['rank'] + 1}, {hit['class'] or hit['uri']}, activation {hit['score']:.4g}"
 
 
 def _hit(run: Json, unit: Json, hit: Json, half: str, drawn: str) -> str:
@@ -231,7 +232,7 @@ def _neighbour(run: Json, row: Json) -> str:
         run["id"], run["commit"], name, unit, "jpg", show="projection", tile=NEAR_TILE
     )
     told = f"{name}:{unit} shares {row['shared']} images"
-    drawn = pieces.picture(address, told)
+    drawn = pieces.picture(address, told) if library.has_pictures(run, name) else ""
     line = element("b", str(unit)) + element("span", f"{row['jaccard']:.2f}", class_="told")
     content = drawn + element("div", line, class_="line") + element("div", text(name),
                                                                     class_="class")  # fmt: skip

@@ -111,6 +111,7 @@ class RunDetails(RunSummary):
         occluded=32,
         spec={"model": {"name": "torchvision/squeezenet1_1"}, "data": {"uri": "photos"}},
         provenance={"model_sha256": "cdab693e…", "images": 5000},
+        seconds=412.5,
         results={"images": 5000, "skipped": 0, "top1": 0.5624},
     )
 
@@ -127,6 +128,8 @@ class RunDetails(RunSummary):
     """Images a square was slid over."""
     spec: dict[str, Any]
     provenance: dict[str, Any]
+    seconds: float | None
+    """It took, with any pause before it was resumed."""
     results: dict[str, Any] | None
     """Null until the run is scanned."""
 

@@ -34,18 +34,23 @@ Version = Annotated[
 ]
 
 
-def opened(request: Request, run_id: str) -> Shelved:
+def opened(request: Request, run_id: str, field: str = "run_id") -> Shelved:
     """The run that is meant.
+
+    Args:
+        field: the part of the request that names it.
 
     Raises:
         Problem: there is none of that id.
     """
     shelf: Shelf = request.app.state.shelf
-    with problems.about("run_id"):
+    with problems.about(field):
         try:
             return shelf.open(run_id)
         finally:
-            request.state.run = (shelf.place(run_id), run_id)  # so that no answer tells the place
+            # So that no answer tells the place.
+            known = getattr(request.state, "runs", ())
+            request.state.runs = (*known, (shelf.place(run_id), run_id))
 
 
 def link(request: Request, *parts: object, **query: object) -> str:
@@ -61,7 +66,7 @@ def _escaped(part: object) -> str:
     return escaped if escaped.strip(".") else escaped.replace(".", "%2E")
 
 
-def page_size(request: Request, limit: int | None) -> int:
+def page_size(request: Request, limit: int | None, field: str = "limit") -> int:
     """Rows of a page.
 
     Raises:
@@ -71,9 +76,9 @@ def page_size(request: Request, limit: int | None) -> int:
     if limit is not None and limit > most:
         raise refused(
             422,
-            f"The parameter 'limit' is {limit}; a page has {most} rows at most: ask for fewer, and "
-            "follow next.",
-            "limit",
+            f"The parameter {field!r} is {limit}; a page has {most} rows at most: ask for fewer, "
+            "and follow next.",
+            field,
         )
     return limit or most
 

@@ -15,6 +15,7 @@ IMAGE = {
     "predicted_class": "tabby",
     "probability": 0.83,
     "skipped": None,
+    "picture": "/v1/runs/squeeze-photos/images/1203.jpg?v=3f2a9c0d1e4b5a67",
 }
 
 
@@ -34,6 +35,8 @@ class ImageRow(Answer):
     probability: float | None
     skipped: str | None
     """Why it was left out; null where it was read."""
+    picture: str | None
+    """Null where the run keeps none whole, and its file may not be read."""
 
 
 class ImagePage(Answer):
@@ -52,6 +55,15 @@ class ImageHit(Answer):
     unit: int
     rank: int
     score: float
+    projected: bool
+    """Whether there are pictures of it."""
+
+
+class LayerCount(Answer):
+    """How many units of a layer have the image among their strongest."""
+
+    layer: str
+    units: int
 
 
 class ImageDetails(ImageRow):
@@ -59,15 +71,16 @@ class ImageDetails(ImageRow):
 
     model_config = example_of(
         **IMAGE,
-        hits=[{"layer": LAYER["layer"], "unit": 42, "rank": 0, "score": 41.25}],
+        hits=[{"layer": LAYER["layer"], "unit": 42, "rank": 0, "score": 41.25, "projected": True}],
+        layers=[{"layer": LAYER["layer"], "units": 1}],
         occluded=False,
-        picture="/v1/runs/squeeze-photos/images/1203.jpg?v=3f2a9c0d1e4b5a67",
     )
 
     hits: list[ImageHit]
-    """By layer, then rank; a page of them at most."""
+    """By layer, then rank, then score; of each layer so many at most."""
+    layers: list[LayerCount]
+    """Those that have any."""
     occluded: bool
-    picture: str
 
 
 class OcclusionRow(Answer):

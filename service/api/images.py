@@ -1,5 +1,6 @@
 """Images of a run's data set: what is known of each, and which units it excites most."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -7,8 +8,7 @@ import pyarrow.compute as pc
 from fastapi import Depends, Path, Query, Request
 
 from deconvoy import queries
-from deconvoy.errors import RunNotFound
-from service import problems
+from service import photographs, problems
 from service.api.asking import (
     KNOWN_PARAMETERS,
     Limit,
@@ -19,7 +19,7 @@ from service.api.asking import (
     opened,
     page_size,
 )
-from service.api.image_answers import ImageDetails, ImageHit, ImagePage, ImageRow
+from service.api.image_answers import ImageDetails, ImageHit, ImagePage, ImageRow, LayerCount
 from service.api.routing import Routes
 from service.auth import Scope, requires
 from service.shelf import Shelved
@@ -62,7 +62,8 @@ def list_images(
 ) -> ImagePage:
     """A page of the images, in reading order."""
     size = page_size(request, limit)
-    run = opened(request, run_id).run
+    shelved = opened(request, run_id)
+    run = shelved.run
     images = run.images()
     if text is not None:
         images = images.filter(pc.match_substring(images["uri"], text))
@@ -78,23 +79,49 @@ def list_images(
         total=total,
         offset=offset,
         next=next_page(request, offset, size, total),
-        images=[_row(run, row) for row in images.slice(offset, size).to_pylist()],
+        images=_rows(request, shelved, images.slice(offset, size).to_pylist()),
     )
 
 
 @router.get("/{image}")
-def show_image(request: Request, run_id: RunId, image: ImageId) -> ImageDetails:
+def show_image(
+    request: Request,
+    run_id: RunId,
+    image: ImageId,
+    layer: Annotated[
+        str | None,
+        Query(
+            description="Only hits of this layer.", examples=["features.12.expand3x3_activation"]
+        ),
+    ] = None,
+    each: Annotated[
+        int | None,
+        Query(ge=1, le=2**31, description="Hits of a layer at most; default: a page of them."),
+    ] = None,
+) -> ImageDetails:
     """One image, and the units that have it among their strongest."""
     shelved = opened(request, run_id)
     row = image_row(shelved, image)
-    found = queries.image(shelved.run, image).slice(0, page_size(request, None))
-    hits = found.select(["layer", "unit", "rank", "score"]).to_pylist()
+    size = page_size(request, each, "each")
+    if layer is not None:
+        with problems.about("layer"):
+            shelved.run.layer_group(layer)
+    names = shelved.run.layer_names if layer is None else (layer,)
+    by_layer = {name: queries.image(shelved.run, image, name) for name in names}
+    there = {name: found for name, found in by_layer.items() if found.num_rows}
     return ImageDetails(
-        **_row(shelved.run, row).model_dump(),
-        hits=[ImageHit(**hit) for hit in hits],
-        occluded=image in _occluded(shelved),
-        picture=link(request, "runs", run_id, "images", f"{image}.jpg", v=shelved.commit),
+        **_rows(request, shelved, [row])[0].model_dump(),
+        hits=[hit for name, found in there.items() for hit in _hits(shelved, name, found, size)],
+        layers=[LayerCount(layer=name, units=found.num_rows) for name, found in there.items()],
+        occluded=image in photographs.occluded(shelved.run),
     )
+
+
+def _hits(shelved: Shelved, layer: str, found: pa.Table, size: int) -> Iterator[ImageHit]:
+    projected = shelved.run.projected_flags(layer)
+    for hit in found.slice(0, size).select(["layer", "unit", "rank", "score"]).to_pylist():
+        there = projected is not None and bool(projected[hit["unit"]])
+        yield ImageHit(**hit, projected=there)
 
 
 def image_row(shelved: Shelved, image: int) -> dict[str, Any]:
@@ -105,17 +132,20 @@ def image_row(shelved: Shelved, image: int) -> dict[str, Any]:
     return row
 
 
-def _row(run: Any, row: dict[str, Any]) -> ImageRow:
-    return ImageRow(
-        **row,
-        name=run.class_name(row["label"]),
-        predicted_class=run.class_name(row["predicted"]),
-    )
+def _rows(request: Request, shelved: Shelved, rows: list[dict[str, Any]]) -> list[ImageRow]:
+    run, settings = shelved.run, request.app.state.settings
+    images = [(row["id"], row["uri"]) for row in rows]
+    drawable = photographs.drawable(run, images, settings)
 
+    def picture(image: int) -> str:
+        return link(request, "runs", shelved.id, "images", f"{image}.jpg", v=shelved.commit)
 
-def _occluded(shelved: Shelved) -> list[int]:
-    try:
-        ids: list[int] = shelved.run.occluded()["image_id"].to_pylist()
-    except RunNotFound:
-        return []
-    return ids
+    return [
+        ImageRow(
+            **row,
+            name=run.class_name(row["label"]),
+            predicted_class=run.class_name(row["predicted"]),
+            picture=picture(row["id"]) if row["id"] in drawable else None,
+        )
+        for row in rows
+    ]

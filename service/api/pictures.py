@@ -135,14 +135,20 @@ async def draw_layer(
 
 @router.get("/images/{image}.jpg", responses=JPEG)
 async def draw_image(
-    request: Request, run_id: RunId, image: ImageId, v: Version = None
+    request: Request,
+    run_id: RunId,
+    image: ImageId,
+    side: Annotated[
+        int, Query(ge=16, le=1024, description="Longer side in pixels, at most.", examples=[256])
+    ] = photographs.LONGER_SIDE,
+    v: Version = None,
 ) -> Response:
     """An image: as the run keeps it, else from its file, where that may be read."""
 
     def draw(shelved: Shelved) -> Image.Image:
         row = image_row(shelved, image)
         with problems.about("image"):
-            return photographs.of(shelved.run, image, row["uri"], request.app.state.settings)
+            return photographs.of(shelved.run, image, row["uri"], side, request.app.state.settings)
 
     return await _drawn(request, run_id, draw, "jpg", v)
 

@@ -7,7 +7,7 @@ from fastapi import Body, Depends, Query, Request, Response
 
 from deconvoy.errors import RunNotFound
 from deconvoy.store import RunStore
-from service import problems
+from service import facts, problems
 from service.api.answers import RunChange, RunDetails, RunPage, RunSummary
 from service.api.asking import (
     KNOWN_PARAMETERS,
@@ -90,6 +90,7 @@ def show_run(request: Request, run_id: RunId) -> RunDetails:
         occluded=occluded,
         spec=run.attributes["spec"],
         provenance=run.attributes["provenance"],
+        seconds=facts.seconds(run.url),
         results=run.attributes.get("results"),
     )
 
