@@ -28,9 +28,11 @@ def unit_picture(run: str, commit: str, layer: str, unit: int, suffix: str, **lo
     return _picture(f"layers/{_part(layer)}/units/{unit}.{suffix}", run, commit, **look)
 
 
-def image_picture(run: str, commit: str, image: int, side: int) -> str:
-    """An image, its longer side of so many pixels at most."""
-    return _picture(f"images/{image}.jpg", run, commit, side=side)
+def image_picture(
+    run: str, commit: str, image: int, side: int, preprocessed: bool | None = None
+) -> str:
+    """An image, its longer side of so many pixels at most; as the model sees it, if asked for."""
+    return _picture(f"images/{image}.jpg", run, commit, side=side, preprocessed=preprocessed)
 
 
 def occlusion_picture(run: str, commit: str, image: int, layer: str | None = None) -> str:

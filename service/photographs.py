@@ -35,31 +35,38 @@ LATER = re.compile(r"\+(\d+):")
 """How images of a later place of ``data.uri`` are named."""
 
 
-def of(run: Run, image: int, uri: str, side: int, settings: Settings) -> Image.Image:
-    """The picture.
+def of(
+    run: Run, image: int, uri: str, side: int, preprocessed: bool, settings: Settings
+) -> Image.Image:
+    """The picture: whole, from its file, else as the run keeps it.
 
     Args:
         side: the longer one, in pixels at most.
+        preprocessed: only as the model sees it, resized and cropped, which a run keeps of some.
 
     Raises:
         RunNotFound: the run keeps none, and the file may not be read or is none.
     """
-    kept = _of_run(run, image)
-    if kept is None:
+    if not preprocessed:
         place, name = _place_of(run, uri)
         if _is_drawn(place):
-            kept = launcher.drawing(place.uri, name)
-        elif _readable(place, settings):
+            return _within(side, launcher.drawing(place.uri, name))
+        if _readable(place, settings):
             picture = _of_file(place.uri, name, side, settings.picture_pixels)
             if picture is not None:
                 return picture
+    kept = _of_run(run, image)
     if kept is None:
         raise RunNotFound(
             f"The run {run.url!r} keeps no whole picture of image {image}, and its file {uri!r} "
             "cannot be read below the data roots of the service: add its folder to data_roots, or "
             "occlude it."
         )
-    picture = Image.fromarray(kept)
+    return _within(side, kept)
+
+
+def _within(side: int, pixels: UInt8[np.ndarray, "row col rgb"]) -> Image.Image:
+    picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
     return picture
 

@@ -1,6 +1,7 @@
 """Pictures, images and occlusion over HTTP, and how long a cache may keep them."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from service import drawing
 from tests.runs import run_inline, small_spec, write_photographs
 from tests.serving import client_of, problem_of, settings_of, with_runs
 from tests.test_api_runs import change_attributes
+from workers.shapes import render
 
 RUN = "/v1/runs/small"
 UNIT = f"{RUN}/layers/relu2/units/40"
@@ -85,11 +87,13 @@ def test_an_occluded_image_is_that_of_the_run(client: httpx.Client, small_run: P
 def test_images_are_those_of_the_run(client: httpx.Client, small_run: Path) -> None:
     run = deconvoy.open(small_run)
     page = client.get(f"{RUN}/images").raise_for_status().json()
+    commit = client.get(RUN).json()["commit"]
     assert page["total"] == 40
     for row, expected in zip(page["images"], run.images().to_pylist(), strict=True):
         assert row == expected | {
             "class": run.class_name(expected["label"]),
             "predicted_class": run.class_name(expected["predicted"]),
+            "picture": f"{RUN}/images/{expected['id']}.jpg?v={commit}",
         }
     fish = client.get(f"{RUN}/images?label=fish&limit=1").json()
     assert (fish["total"], len(fish["images"])) == (4, 1) and fish["next"]
@@ -97,13 +101,37 @@ def test_images_are_those_of_the_run(client: httpx.Client, small_run: Path) -> N
     assert client.get(f"{RUN}/images?skipped=true").json()["total"] == 0
     told = client.get(f"{RUN}/images/21").json()
     table = run.table()
-    assert len(told["hits"]) == table["image_id"].to_pylist().count(21)
+    every = [row["layer"] for row in table.to_pylist() if row["image_id"] == 21]
+    assert len(told["hits"]) == len(every) > 9
+    assert {row["layer"]: row["units"] for row in told["layers"]} == Counter(every)
 
 
-def test_an_image_is_shown_as_the_run_keeps_it(client: httpx.Client, small_run: Path) -> None:
+def test_hits_of_an_image_come_by_layer_and_so_many_of_each(client: httpx.Client) -> None:
+    every = client.get(f"{RUN}/images/21").json()["hits"]
+    few = client.get(f"{RUN}/images/21?each=2").json()
+    by_layer = [[hit for hit in every if hit["layer"] == row["layer"]] for row in few["layers"]]
+    assert few["hits"] == [hit for hits in by_layer for hit in hits[:2]]
+    for hits in by_layer:
+        assert hits == sorted(hits, key=lambda hit: (hit["rank"], -hit["score"]))
+    alone = client.get(f"{RUN}/images/21?layer=relu2").json()
+    assert alone["hits"] == by_layer[0] and len(alone["layers"]) == 1
+    assert {hit["unit"] for hit in alone["hits"] if hit["projected"]} <= {0, 1, 40}
+    problem_of(client.get(f"{RUN}/images/21?layer=relu3"), 404, "layer")
+    problem_of(client.get(f"{RUN}/images/21?each=99999"), 422, "each")
+
+
+def test_images_of_shapes_are_drawn_by_their_number(client: httpx.Client) -> None:
+    expected = render(1, 13).image
+    answer = client.get(f"{RUN}/images/13.jpg")
+    assert np.abs(shown(answer).astype(int) - expected).mean() < 6
+    small = shown(client.get(f"{RUN}/images/13.jpg?side=32"))
+    assert small.shape == (32, 32, 3)
+
+
+def test_an_image_is_shown_as_the_model_sees_it(client: httpx.Client, small_run: Path) -> None:
     image = deconvoy.open(small_run).occluded()["image_id"][0].as_py()
     kept = deconvoy.open(small_run).occlusion(image).picture
-    answer = client.get(client.get(f"{RUN}/images/{image}").json()["picture"])
+    answer = client.get(f"{RUN}/images/{image}.jpg?preprocessed=true")
     assert answer.headers["content-type"] == "image/jpeg"
     assert np.abs(shown(answer).astype(int) - kept).mean() < 4
 
@@ -118,6 +146,8 @@ def test_a_file_is_shown_only_below_the_data_roots(tmp_path: Path) -> None:
     fields = {"runs": str(tmp_path / "runs")}
     with client_of(settings_of(tmp_path / "a", **fields)) as client:
         told = problem_of(client.get("/v1/runs/photos/images/0.jpg"), 404, "image")
+        page = client.get("/v1/runs/photos/images").json()
+        assert [row["picture"] for row in page["images"]] == [None] * 4
         assert "add its folder to data_roots" in told and str(tmp_path) not in told
     with client_of(
         settings_of(tmp_path / "b", data_roots=(str(tmp_path / "data"),), **fields)
@@ -126,6 +156,8 @@ def test_a_file_is_shown_only_below_the_data_roots(tmp_path: Path) -> None:
         found = shown(c.get("/v1/runs/photos/images/0.jpg"))
         assert found.shape == expected.shape
         assert np.abs(found.astype(int) - expected).mean() < 12  # noise, as JPEG keeps it
+        page = c.get("/v1/runs/photos/images").json()
+        assert all(c.get(row["picture"]).status_code == 200 for row in page["images"])
         photographs[2].unlink()
         photographs[2].symlink_to(secret)
         (tmp_path / "data/photos/a/zz.txt").write_text("no picture")
@@ -181,6 +213,8 @@ def test_a_run_that_is_not_done_is_not_kept(small_run: Path, tmp_path: Path) -> 
         ("images/99999999999999999999.jpg", 422, "image"),
         ("images/99999999999.jpg", 404, "image"),
         ("images/x", 422, "image"),
+        ("images/0.jpg?side=5000", 422, "side"),
+        ("images/39.jpg?preprocessed=true", 404, "image"),
         ("images?label=dog", 422, "label"),
         ("occlusion/0", 404, "image"),
         ("occlusion/0.png", 404, "image"),

@@ -120,7 +120,7 @@ def test_a_dead_unit_is_near_to_none(run: deconvoy.Run) -> None:
 def test_an_image_is_found_in_every_unit_that_has_it(run: deconvoy.Run) -> None:
     expected = [row for row in run.table().to_pylist() if row["image_id"] == 7]
     place = {layer: number for number, layer in enumerate(LAYERS)}
-    expected.sort(key=lambda row: (place[row["layer"]], row["rank"], row["unit"]))
+    expected.sort(key=lambda row: (place[row["layer"]], row["rank"], -row["score"]))
     left_out = ("image_id", "uri", "label")
     told = [{k: v for k, v in row.items() if k not in left_out} for row in expected]
     assert queries.image(run, 7).to_pylist() == queries.image(run, "7").to_pylist() == told
@@ -248,6 +248,29 @@ def test_diff_counts_what_was_kept_and_what_changed(place: Path, tmp_path: Path)
     assert (row["units"], row["units_changed"]) == (64, 2)
     assert (row["dead_before"], row["dead_after"]) == (0, 1)
     assert row["score_change"] == pytest.approx(0.5 * 62 / 63, rel=1e-5)
+
+
+def test_diff_of_units_is_what_became_of_each(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path / "after")
+    group = zarr.open_group(tmp_path / "after", mode="r+")
+    image: Any = group["layers/relu2/image"]
+    score: Any = group["layers/relu2/score"]
+    before = np.asarray(image[...])
+    image[0, 8] = next(i for i in range(40) if i not in before[0])
+    image[1], score[1] = -1, -np.inf
+    score[2] = np.asarray(score[2]) + 0.5
+    a, b = deconvoy.open(place), deconvoy.open(tmp_path / "after")
+    first, second, *others = queries.diff_units(a, b, "relu2").to_pylist()
+    assert (first["unit"], first["kept"], first["score_after"]) == (1, 0.0, None)
+    assert first["score_before"] == pytest.approx(float(a.unit("relu2", 1).score.mean()))
+    assert (second["unit"], second["kept"]) == (0, pytest.approx(8 / 9))
+    assert [row["unit"] for row in others] == list(range(2, 64))
+    assert all(row["kept"] == 1.0 for row in others)
+    assert others[0]["score_after"] == pytest.approx(others[0]["score_before"] + 0.5)
+    backwards = queries.diff_units(b, a, "relu2").to_pylist()[-1]
+    assert (backwards["unit"], backwards["kept"], backwards["score_before"]) == (1, None, None)
+    with pytest.raises(RunNotFound, match="relu3"):
+        queries.diff_units(a, b, "relu3")
 
 
 def test_hits_are_matched_by_path_where_the_ids_differ(tmp_path: Path) -> None:

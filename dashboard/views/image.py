@@ -93,7 +93,7 @@ def _occlusion(run: Json, image: Json, state: dict[str, str]) -> None:
         element("h2", "What a grey square hides", class_="part"),
         element("p", _square(found), class_="told"),
     )
-    shown = addresses.image_picture(run["id"], run["commit"], image["id"], max(found["size"]))
+    shown = addresses.image_picture(run["id"], run["commit"], image["id"], max(found["size"]), True)
     overlay.show(found, run["classes"], shown, layer)
     panels = addresses.occlusion_picture(run["id"], run["commit"], image["id"], layer)
     drawn = pieces.picture(

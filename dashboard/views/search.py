@@ -17,7 +17,7 @@ CLASSES = 6
 UNITS = 12
 TILE = 44
 
-UNIT = re.compile(r"(?P<layer>.*\S)\s*[: ]\s*(?P<unit>\d+)")
+UNIT = re.compile(r"(?P<layer>.*[^\s:])(?:\s*:\s*|\s+)(?P<unit>\d+)")
 
 
 def show() -> None:

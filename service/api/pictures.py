@@ -141,14 +141,20 @@ async def draw_image(
     side: Annotated[
         int, Query(ge=16, le=1024, description="Longer side in pixels, at most.", examples=[256])
     ] = photographs.LONGER_SIDE,
+    preprocessed: Annotated[
+        bool,
+        Query(description="As the model sees it: resized and cropped.", examples=[False]),
+    ] = False,
     v: Version = None,
 ) -> Response:
-    """An image: as the run keeps it, else from its file, where that may be read."""
+    """An image: from its file, where that may be read, else as the run keeps it."""
 
     def draw(shelved: Shelved) -> Image.Image:
         row = image_row(shelved, image)
         with problems.about("image"):
-            return photographs.of(shelved.run, image, row["uri"], side, request.app.state.settings)
+            return photographs.of(
+                shelved.run, image, row["uri"], side, preprocessed, request.app.state.settings
+            )
 
     return await _drawn(request, run_id, draw, "jpg", v)
 
