@@ -17,7 +17,7 @@ from service.scopes import Scope
 from tests.serving import client_of, problem_of, served, settings_of
 from workers import datasets
 
-MOST = 400_000
+MOST = 60_000
 
 
 def encoded(kind: str, side: int = 40) -> bytes:
@@ -56,17 +56,18 @@ def test_a_client_hands_a_file_in(tmp_path: Path) -> None:
 
 
 def test_what_is_no_image_or_too_large_is_refused(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path / "home", upload_bytes=MOST, picture_pixels=100_000)
+    settings = settings_of(
+        tmp_path / "home", upload_bytes=MOST, picture_pixels=10_000, body_bytes=2048
+    )
     with client_of(settings) as client:
         for wrong in (b"", b"GIF89a", b"%PDF-1.4", encoded("PNG")[:200], encoded("TIFF")):
             problem_of(client.post("/v1/uploads", content=wrong), 422, "body")
-        told = problem_of(client.post("/v1/uploads", content=encoded("JPEG", 300)), 422, "body")
-        assert "600 × 300" in told and "DECONVOY_PICTURE_PIXELS" in told
+        told = problem_of(client.post("/v1/uploads", content=encoded("JPEG", 90)), 422, "body")
+        assert "180 × 90" in told and "DECONVOY_PICTURE_PIXELS" in told
         told = problem_of(client.post("/v1/uploads", content=b"x" * (MOST + 1)), 413)
         assert "DECONVOY_UPLOAD_BYTES" in told
         # Bodies elsewhere stay as small as they were.
-        small = settings.body_bytes
-        assert client.post("/v1/jobs", content=b"x" * (small + 1)).status_code == 413
+        assert client.post("/v1/jobs", content=b"x" * 2049).status_code == 413
     assert not list((tmp_path / "home").rglob("image.*"))
 
 
