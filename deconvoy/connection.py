@@ -25,7 +25,7 @@ from deconvoy.errors import (
     ServiceError,
     ServiceUnreachable,
 )
-from deconvoy.token_file import token_for
+from deconvoy.token_file import ShowingToken, given, missing
 
 KEY = "Idempotency-Key"
 
@@ -63,13 +63,15 @@ class Connection:
 
     def __init__(self, url: str, token: str | None, timeout: float) -> None:
         self.url = _checked(url)
-        self.token = token_for(self.url, token)
+        self.token = given(token)
+        """Besides which the local one is shown where its service is."""
         self.timeout = timeout
         self._client = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {self.token}"} if self.token else {},
             timeout=timeout,
-            transport=RetryTransport(transport=httpx.HTTPTransport(), retry=SAFE),
+            transport=RetryTransport(
+                transport=ShowingToken(self.token, httpx.HTTPTransport()), retry=SAFE
+            ),
         )
         self.close = weakref.finalize(self, self._client.close)
         """Let go of it; it is called by itself when nobody holds it any more."""
@@ -172,8 +174,8 @@ class Connection:
         if problem is None:
             return self._stranger(response)
         told = str(problem["detail"])
-        if status == 401 and self.token is None:
-            told = f"{told} Here it comes from DECONVOY_TOKEN."
+        if status == 401 and "Authorization" not in response.request.headers:
+            told = f"{told} {missing(self.url)}"
         return kind_of(status, response.request.url.path, problem.get("field"))(told)
 
     def _stranger(self, response: httpx.Response) -> DeconvoyError:

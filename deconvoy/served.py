@@ -25,7 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from deconvoy.errors import RequestError, RunNotFound, RunUnreachable
 from deconvoy.store import RunStore
-from deconvoy.token_file import token_for
+from deconvoy.token_file import ShowingToken
 
 RETRY = Retry(total=3, backoff_factor=0.2)
 """Reading may be asked again."""
@@ -54,7 +54,7 @@ class ServedStore(RunStore):
                 "a password (a token is given as token=… or DECONVOY_TOKEN), but this is "
                 f"{self.url.partition('://')[0]}://…{parts.path if sound else ''}."
             )
-        self._client = _client(self.url, token_for(self.url, token))
+        self._client = _client(self.url, token)
         weakref.finalize(self, self._client.close)
 
     def address(self, path: str) -> str:
@@ -218,11 +218,10 @@ def _client(url: str, token: str | None) -> httpx.Client:
     encrypted = httpx.URL(url).scheme == "https"
     transport = RetryTransport(
         # Certificates take a while to load.
-        transport=httpx.HTTPTransport(verify=encrypted),
+        transport=ShowingToken(token, httpx.HTTPTransport(verify=encrypted)),
         retry=RETRY,
     )
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    return httpx.Client(transport=transport, headers=headers, timeout=SECONDS)
+    return httpx.Client(transport=transport, timeout=SECONDS)
 
 
 def content_of(url: str, response: httpx.Response) -> bytes | None:

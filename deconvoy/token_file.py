@@ -1,38 +1,103 @@
-"""The token to show to a service: given, in the environment, or in the file of the service that was
-started on this machine, which only its owner can read."""
+"""The token to show to a service: given, in the environment, or that of the service which was
+started on this machine, in a file that only its owner can read.
 
+Anybody's process may listen at an address of this machine once a service has left it.  So the local
+token is shown at an address only while a service of the same home is there: it holds the lock of a
+file named after its address from before it listens until it has ended, nobody else can open that
+file, and where one process listens no other can.
+"""
+
+import fcntl
 import os
+import socket
+import stat
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
 
 from deconvoy.errors import RequestError
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def token_for(url: str, token: str | None = None) -> str | None:
-    """The one given, else ``DECONVOY_TOKEN``, else on this machine the local one; None where there
-    is none.  The local token is shown to no other machine.
+class ShowingToken(httpx.BaseTransport):
+    """Shows the token of a service with each request, as it is then: whoever waits for a service
+    that is away shows the local one to nobody who listens there meanwhile.
+
+    Args:
+        token: default: ``DECONVOY_TOKEN``, else for a service of this machine the local one.
 
     Raises:
         RequestError: what is given can be no token.
     """
-    if token or os.environ.get("DECONVOY_TOKEN"):
-        return _checked(token or os.environ["DECONVOY_TOKEN"])
-    return read(local_file()) if urlsplit(url).hostname in LOOPBACK else None
+
+    def __init__(self, token: str | None, inner: httpx.BaseTransport) -> None:
+        self._token, self._inner = given(token), inner
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self._token is None:
+            # A name of several addresses; the token is for one of them.
+            request.url = request.url.copy_with(host=_literal(urlsplit(str(request.url))))
+        token = self._token or token_for(str(request.url))
+        if token is None:
+            request.headers.pop("Authorization", None)  # of an earlier try
+        else:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return self._inner.handle_request(request)
+
+    def close(self) -> None:
+        self._inner.close()
 
 
-def _checked(token: str) -> str:
-    if not (token.isascii() and token.isprintable() and " " not in token):
+def token_for(url: str, token: str | None = None) -> str | None:
+    """The one given, else ``DECONVOY_TOKEN``, else the local one where a service of this home is at
+    that very address (``127.0.0.1``, not ``localhost``) now; None where there is none.
+
+    Raises:
+        RequestError: what is given can be no token.
+    """
+    known = given(token)
+    if known is not None or not _is_here(urlsplit(url)):
+        return known
+    return read(local_file())
+
+
+def given(token: str | None) -> str | None:
+    """The one given, else ``DECONVOY_TOKEN``.
+
+    Raises:
+        RequestError: it can be no token.
+    """
+    found = token or os.environ.get("DECONVOY_TOKEN") or None
+    if found is not None and not (found.isascii() and found.isprintable() and " " not in found):
         raise RequestError(
             "The token that is given, or DECONVOY_TOKEN, has characters that no token has: copy it."
         )
-    return token
+    return found
+
+
+def missing(url: str) -> str:
+    """Why no token was shown, and what to do; for the end of a refusal."""
+    if urlsplit(url).hostname not in (*LOOPBACK, "localhost"):
+        return "Here it comes from DECONVOY_TOKEN."
+    return (
+        f"Here it comes from DECONVOY_TOKEN, or from {str(local_file())!r} where `deconvoy up` of "
+        "this home (DECONVOY_HOME) listens at that address, and it does not: give the address "
+        "that it printed, or a token."
+    )
 
 
 def local_file() -> Path:
     """``~/.deconvoy/token``; ``DECONVOY_HOME`` names another folder."""
     return Path(os.environ.get("DECONVOY_HOME", "~/.deconvoy")).expanduser() / "token"
+
+
+def lock_file(home: Path, host: str, port: int) -> Path:
+    """What a service of a home that listens there holds the lock of; it says on which machine."""
+    return home / "listening" / f"{host}-{port}"
 
 
 def read(file: Path) -> str | None:
@@ -41,3 +106,40 @@ def read(file: Path) -> str | None:
         return file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def _literal(url: SplitResult) -> str:
+    """The host to ask: of ``localhost`` the address that a service of this home is at."""
+    host = url.hostname or ""
+    if host == "localhost":
+        for address in LOOPBACK:
+            if _listens(address, _port(url)):
+                return address
+    return host
+
+
+def _is_here(url: SplitResult) -> bool:
+    """Whether a service of this home is at an address of this machine."""
+    return url.hostname in LOOPBACK and _listens(url.hostname, _port(url))
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        handle = os.open(lock_file(local_file().parent, host, port), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    with os.fdopen(handle, encoding="utf-8", errors="replace") as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid != os.geteuid() or status.st_mode & OTHERS:
+            return False  # somebody else could hold it
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read() == socket.gethostname()  # machines may share a home
+        except OSError:  # of a file system without locks
+            return False
+    return False
+
+
+def _port(url: SplitResult) -> int:
+    return url.port or DEFAULT_PORTS.get(url.scheme, 0)

@@ -1,14 +1,19 @@
-"""The file with the local token, which only its owner can read; command line and Client find it."""
+"""The file with the local token, which only its owner can read, and the address that it is for;
+command line and Client find it."""
 
+import fcntl
 import os
+import socket
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from deconvoy.errors import RequestError
-from deconvoy.token_file import read
+from deconvoy.token_file import lock_file, read
 
-__all__ = ["read", "write"]
+__all__ = ["good_at", "read", "write"]
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -36,3 +41,20 @@ def write(file: Path, secret: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def good_at(home: Path, host: str, port: int) -> Iterator[None]:
+    """Let command line and Client show the local token there meanwhile: this process has bound the
+    address, does not listen yet, and has ended listening when it leaves."""
+    file = lock_file(home, host, port)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # With mode 0600: who can open it can hold its lock.
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "r+", encoding="utf-8") as locked:
+        os.fchmod(handle, 0o600)
+        fcntl.flock(locked, fcntl.LOCK_EX)  # whoever looks holds it for a moment
+        locked.truncate()
+        locked.write(socket.gethostname())
+        locked.flush()
+        yield

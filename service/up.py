@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from deconvoy.errors import MissingExtra, RequestError
+from service import token_file
 from service.console import out
 
 DRAIN_SECONDS = 5
@@ -67,7 +68,7 @@ def up(
     configure_process(settings.log)
     if not settings.data_roots and settings.on_loopback:
         settings = settings.model_copy(update={"data_roots": (str(Path.cwd()),)})
-    listening = _listen(settings.host, settings.port)
+    listening = _bound(settings.host, settings.port)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{name}:{listening.getsockname()[1]}"
     app = create_app(settings, supervise=settings.ray != "none")
@@ -95,7 +96,8 @@ def up(
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     alone = _only_one(settings.home_folder, address) if settings.ray != "none" else nullcontext()
-    with alone:
+    with alone, token_file.good_at(settings.home_folder, *listening.getsockname()[:2]):
+        _begin_to_listen(listening, settings.host)
         Server(config).run(sockets=[listening])
 
 
@@ -122,7 +124,8 @@ def _only_one(home: Path, address: str) -> Iterator[None]:
         yield
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bound(host: str, port: int) -> socket.socket:
+    """At that address, which is taken from now on; nobody can connect yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -130,11 +133,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind((host, port))
     except OSError as error:
         listening.close()
-        raise RequestError(
-            f"Nothing can listen on {host}:{port} ({error.strerror}): choose another --port, or "
-            "end what is there."
-        ) from error
-    listening.listen(128)
+        raise _taken(f"{host}:{port}", error) from error
     return listening
 
 
@@ -143,6 +142,20 @@ def _near(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _begin_to_listen(bound: socket.socket, host: str) -> None:
+    try:
+        bound.listen(128)
+    except OSError as error:  # another one, that was bound there too, was quicker
+        raise _taken(f"{host}:{bound.getsockname()[1]}", error) from error
+
+
+def _taken(address: str, error: OSError) -> RequestError:
+    return RequestError(
+        f"Nothing can listen on {address} ({error.strerror}): choose another --port, or end what "
+        "is there."
+    )
 
 
 def _absolute(place: str) -> str:

@@ -137,8 +137,12 @@ def test_one_run_has_its_spec_and_provenance(client: httpx.Client, small_run: Pa
 
 def test_layers_are_those_of_the_run(client: httpx.Client, small_run: Path) -> None:
     told = client.get("/v1/runs/small/layers").raise_for_status().json()["layers"]
-    assert told == deconvoy.open(small_run).layers().to_pylist()
-    assert client.get("/v1/runs/small/layers/relu5").json() == told[1]
+    run = deconvoy.open(small_run)
+    looks = [one.pop("look") for one in told]
+    assert told == run.layers().to_pylist()
+    zooms = [run.look(one["layer"]) for one in told]
+    assert looks == [{"zoom": look.zoom, "sigma": look.sigma} for look in zooms]
+    assert client.get("/v1/runs/small/layers/relu5").json() == told[1] | {"look": looks[1]}
 
 
 def test_a_unit_is_that_of_the_run(client: httpx.Client, small_run: Path) -> None:

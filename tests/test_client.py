@@ -150,7 +150,11 @@ def test_everything_on_the_page_does_what_it_says(
     assert (tmp_path / "hits.csv").stat().st_size > 1000
 
     made = [job for job in client.jobs() if job.id not in before]
-    assert [job.state for job in made] == ["done"] * 4  # by Client, curl, and twice by command line
+    # By Client, curl and command line; a fourth was deleted.
+    assert [job.state for job in made] == ["done"] * 3
+    named = {run.id: (run.name, run.tags, run.pinned) for run in client.runs()}
+    assert named[made[0].id] == ("Small, again", ("zfnet",), True)
+    assert named[made[2].id] == ("Small, untrained", ("zfnet",), False)
     assert {job.submitter for job in made} == {"local"}
     for job in made:
         assert_same_results(run_of(service, job), expected["small"])

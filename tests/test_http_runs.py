@@ -30,8 +30,10 @@ from zarr.core.buffer import default_buffer_prototype
 import deconvoy
 from deconvoy import queries, served
 from deconvoy.errors import RequestError, RunNotFound, RunUnreachable
-from deconvoy.served import ServedStore, token_for
+from deconvoy.served import ServedStore
 from deconvoy.store import RunStore
+from deconvoy.token_file import token_for
+from service.token_file import good_at
 from tests.runs import run_inline, small_spec
 from workers import pipeline
 from workers.verify import verify
@@ -230,8 +232,13 @@ def test_a_token_is_shown_and_a_missing_one_is_told(
         deconvoy.open(shop.url(), token="another")
     monkeypatch.delenv("DECONVOY_TOKEN")
     (tmp_path / "token").write_text(f"{TOKEN}\n")
-    run = deconvoy.open(shop.url())
-    assert run.unit("relu2", 1).score.shape == (9,)
+    with good_at(tmp_path, "127.0.0.1", int(shop.address.rpartition(":")[2])):
+        run = deconvoy.open(shop.url())
+        assert run.unit("relu2", 1).score.shape == (9,)
+        named = shop.url().replace("127.0.0.1", "localhost")
+        assert deconvoy.open(named).unit("relu2", 1).score.shape == (9,)
+    with pytest.raises(RequestError, match="401"):  # another could listen there by now
+        run.unit("relu5", 1)
     store = RunStore(shop.url(), TOKEN)
     for each in (store, store.zarr_store(), store.zarr()):
         assert TOKEN.encode() not in pickle.dumps(each) and TOKEN not in repr(each)
@@ -244,11 +251,13 @@ def test_the_token_of_this_machine_is_for_this_machine(
     monkeypatch.setenv("DECONVOY_HOME", str(tmp_path))
     monkeypatch.delenv("DECONVOY_TOKEN", raising=False)
     (tmp_path / "token").write_text("local\n")
-    for host in ("127.0.0.1:8000", "localhost", "[::1]:8000"):
-        assert token_for(f"http://{host}/v1/runs/x", None) == "local"
-    for host in ("example.org", "localhost.example.org", "127.0.0.1.example.org", "10.0.0.1"):
-        assert token_for(f"http://{host}/v1/runs/x", None) is None
-        assert token_for(f"http://{host}/v1/runs/x", "given") == "given"
+    with good_at(tmp_path, "127.0.0.1", 8000), good_at(tmp_path, "::1", 8000):
+        for host in ("127.0.0.1:8000", "[::1]:8000"):
+            assert token_for(f"http://{host}/v1/runs/x", None) == "local"
+        for host in ("example.org", "localhost.example.org", "127.0.0.1.example.org", "10.0.0.1",
+                     "127.0.0.1", "127.0.0.1:8001", "localhost:8000"):  # fmt: skip
+            assert token_for(f"http://{host}/v1/runs/x", None) is None
+            assert token_for(f"http://{host}/v1/runs/x", "given") == "given"
     monkeypatch.setenv("DECONVOY_TOKEN", "of-the-environment")
     assert token_for("https://example.org/v1/runs/x", None) == "of-the-environment"
 

@@ -129,7 +129,10 @@ def show_unit_diff(
     layer: Layer,
     changed: Annotated[
         bool | None,
-        Query(description="Only units whose images are not the same, or only others."),
+        Query(
+            description="Only units whose images are not the same, or only others.",
+            examples=[True],
+        ),
     ] = None,
     offset: Offset = 0,
     limit: Limit = None,
