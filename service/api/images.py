@@ -96,7 +96,12 @@ def show_image(
     ] = None,
     each: Annotated[
         int | None,
-        Query(ge=1, le=2**31, description="Hits of a layer at most; default: a page of them."),
+        Query(
+            ge=1,
+            le=2**31,
+            description="Hits of a layer at most; default: a page of them.",
+            examples=[9],
+        ),
     ] = None,
 ) -> ImageDetails:
     """One image, and the units that have it among their strongest."""
