@@ -25,7 +25,8 @@ from deconvoy.errors import (
     ServiceError,
     ServiceUnreachable,
 )
-from deconvoy.token_file import ShowingToken, given, missing
+from deconvoy.token_file import given, missing
+from deconvoy.token_transport import ShowingToken
 
 KEY = "Idempotency-Key"
 

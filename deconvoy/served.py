@@ -25,7 +25,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 
 from deconvoy.errors import RequestError, RunNotFound, RunUnreachable
 from deconvoy.store import RunStore
-from deconvoy.token_file import ShowingToken
+from deconvoy.token_transport import ShowingToken
 
 RETRY = Retry(total=3, backoff_factor=0.2)
 """Reading may be asked again."""

@@ -14,42 +14,11 @@ import stat
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-import httpx
-
 from deconvoy.errors import RequestError
 
 LOOPBACK = ("127.0.0.1", "::1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
-
-
-class ShowingToken(httpx.BaseTransport):
-    """Shows the token of a service with each request, as it is then: whoever waits for a service
-    that is away shows the local one to nobody who listens there meanwhile.
-
-    Args:
-        token: default: ``DECONVOY_TOKEN``, else for a service of this machine the local one.
-
-    Raises:
-        RequestError: what is given can be no token.
-    """
-
-    def __init__(self, token: str | None, inner: httpx.BaseTransport) -> None:
-        self._token, self._inner = given(token), inner
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if self._token is None:
-            # A name of several addresses; the token is for one of them.
-            request.url = request.url.copy_with(host=_literal(urlsplit(str(request.url))))
-        token = self._token or token_for(str(request.url))
-        if token is None:
-            request.headers.pop("Authorization", None)  # of an earlier try
-        else:
-            request.headers["Authorization"] = f"Bearer {token}"
-        return self._inner.handle_request(request)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def token_for(url: str, token: str | None = None) -> str | None:
@@ -90,6 +59,16 @@ def missing(url: str) -> str:
     )
 
 
+def literal_host(url: SplitResult) -> str:
+    """The host to ask: of ``localhost`` the address that a service of this home is at."""
+    host = url.hostname or ""
+    if host == "localhost":
+        for address in LOOPBACK:
+            if _listens(address, _port(url)):
+                return address
+    return host
+
+
 def local_file() -> Path:
     """``~/.deconvoy/token``; ``DECONVOY_HOME`` names another folder."""
     return Path(os.environ.get("DECONVOY_HOME", "~/.deconvoy")).expanduser() / "token"
@@ -106,16 +85,6 @@ def read(file: Path) -> str | None:
         return file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
-
-
-def _literal(url: SplitResult) -> str:
-    """The host to ask: of ``localhost`` the address that a service of this home is at."""
-    host = url.hostname or ""
-    if host == "localhost":
-        for address in LOOPBACK:
-            if _listens(address, _port(url)):
-                return address
-    return host
 
 
 def _is_here(url: SplitResult) -> bool:
