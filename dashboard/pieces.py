@@ -15,8 +15,10 @@ __all__ = ["element", "text"]
 
 
 def put(*markup: str) -> None:
-    """Onto the page."""
-    st.html("".join(markup))
+    """Onto the page; nothing, where it is empty."""
+    content = "".join(markup)
+    if content:
+        st.html(content)
 
 
 def link(address: str, content: str, **attributes: str) -> str:
@@ -79,7 +81,7 @@ def pages(name: str, state: Mapping[str, str], offset: int, size: int, total: in
 def _step(address: str | None, sign: str, rel: str, described: str) -> str:
     if address is None:
         return element("span", sign, class_="pill off", **{"aria-hidden": "true"})
-    return link(address, sign, class_="pill", rel=rel, title=described)
+    return link(address, sign, class_="pill", rel=rel, title=described, **{"aria-label": described})
 
 
 def card(title: str, content: str, kind: str = "") -> str:

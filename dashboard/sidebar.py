@@ -59,9 +59,19 @@ def _about(run: Json) -> str:
 def _ways(here: str, run: Json | None) -> str:
     ways = [_way("/", "Runs", here=here == "")]
     if run is not None:
+        ways += [
+            _way(view("run", run=run["id"]), "This run", here=here == "run"),
+            _way(view("images", run=run["id"]), "Images", here=here in IMAGES),
+            _way(view("compare", run=run["id"]), "Compare", here=here == "compare"),
+        ]
+    ways += [_way(view("jobs"), "Jobs", here=here in ("jobs", "job"))]
+    if library.takes_jobs():
+        ways += [_way(view("new"), "New job", here=here == "new")]
+    if run is not None:
         state = st.query_params.to_dict()
-        ways += [_way(view("run", run=run["id"]), "Layers", here=here == "run")]
         layers = library.layers(run)
+        if layers:
+            ways.append(element("h2", "Layers"))
         short = pieces.short_names([layer["layer"] for layer in layers])
         ways += [
             _way(
@@ -74,13 +84,6 @@ def _ways(here: str, run: Json | None) -> str:
             )
             for layer in layers
         ]
-        ways += [
-            _way(view("images", run=run["id"]), "Images", here=here in IMAGES),
-            _way(view("compare", run=run["id"]), "Compare", here=here == "compare"),
-        ]
-    ways += [_way(view("jobs"), "Jobs", here=here in ("jobs", "job"))]
-    if library.takes_jobs():
-        ways += [_way(view("new"), "New job", here=here == "new")]
     return element("nav", "".join(ways), class_="ways", **{"aria-label": "Views"})
 
 

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from anyio import to_thread
 from fastapi import FastAPI, HTTPException
@@ -165,7 +166,9 @@ class Doorkeeper:
         accepts = HTTPConnection(scope).headers.get("accept", "")
         answer: Response
         if "text/html" in accepts:
-            answer = RedirectResponse(LOGIN, HTTPStatus.SEE_OTHER)
+            url = HTTPConnection(scope).url
+            asked = quote(f"{url.path}?{url.query}" if url.query else url.path)
+            answer = RedirectResponse(f"{LOGIN}?next={asked}", HTTPStatus.SEE_OTHER)
         else:
             status = HTTPStatus(refusal.status_code)
             answer = problem_response(status, status.phrase, refusal.detail)

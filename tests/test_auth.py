@@ -1,6 +1,7 @@
 """Who is let in: tokens, scopes, browsers' sessions, login codes, the local token."""
 
 import base64
+import html
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -252,6 +253,33 @@ def test_a_browser_logs_in_with_a_token_and_looks(service: Service) -> None:
         assert browser.head("/").status_code == 200
         with browser.websocket_connect(LIVE) as socket:
             assert socket.receive_text() == "ana"
+
+
+@pytest.mark.parametrize(
+    ("asked", "to"),
+    [
+        ("/unit?run=a&unit=3", "/unit?run=a&unit=3"),
+        ("//elsewhere.example/unit", "./"),
+        ("/\\elsewhere.example", "./"),
+        ("https://elsewhere.example", "./"),
+        ("javascript:alert(1)", "./"),
+        ("/a\nSet-Cookie: b", "./"),
+        ("unit", "./"),
+    ],
+)
+def test_after_the_login_one_is_where_one_wanted_to_be(
+    service: Service, asked: str, to: str
+) -> None:
+    token = service.gate.tokens.create("ana", Scope.read)
+    with service.browser() as browser:
+        form = browser.get("/login", params={"next": asked}).text
+        assert f'name="next" value="{html.escape(to)}"' in form
+        given = {"token": "dv_wrong", "next": asked}
+        refused = browser.post("/login", data=given, headers={"Origin": ORIGIN})
+        assert f'name="next" value="{html.escape(to)}"' in refused.text
+        given["token"] = token
+        answer = browser.post("/login", data=given, headers={"Origin": ORIGIN})
+        assert (answer.status_code, answer.headers["location"]) == (303, to)
 
 
 def test_a_cookie_over_https_is_secure(service: Service) -> None:

@@ -39,10 +39,14 @@ def show() -> None:
 
 def _choose(run: Json, state: dict[str, str]) -> None:
     found = library.ask("runs", limit=RUNS)["runs"]
-    names = {each["id"]: each["name"] or each["id"] for each in found if each["id"] != run["id"]}
+    names = {each["id"]: each["name"] or each["id"] for each in found if _like(run, each)}
     now = state.get("with")
-    if now is not None and now not in names and now != run["id"]:
+    if now is not None and now not in names:
         names[now] = now
+    if not names:
+        told = "No other run here has as many units as this one: compute another of these layers."
+        pieces.put(element("p", told, class_="empty"))
+        st.stop()
     ids = list(names)
     chosen = st.selectbox(
         "With",
@@ -54,6 +58,11 @@ def _choose(run: Json, state: dict[str, str]) -> None:
     )
     if chosen != now and chosen is not None:
         going.to(view("compare", run=run["id"], **{"with": chosen}))
+
+
+def _like(run: Json, other: Json) -> bool:
+    """Whether a run is another one that may be of the same layout."""
+    return bool(other["id"] != run["id"] and other["units"] == run["units"] is not None)
 
 
 def _overall(run: Json, other: Json, diff: Json) -> str:

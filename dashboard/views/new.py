@@ -294,7 +294,7 @@ def _layers(layers: list[dict[str, Any]]) -> str:
     body = ""
     for layer in layers:
         cells = (
-            text(layer["layer"]),
+            text(layer["name"]),
             number(layer["units"]),
             f"{layer['height']} × {layer['width']}",
             "yes" if layer["projectable"] else "no",

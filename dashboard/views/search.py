@@ -1,6 +1,7 @@
 """What words lead to in a run: a unit by ``layer:unit``, else layers, classes and images."""
 
 import re
+from collections.abc import Iterator
 
 import streamlit as st
 
@@ -30,20 +31,32 @@ def show() -> None:
     back = pieces.way(("/", "Runs"), (view("run", run=run["id"]), run["name"] or run["id"]))
     pieces.put(heading(f"“{words}”", "", back))
     folded = words.casefold()
-    found = _layers(run, [row for row in layers if folded in row["layer"].casefold()])
+    found = [_layers(run, [row for row in layers if folded in row["layer"].casefold()])]
+    pieces.put(found[0])
     named = sorted(
         (name for name in dict.fromkeys(run["classes"]) if folded in name.casefold()),
         key=lambda name: (name.casefold() != folded, len(name)),
     )
-    found += "".join(_class(run, name) for name in named[:CLASSES])
-    if len(named) > CLASSES:
-        found += element("p", _more(run, named[CLASSES:]), class_="told")
-    found += _images(run, words)
+    with st.spinner("Classes and images are looked up …", show_time=False):
+        for part in _classes_and_images(run, words, named):
+            pieces.put(part)
+            found.append(part)
+    if any(found):
+        return
     none = (
         f"Nothing in this run is called {text(words)}: no layer, no class, and no image has it in "
         "its path. A unit is written as <code>layer:unit</code>."
     )
-    pieces.put(found or element("p", none, class_="empty"))
+    pieces.put(element("p", none, class_="empty"))
+
+
+def _classes_and_images(run: Json, words: str, named: list[str]) -> Iterator[str]:
+    """Each as soon as it is known."""
+    for name in named[:CLASSES]:
+        yield _class(run, name)
+    if len(named) > CLASSES:
+        yield element("p", _more(run, named[CLASSES:]), class_="told")
+    yield _images(run, words)
 
 
 def _unit(layers: list[Json], words: str) -> tuple[Json, int] | None:

@@ -1,7 +1,7 @@
 """``/login`` and ``/logout``: a browser swaps a token, or a code it was given, for a cookie."""
 
 import html
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -42,32 +42,38 @@ input, button {{ font: inherit; padding: .5rem; box-sizing: border-box; width: 1
 FORM = """{message}<form method="post" action="login">
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="off" required autofocus>
+<input type="hidden" name="next" value="{to}">
 <button>Log in</button>
 </form>
 <p><code>deconvoy token create</code> makes one; the link that <code>deconvoy up</code> prints
 needs none.</p>"""
-WELCOME = """<p>You are logged in: <a href="./">go on</a>.</p>"""
+WELCOME = """<p>You are logged in: <a href="{to}">go on</a>.</p>"""
 CODE_REFUSED = "This link was used already, or is too old: log in with a token, or get a new link."
 TOKEN_REFUSED = "This token does not let you in: it is unknown, has expired, or was revoked."
+
+FIRST = "./"
+"""The page to go on to, unless another was asked for."""
 
 router = Routes(include_in_schema=False)
 
 
 @router.get("/login")
-def show_form(request: Request, code: str | None = None) -> Response:
+def show_form(request: Request, code: str | None = None, next: str = FIRST) -> Response:
     """The form; with a code that is good, a session."""
     gate: Gate = request.app.state.gate
+    to = _page(next)
     if not gate.settings.tokens:
-        return RedirectResponse("./", 303)
+        return RedirectResponse(to, 303)
     if code is None or request.method == "HEAD":  # which must use no code up
-        return _form()
+        return _form(to)
     session = gate.log_in_by_code(code)
     if session is None:
-        return _form(CODE_REFUSED)
+        return _form(to, CODE_REFUSED)
     # A page that goes on by itself, no redirect: where the link was clicked on another site, the
     # browser would not send a strict cookie along with the redirected request.
-    head = '<meta http-equiv="refresh" content="0; url=./">\n'
-    response = HTMLResponse(PAGE.format(head=head, body=WELCOME), headers=HEADERS)
+    head = f'<meta http-equiv="refresh" content="0; url={html.escape(to)}">\n'
+    body = WELCOME.format(to=html.escape(to))
+    response = HTMLResponse(PAGE.format(head=head, body=body), headers=HEADERS)
     set_cookie(response, request, session)
     return response
 
@@ -78,10 +84,11 @@ async def log_in(request: Request) -> Response:
     gate: Gate = request.app.state.gate
     fields = parse_qs((await request.body()).decode("utf-8", "replace"))
     secret = fields.get("token", [""])[0].strip()
+    to = _page(fields.get("next", [FIRST])[0])
     session = await run_in_threadpool(gate.log_in, secret)
     if session is None:
-        return _form(TOKEN_REFUSED)
-    response = RedirectResponse("./", 303, HEADERS)
+        return _form(to, TOKEN_REFUSED)
+    response = RedirectResponse(to, 303, HEADERS)
     set_cookie(response, request, session)
     return response
 
@@ -98,9 +105,16 @@ def log_out(request: Request) -> Response:
     return response
 
 
-def _form(refusal: str | None = None) -> Response:
+def _page(address: str) -> str:
+    """Where to go on: that page of this service; the first, where it is none of this service."""
+    parts = urlsplit(address)
+    outside = parts.scheme or parts.netloc or "\\" in address or not address.isprintable()
+    return address if address.startswith("/") and not outside else FIRST
+
+
+def _form(to: str, refusal: str | None = None) -> Response:
     message = f'<p role="alert">{html.escape(refusal)}</p>\n' if refusal else ""
-    page = PAGE.format(head="", body=FORM.format(message=message))
+    page = PAGE.format(head="", body=FORM.format(message=message, to=html.escape(to)))
     if refusal is None:
         return HTMLResponse(page, headers=HEADERS)
     return HTMLResponse(page, 401, {**HEADERS, "WWW-Authenticate": 'Bearer realm="deconvoy"'})
