@@ -113,7 +113,8 @@ def demo(
     here = found["folder"]
     out.print(
         f"\nThe figures above are Fig. 2 of the paper, a page a layer, and Fig. 7, a row an image: "
-        f"the three images whose class a square hides best. What to type next:\n"
+        f"the three images whose class a square hides best.\n\nTo walk through it in a browser:\n"
+        f"  deconvoy up {here.run}\n\nWhat else to type next:\n"
         f"  deconvoy show {here.run}\n"
         f"  deconvoy show {here.run} relu5 3\n"
         f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"

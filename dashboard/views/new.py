@@ -165,7 +165,7 @@ def _analyses() -> None:
     pieces.put(element("h2", "What to find out", class_="part"))
     layers = draft.get("layers")
     bound = _field(("layers",), _names)
-    st.session_state[bound["key"]] = ", ".join(layers) if isinstance(layers, list) else ""
+    st.session_state[bound["key"]] = ", ".join(map(str, layers)) if isinstance(layers, list) else ""
     st.text_input(
         "Layers", placeholder="all", help="Names and globs, with commas between.", **bound
     )
