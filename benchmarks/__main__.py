@@ -92,6 +92,7 @@ def _benchmarks(arguments: argparse.Namespace) -> Mapping[str, Callable[[], Rows
         "memory": lambda: load("memory").measure(),
         "storage": lambda: load("storage").measure(folder, count, sample),
         "serving": lambda: load("serving").measure(),
+        "dashboard": lambda: load("dashboard").measure(),
     }
 
 

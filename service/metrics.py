@@ -69,6 +69,7 @@ class _Jobs:
             _waited(self._catalogue.in_states("queued")),
         )
         working = self._catalogue.in_states("running")
+        yield _done(working)
         for name, stages in RATES.items():
             what = name.removeprefix("deconvoy_").removesuffix("_per_second")
             yield _gauge(name, f"The {what} of running jobs.", _speed(working, stages))
@@ -76,6 +77,17 @@ class _Jobs:
 
 def _gauge(name: str, told: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, told, value=value)
+
+
+def _done(working: list[Job]) -> GaugeMetricFamily:
+    """Where it stays as it is a job is at work and does nothing; rates, being means, never tell."""
+    family = GaugeMetricFamily(
+        "deconvoy_job_done", "What a running job has done of its stage.", labels=["run", "stage"]
+    )
+    for job in working:
+        stage, done = ("", 0) if job.progress is None else (job.progress.stage, job.progress.done)
+        family.add_metric([job.id, stage], done)
+    return family
 
 
 def _speed(jobs: list[Job], stages: tuple[str, ...]) -> float:

@@ -6,9 +6,11 @@ The API loads no torch, and a model that does not fit must not take the service 
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deconvoy import fence
@@ -18,45 +20,72 @@ from service import launcher
 from service.cluster import without_secrets
 from service.settings import Settings
 
+LOOK_SECONDS = 0.5
+"""Between two looks whether somebody still waits for the plan."""
 
-def plan(spec: JobSpec, settings: Settings) -> dict[str, Any]:
+
+def plan(
+    spec: JobSpec, settings: Settings, wanted: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
     """What the job would do, take and need (as ``deconvoy plan --json``).
+
+    Args:
+        wanted: whether somebody still waits for it; it is ended where nobody does.
 
     Raises:
         RequestError: the spec asks for what is not there, or does not fit.
-        JobFailed: planning took too long, or too much memory.
+        JobFailed: planning took too long, or too much memory, or nobody waited for it.
     """
-    try:
-        ended = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "service.planner",
-                str(settings.plan_bytes),
-                *settings.readable,
-            ],
-            input=json.dumps(spec.to_json()),
-            capture_output=True,
-            text=True,
-            timeout=settings.plan_seconds,
-            env=without_secrets(os.environ),
-        )
-    except subprocess.TimeoutExpired:
-        raise JobFailed(
-            f"Planning took longer than {settings.plan_seconds:g} s (DECONVOY_PLAN_SECONDS): plan "
-            "fewer layers or analyses, or use `deconvoy plan` where the model is."
-        ) from None
-    answer: Mapping[str, Any] | None = _last_line(ended.stdout)
+    status, said = _run(
+        [sys.executable, "-m", "service.planner", str(settings.plan_bytes), *settings.readable],
+        json.dumps(spec.to_json()),
+        settings.plan_seconds,
+        wanted,
+    )
+    answer: Mapping[str, Any] | None = _last_line(said)
     if answer is None:
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
         raise JobFailed(
-            f"The planner ended with status {ended.returncode} and no answer: it may have needed "
-            f"more than {settings.plan_bytes:,} bytes of memory (DECONVOY_PLAN_BYTES)."
+            f"The planner ended with {how} and no answer: it may have needed more memory than this "
+            f"machine has, or than {settings.plan_bytes:,} bytes (DECONVOY_PLAN_BYTES)."
         )
     if "refused" in answer:
         raise RequestError(answer["refused"])
     if "failed" in answer:
         raise JobFailed(answer["failed"])
     return dict(answer["plan"])
+
+
+def _run(
+    command: Sequence[str], given: str, seconds: float, wanted: Callable[[], bool]
+) -> tuple[int, str]:
+    """Its exit status and output.  It is ended, not left, whatever happens."""
+    until = time.monotonic() + seconds
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=without_secrets(os.environ),
+    ) as process:
+        try:
+            more: str | None = given
+            while True:
+                try:
+                    said, _ = process.communicate(more, timeout=min(LOOK_SECONDS, seconds))
+                    return process.returncode, said
+                except subprocess.TimeoutExpired:
+                    more = None  # what was not taken yet is still given
+                if time.monotonic() > until:
+                    raise JobFailed(
+                        f"Planning took longer than {seconds:g} s (DECONVOY_PLAN_SECONDS): plan "
+                        "fewer layers or analyses, or use `deconvoy plan` where the model is."
+                    )
+                if not wanted():
+                    raise JobFailed("Nobody waits for this plan any more.")
+        finally:
+            process.kill()
 
 
 def _last_line(text: str) -> Mapping[str, Any] | None:

@@ -1,6 +1,7 @@
 """Jobs and plans over HTTP: what each route answers, and what wrong requests get."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,11 +11,14 @@ from typing import Any
 import httpx
 import pytest
 
+from deconvoy.errors import JobFailed
+from deconvoy.spec import JobSpec
+from service import planner
 from service.app import create_app
 from service.catalogue import Progress
 from service.settings import Settings
 from tests.runs import small_spec
-from tests.serving import problem_of, served
+from tests.serving import problem_of, served, settings_of
 
 SPEC: dict[str, Any] = small_spec(name="a small one").to_json()
 
@@ -166,6 +170,42 @@ def test_a_plan_says_what_the_job_would_do_and_loads_no_torch_here(caller: Calle
     assert "nowhere" in problem_of(
         caller.http.post("/v1/plans", json={**SPEC, "layers": ["nowhere"]}), 422
     )
+
+
+SLEEPING = [sys.executable, "-c", "import time; print('on'); time.sleep(60)"]
+
+
+def test_a_plan_is_given_up_when_whoever_asked_has_left(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, begun, ended = planner._run, threading.Event(), threading.Event()
+
+    def sleeping(_: Any, *more: Any) -> Any:
+        begun.set()
+        try:
+            return run(SLEEPING, *more)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(planner, "_run", sleeping)
+    with pytest.raises(httpx.ReadTimeout):
+        caller.http.post("/v1/plans", json=SPEC, timeout=1)
+    assert begun.is_set() and ended.wait(10)
+
+
+def test_a_planner_is_ended_and_how_it_ended_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, spec = settings_of(tmp_path), JobSpec.parse(SPEC)
+    begin = time.monotonic()
+    with pytest.raises(JobFailed, match="Nobody waits"):
+        planner._run(SLEEPING, "", 60.0, lambda: False)
+    assert time.monotonic() - begin < 10
+    shot = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    run = planner._run
+    monkeypatch.setattr(planner, "_run", lambda _, *more: run(shot, *more))
+    with pytest.raises(JobFailed, match=r"signal SIGKILL.*DECONVOY_PLAN_BYTES"):
+        planner.plan(spec, settings)
 
 
 def test_a_plan_that_takes_too_long_is_given_up(tmp_path: Path) -> None:

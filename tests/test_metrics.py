@@ -64,6 +64,14 @@ def test_speeds_are_those_of_running_jobs_at_their_stages(catalogue: Catalogue) 
     assert told["deconvoy_squares_per_second"] == {(): 3.0}
 
 
+def test_what_running_jobs_have_done_is_told_job_by_job(catalogue: Catalogue) -> None:
+    add(catalogue, "scans", "running", Progress("scan", 5, 10, rate=40.0))
+    add(catalogue, "begins", "running")
+    add(catalogue, "is-done", "done", Progress("scan", 10, 10))
+    told = values_of(Metrics(catalogue).page().decode())
+    assert told["deconvoy_job_done"] == {("scans", "scan"): 5.0, ("begins", ""): 0.0}
+
+
 @pytest.fixture
 def app(tmp_path: Path) -> FastAPI:
     made = create_app(Settings(home=tmp_path, ray="none", tokens=False))
@@ -82,6 +90,7 @@ def answer(app: FastAPI, path: str) -> httpx.Response:
 
 def test_the_page_for_operators_has_every_metric_and_no_other(app: FastAPI) -> None:
     assert answer(app, "/healthz").json()["status"] == "ok"
+    add(app.state.catalogue, "scans", "running")  # of which one metric is
     told = values_of(answer(app, "/metrics").text)
     listed = set(re.findall(r"^\| `(deconvoy_\w+)` \|", PAGE, re.MULTILINE))
     families = {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in told}

@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+from anyio import from_thread
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
@@ -51,7 +52,11 @@ def plan_job(request: Request, spec: GivenSpec) -> Plan:
             headers={"Retry-After": str(AGAIN_SECONDS)},
         )
     try:
-        planned: dict[str, Any] = planner.plan(parsed, request.app.state.settings)
+        planned: dict[str, Any] = planner.plan(
+            parsed,
+            request.app.state.settings,
+            wanted=lambda: not from_thread.run(request.is_disconnected),
+        )
     except JobFailed as error:
         raise problems.refused(503, str(error)) from error
     finally:
