@@ -185,11 +185,12 @@ def _interval(start: int, stop: int, length: int, limit: int) -> tuple[int, int]
 def smoothed(
     projection: Float[np.ndarray, "row col rgb"], sigma: float
 ) -> Float[np.ndarray, "row col rgb"]:
-    """Gaussian of that width in pixels, cut at 4 sigma; sigma 0 is the identity.
+    """Gaussian of that width in pixels, cut at 4 sigma; below a tenth of a pixel, where neighbours
+    would weigh less than 1e-21, it is the identity.
 
     At the borders the weights that fall inside are renormalised, so a constant stays constant.
     """
-    if sigma == 0.0:
+    if sigma < 0.1:
         return projection
     down = _smoothed_down(projection, sigma)
     return _smoothed_down(down.swapaxes(0, 1), sigma).swapaxes(0, 1).astype(projection.dtype)

@@ -18,8 +18,9 @@ from deconvoy.errors import RunNotFound
 from deconvoy.run import Run
 from deconvoy.schema import MISSING_LABEL
 
-LAYERS = 256
-"""Of one run are kept at most; the ones read longest ago go first."""
+KEPT_BYTES = 32 * 2**20
+"""Of one run's layers, at most; those asked for longest ago go first.  The last one stays, whatever
+its size."""
 
 Row = dict[str, Any]
 
@@ -43,6 +44,12 @@ class LayerHits:
     @property
     def units(self) -> int:
         return len(self.density)
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Of memory, about."""
+        arrays = (self.first, self.window, self.mean, self.histogram, self.density, self.projected)
+        return int(self.table.nbytes) + sum(array.nbytes for array in arrays)
 
     def require(self, unit: int) -> None:
         """Raises RunNotFound: there is no such unit."""
@@ -91,10 +98,14 @@ class LayerHits:
 
 
 class LayerCache:
-    """Of one open run."""
+    """Of one open run.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    Args:
+        most_bytes: of memory that what is kept takes.
+    """
+
+    def __init__(self, run: Run, most_bytes: int = KEPT_BYTES) -> None:
+        self._run, self._most = run, most_bytes
         self._lock = threading.Lock()
         self._hits: OrderedDict[str, LayerHits] = OrderedDict()
         self._rows: list[Row] | None = None
@@ -105,15 +116,16 @@ class LayerCache:
 
     def hits(self, layer: str) -> LayerHits:
         """Raises RunNotFound: no such layer, or its scan is not done."""
-        found = self._hits.get(layer)
-        if found is not None:
-            return found
         with self._lock:  # whoever asks for it at the same time waits, and reads nothing
             if layer not in self._hits:
                 self._hits[layer] = _read(self._run, layer)
-                while len(self._hits) > LAYERS:
-                    self._hits.popitem(last=False)
+            self._hits.move_to_end(layer)
+            while len(self._hits) > 1 and self._bytes() > self._most:
+                self._hits.popitem(last=False)
             return self._hits[layer]
+
+    def _bytes(self) -> int:
+        return sum(hits.nbytes for hits in self._hits.values())
 
     def rows(self) -> list[Row]:
         """Of ``Run.layers``, each with its ``Run.look``.  Raises RunNotFound: the scan is not

@@ -56,6 +56,14 @@ def test_a_units_picture_is_drawn_as_from_code(
     assert np.abs(shown(jpeg).astype(int) - shown(answer)).mean() < 4
 
 
+def test_one_unit_can_be_too_large_a_picture(small_run: Path, tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, runs=str(small_run.parent), picture_pixels=90_000)
+    with client_of(settings) as asked:
+        assert asked.get(f"{UNIT}.png", params={"tile": 16}).status_code == 200
+        told = problem_of(asked.get(f"{UNIT}.png", params={"tile": 128}), 422, "tile")
+        assert told.startswith("1 unit with tiles of 128 pixels") and "90,000 at most" in told
+
+
 def test_a_figure_of_a_layer_is_that_of_code(client: httpx.Client, small_run: Path) -> None:
     run = deconvoy.open(small_run)
     expected = run.figure("relu5", [1, 40], tile=32, **run.look("relu5"))

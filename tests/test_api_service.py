@@ -26,15 +26,18 @@ from schemathesis.specs.openapi.checks import (
 
 from service import logs
 from service.api import answers, image_answers, system, table_answers
-from service.app import create_app
+from service.app import create_app, make_ready
+from service.scopes import Scope
 from service.settings import Settings
-from tests.serving import client_of, problem_of, served, settings_of
+from tests.runs import small_spec
+from tests.serving import client_of, problem_of, served, settings_of, with_runs
 from workers import support
 
 ROOT = Path(__file__).resolve().parents[1]
 
 EXAMPLES = 16
 """Requests an operation."""
+FEW_EXAMPLES = 4
 
 CHECKS = [
     not_a_server_error,
@@ -130,11 +133,44 @@ def test_whatever_is_asked_is_answered_as_documented(settings: Settings) -> None
     assert len(found) > 25
 
 
-def ask(operation: Any, address: str) -> None:
+@pytest.mark.parametrize("scope", [None, *Scope])
+def test_whoever_asks_is_answered_as_documented(
+    scope: Scope | None, small_run: Path, tmp_path: Path
+) -> None:
+    """The same with tokens, and with jobs in the queue, which nobody takes out of it."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    with_runs(runs, small_run)
+    app = create_app(Settings(home=tmp_path / "home", runs=str(runs), ray="local"))
+    make_ready(app)
+    headers = {}
+    if scope is not None:
+        headers["Authorization"] = f"Bearer {app.state.gate.tokens.create('somebody', scope)}"
+    queued, _ = app.state.queue.submit(small_spec().to_json(), "somebody")
+    with served(app) as address:
+        schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+        for result in schema.get_all_operations():
+            ask(result.ok(), address, THERE | {"job_id": [queued.id]}, headers, FEW_EXAMPLES)
+        refused = httpx.get(f"{address}/v1/runs", headers=headers).status_code
+    assert refused == (401 if scope is None else 200)
+
+
+def ask(
+    operation: Any,
+    address: str,
+    known: dict[str, list[Any]] = THERE,
+    headers: dict[str, str] | None = None,
+    examples: int = EXAMPLES,
+) -> None:
+    """Requests of an operation.
+
+    Args:
+        headers: of each.
+    """
     numbers = itertools.count()
 
     @hypothesis_settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
@@ -145,18 +181,19 @@ def ask(operation: Any, address: str) -> None:
     def run(case: Any) -> None:
         number = next(numbers)
         if number % 2:
-            case.path_parameters = there(case.path_parameters, number // 2)
-            case.query = there(case.query, number // 2)
-        case.call_and_validate(checks=CHECKS)
+            case.path_parameters = there(case.path_parameters, number // 2, known)
+            case.query = there(case.query, number // 2, known)
+        case.call_and_validate(checks=CHECKS, headers=headers)
 
     run()
 
 
-def there(parameters: Any, number: int) -> dict[str, Any]:
+def there(parameters: Any, number: int, known: dict[str, list[Any]]) -> dict[str, Any]:
     """The parameters with names of what is there."""
     given = dict(parameters or {})
-    known = given.keys() & THERE.keys()
-    return given | {name: THERE[name][number % len(THERE[name])] for name in known}
+    return given | {
+        name: known[name][number % len(known[name])] for name in given.keys() & known.keys()
+    }
 
 
 # -- what it counts and logs -----------------------------------------------------------------------
@@ -187,8 +224,6 @@ def test_requests_are_counted_by_route_and_status(settings: Settings) -> None:
 def test_a_line_a_request_without_secrets(
     small_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from service.scopes import Scope
-
     app = create_app(settings_of(tmp_path, runs=str(small_run.parent), tokens=True, log="json"))
     with served(app) as address, httpx.Client(base_url=address) as client:
         token = app.state.gate.tokens.create("reader", Scope.read)

@@ -108,7 +108,9 @@ def test_grey_is_the_mean_of_the_channels() -> None:
 
 def test_sigma_zero_changes_nothing() -> None:
     projection = np.random.default_rng(2).normal(size=(6, 7, 3)).astype(np.float32)
-    assert np.array_equal(smoothed(projection, 0.0), projection)
+    for sigma in (0.0, 1e-300, 0.09):
+        assert np.array_equal(smoothed(projection, sigma), projection)
+    np.testing.assert_allclose(smoothed(projection, 0.1), projection, rtol=1e-6)
 
 
 def test_smoothing_keeps_the_sum_of_an_interior_impulse() -> None:

@@ -89,6 +89,7 @@ async def draw_unit(
         hits = layer_hits(shelved, layer)
         with problems.about("unit"):
             hits.require(unit)
+            _require_fitting(request, 1, int(hits.window.shape[1]), tile)
             pictures = shelved.run.unit(layer, unit).pictures
         look = _look(shelved, layer, zoom, smooth)
         return figures.unit_picture(pictures, show=show, tile=tile, grey=grey, **look)
@@ -243,7 +244,8 @@ def _require_fitting(request: Request, units: int, ranks: int, tile: int) -> Non
     if pixels > most:
         raise refused(
             422,
-            f"A page of {units} units with tiles of {tile} pixels has about {pixels:,} pixels; the "
-            f"service draws {most:,} at most: name fewer units, or smaller tiles.",
+            f"{units} {'unit' if units == 1 else 'units'} with tiles of {tile} pixels have about "
+            f"{pixels:,} pixels; the service draws {most:,} at most: name fewer units, or smaller "
+            "tiles.",
             "tile",
         )
