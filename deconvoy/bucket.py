@@ -21,6 +21,7 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import ObjectStore
 
+from deconvoy import tombstone
 from deconvoy.errors import (
     DeconvoyError,
     MissingExtra,
@@ -30,8 +31,8 @@ from deconvoy.errors import (
     RunUnreachable,
 )
 from deconvoy.files import S3_HINT
-from deconvoy.holds import Hold
-from deconvoy.store import RunStore
+from deconvoy.holds import FOLDER, Hold
+from deconvoy.store import METADATA, RunStore
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,12 @@ TEND_SECONDS = 5.0
 
 SEGMENT_BYTES = 2**16
 """A segment of a log that is larger is not written again."""
+
+BULK = 1000
+"""Objects deleted in one request, as S3 allows; before each it is seen that the run is ours yet."""
+
+SWEEPS = 3
+"""A worker that was ended with its driver may have had one more write under way."""
 
 PLACE = re.compile(r"[a-z0-9]+://[^/@?#%\\\s]+(/[^/?#%\\]+)+")
 
@@ -134,13 +141,37 @@ class BucketStore(RunStore):
                 obstore.delete(self.client, path)
 
     def remove(self) -> None:
-        """What makes it a run goes last: cut off, the rest can be removed again."""
         import obstore
 
-        rest = [path for path in self.paths() if path != "zarr.json"]
-        with _telling(self.url), suppress(FileNotFoundError):
-            obstore.delete(self.client, rest)
-            obstore.delete(self.client, "zarr.json")
+        if self._hold is None:
+            with self.driver_lock():
+                return self.remove()
+        with suppress(RunNotFound):  # there is none where a driver began and got no further
+            self.write(METADATA, tombstone.engraved(self.read(METADATA)))
+        self._logs.clear()
+        for _ in range(SWEEPS):
+            # Arrays cannot be opened any more before their first chunk goes.
+            rest = sorted(self._all_but_holds(), key=lambda path: not path.endswith(METADATA))
+            if not rest:
+                break
+            for first in range(0, len(rest), BULK):
+                with _telling(self.url):
+                    self.require_hold()
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self.client, rest[first : first + BULK])
+        else:
+            raise RunUnreachable(
+                f"The store of {self.url!r} keeps objects that were deleted, as {rest[0]!r}: see "
+                "who writes there, and delete the run again."
+            )
+        with _telling(self.url):
+            self._hold.dissolve(METADATA)
+
+    def _all_but_holds(self) -> Iterator[str]:
+        """Every file of the run but its metadata, and who drives it."""
+        for path in self.paths():
+            if path != METADATA and not path.startswith(f"{FOLDER}/"):
+                yield path
 
     def occupant(self) -> str | None:
         return "something" if next(self._listed(), None) is not None else None
@@ -172,11 +203,14 @@ class BucketStore(RunStore):
             ended.set()
             tending.join()
             self._hold = None
-            if hold.lost is None:
+            if hold.lost is None and not hold.dissolved:
                 # A log is for people, and a hold expires: no reason to fail a job that is done.
                 with suppress(RunUnreachable), _telling(self.url):
                     self._flush()
-                    hold.release()
+                    if self.exists(METADATA):
+                        hold.release()
+                    else:  # it was deleted before we had it, or never begun
+                        hold.dissolve()
 
     def driver_died(self) -> bool:
         with _telling(self.url):

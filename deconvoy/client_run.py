@@ -29,7 +29,7 @@ class ServedRun(BaseModel):
     pinned: bool
     """Stands before the others in a list, and cannot be deleted."""
     status: str
-    """running, done, failed, stopped, interrupted or unreadable"""
+    """running, done, failed, stopped, interrupted, unreadable or deleting"""
     model: str
     images: int
     layers: int

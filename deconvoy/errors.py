@@ -52,6 +52,10 @@ class RunNotFound(DeconvoyError, FileNotFoundError):
     exit_code = 2
 
 
+class RunBeingDeleted(RunNotFound):
+    """What is left of a run whose deletion is under way, or was cut off."""
+
+
 class RunExists(DeconvoyError, FileExistsError):
     """The place for a new run is taken."""
 

@@ -93,6 +93,8 @@ class Hold:
         self._confirming = threading.Lock()
         self.lost: Holder | None = None
         """Who has the run now, if not we."""
+        self.dissolved = False
+        """Whether nothing is left of this hold, nor of the run."""
 
     def take(self) -> None:
         """Raises RunBusy."""
@@ -120,12 +122,37 @@ class Hold:
         import obstore
 
         with self._confirming:
-            seen = self._seen()
-            if seen is None or seen.holder.owner != self._own.owner:
-                self.lost = seen.holder if seen else self._own
+            if self.dissolved or not self._is_ours():
                 return
             obstore.put(self._client, self._path(self._number), self._content())
             self._confirmed = time.monotonic()
+
+    def dissolve(self, *with_it: str) -> None:
+        """Leave nothing of this hold and of those before it.
+
+        Args:
+            with_it: goes in the same request, where the store deletes many objects in one, so that
+                nobody takes the run in between.
+
+        Raises:
+            RunBusy: the run was lost to another driver.
+        """
+        import obstore
+
+        with self._confirming:  # a heartbeat would put it back
+            if not self._is_ours():
+                self.require()
+            listed = obstore.list_with_delimiter(self._client, prefix=FOLDER)["objects"]
+            with suppress(FileNotFoundError):
+                holds = [str(each["path"]) for each in listed]
+                obstore.delete(self._client, [*holds, *with_it])
+            self.dissolved = True
+
+    def _is_ours(self) -> bool:
+        seen = self._seen()
+        if seen is None or seen.holder.owner != self._own.owner:
+            self.lost = seen.holder if seen else self._own
+        return self.lost is None
 
     @property
     def due(self) -> bool:
@@ -150,6 +177,8 @@ class Hold:
     def release(self) -> None:
         import obstore
 
+        if not self._is_ours():  # it slept, and numbers begin anew where a run was deleted
+            return
         content = self._content(released=True)
         obstore.put(self._client, self._path(self._number), content)
 

@@ -4,7 +4,9 @@ Everything is read lazily, a unit by its own chunk.  A run can be read while it 
 is not there yet is told in a sentence.
 """
 
+import hashlib
 import io
+import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,6 +21,7 @@ from jaxtyping import Float64, Int64
 from PIL import Image
 from zarr.errors import BaseZarrError
 
+from deconvoy import tombstone
 from deconvoy.arrays import read
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
 from deconvoy.figures import figure2
@@ -32,11 +35,45 @@ from deconvoy.occlusion import (
 )
 from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import METADATA, RunStore
 from deconvoy.unit import Unit
 
 FIGURE_UNITS = 16
 """Units of a Fig. 2 unless told."""
+
+
+_BREAKS = (BaseZarrError, OSError, ValueError, KeyError, TypeError)
+
+
+def attributes_in(content: bytes, url: str) -> dict[str, Any]:
+    """The attributes of the run whose ``zarr.json`` this is.
+
+    Raises:
+        RunBeingDeleted: it is no run any more.
+        RunUnreadable: something else than a run, or one of a newer format.
+    """
+    try:
+        metadata = json.loads(content)
+        attributes = dict(metadata["attributes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise _broken(url, error) from error
+    tombstone.refuse(url, metadata)
+    if attributes.get("format") != FORMAT:
+        raise RunUnreadable(
+            f"{url!r} has the format {attributes.get('format')!r}, but this version of deconvoy "
+            f"reads {FORMAT!r}: use the version that wrote it."
+        )
+    return attributes
+
+
+def commit_of(content: bytes) -> str:
+    """Of a run whose ``zarr.json`` this is."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _broken(url: str, error: Exception) -> RunUnreadable:
+    told = str(error) or type(error).__name__
+    return RunUnreadable(f"The run at {url!r} is broken: {told}")
 
 
 class Run:
@@ -45,7 +82,7 @@ class Run:
     Of one that is done, the small tables that were read are kept (``deconvoy.kept``).
 
     Raises:
-        RunNotFound: nothing there.
+        RunNotFound: nothing there, or what is left of a deletion.
         RunUnreadable: something else than a run, or one of a newer format.
         RunUnreachable: a bucket or a service that does not answer.
     """
@@ -53,24 +90,33 @@ class Run:
     def __init__(self, url: str | os.PathLike[str], token: str | None = None) -> None:
         self._store = RunStore(url, token)
         self.url = self._store.url
-        if not self._store.exists("zarr.json"):
-            raise RunNotFound(f"There is no run at {self.url!r}: give the folder `--out` named.")
         try:
-            self._group = self._store.zarr()
-            self.attributes: dict[str, Any] = dict(self._group.attrs.asdict())
+            content = self._store.read(METADATA)
+        except RunNotFound:
+            raise RunNotFound(
+                f"There is no run at {self.url!r}: give the folder `--out` named."
+            ) from None
         except RunUnreachable:
             raise
-        except (BaseZarrError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RunUnreadable(f"The run at {self.url!r} is broken: {error}") from error
-        if self.attributes.get("format") != FORMAT:
-            raise RunUnreadable(
-                f"{self.url!r} has the format {self.attributes.get('format')!r}, but this version "
-                f"of deconvoy reads {FORMAT!r}: use the version that wrote it."
-            )
+        except OSError as error:
+            raise _broken(self.url, error) from error
+        self.attributes = attributes_in(content, self.url)
+        self.commit = commit_of(content)
+        """Changes whenever its attributes do, which hold its state and results."""
         self._done = self.attributes.get("state", {}).get("status") == "done"
         self._groups: dict[str, zarr.Group] = {}
         self._with_pictures: dict[str, bool] = {}
         self._kept = KeptArrays(KEPT_BYTES)
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        """Opened where arrays are asked for: attributes alone take one request."""
+        try:
+            return self._store.zarr()
+        except (RunNotFound, RunUnreachable):
+            raise
+        except (AssertionError, *_BREAKS) as error:  # asserted of a group that is none
+            raise _broken(self.url, error) from error
 
     @cached_property
     def spec(self) -> JobSpec:

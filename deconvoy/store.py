@@ -10,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,15 @@ import zarr
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
+from deconvoy import tombstone
 from deconvoy.errors import DeconvoyError, DiskTooSmall, RequestError, RunBusy, RunNotFound
 from deconvoy.files import refuse_in_the_way
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 SERVED_SCHEMES = ("http", "https")
+
+METADATA = "zarr.json"
+"""What makes a place a run: its attributes."""
 
 
 class RunStore:
@@ -89,7 +93,16 @@ class RunStore:
         """Remove what writers that were killed left half-written."""
 
     def remove(self) -> None:
-        """Delete the whole run."""
+        """Delete the whole run, as its only driver: under ``driver_lock``, which is taken where it
+        is not held, and ends with the run.
+
+        First ``zarr.json`` becomes a tombstone (``deconvoy.tombstone``), so that nobody opens what
+        is half gone; it goes last, so that a deletion that was cut off is seen, and another one
+        finishes it.
+
+        Raises:
+            RunBusy: another driver is at work.
+        """
         raise NotImplementedError
 
     def occupant(self) -> str | None:
@@ -168,6 +181,7 @@ class FolderStore(RunStore):
     def __init__(self, url: str | os.PathLike[str], token: str | None = None) -> None:
         self.url = os.fspath(url)
         self.root = Path(self.url)
+        self._held = False
 
     @property
     def absolute(self) -> str:
@@ -176,7 +190,7 @@ class FolderStore(RunStore):
     def read(self, path: str) -> bytes:
         try:
             return (self.root / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunNotFound(f"The run {self.url!r} has no {path!r}.") from None
 
     def write(self, path: str, content: bytes) -> None:
@@ -224,7 +238,20 @@ class FolderStore(RunStore):
             draft.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=False)
+        if not self.root.exists():
+            return
+        if not self._held:
+            with self.driver_lock():
+                return self.remove()
+        with suppress(RunNotFound):  # there is none where a driver began and got no further
+            self.write(METADATA, tombstone.engraved(self.read(METADATA)))
+        for place in self.root.iterdir():
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            elif place.name != METADATA:
+                place.unlink()
+        self.delete(METADATA)
+        (self.root.unlink if self.root.is_symlink() else self.root.rmdir)()
 
     def occupant(self) -> str | None:
         refuse_in_the_way(self.root)
@@ -270,7 +297,11 @@ class FolderStore(RunStore):
             file.truncate(0)
             file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def driver_died(self) -> bool:
         """Whether it was a process of this machine that is no more."""

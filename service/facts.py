@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deconvoy.errors import DeconvoyError
@@ -18,7 +18,7 @@ class Facts:
     """Of one run."""
 
     status: str
-    """As of ``Run.status``, or ``unreadable``."""
+    """As of ``Run.status``, or ``unreadable``, or ``deleting``."""
     name: str | None
     """As its spec says."""
     model: str
@@ -32,6 +32,7 @@ class Facts:
 
 
 UNREADABLE = Facts("unreadable", None, "", 0, 0, None, None, None, "")
+DELETING = replace(UNREADABLE, status="deleting")
 
 
 def of_run(run: Run, commit: str) -> Facts:

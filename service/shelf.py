@@ -5,7 +5,6 @@ the last part of a place the operator names.  Only ids that were listed are ever
 text of a request becomes a path.
 """
 
-import hashlib
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
+from deconvoy.errors import DeconvoyError, RequestError, RunBeingDeleted, RunNotFound
 from deconvoy.likeness import nearest
 from deconvoy.run import Run
 from deconvoy.store import RunStore
@@ -144,6 +143,8 @@ class Shelf:
         try:
             shelved = self.open(run_id)
             found = facts.of_run(shelved.run, shelved.commit)
+        except RunBeingDeleted:
+            found = facts.DELETING
         except RunNotFound:
             raise
         except (DeconvoyError, KeyError, TypeError):
@@ -219,14 +220,17 @@ def _open(run_id: str, url: str) -> Shelved:
     stamp, opened = _stamp(url), time.monotonic()
     try:
         run = Run(url)
-        content = RunStore(url).read("zarr.json")
+    except RunBeingDeleted:
+        raise RunBeingDeleted(
+            f"The run {run_id!r} is being deleted, or its deletion was cut off: delete it again to "
+            f"finish (`deconvoy delete {run_id}`, or DELETE /v1/runs/{run_id})."
+        ) from None
     except RunNotFound:  # said without the place: ids are what callers know
         raise RunNotFound(
             f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
         ) from None
-    commit = hashlib.sha256(content).hexdigest()[:16]
     done = run.status == "done"
-    return Shelved(run_id, url, run, commit, done, stamp, opened, LayerCache(run))
+    return Shelved(run_id, url, run, run.commit, done, stamp, opened, LayerCache(run))
 
 
 def _stamp(url: str) -> Stamp | None:

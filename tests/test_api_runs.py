@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import deconvoy
-from deconvoy import queries
+from deconvoy import queries, tombstone
 from deconvoy.errors import JobNotFound
 from deconvoy.store import RunStore
 from service.app import create_app
@@ -264,6 +264,20 @@ def test_a_deleted_run_is_gone(own: httpx.Client, tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
     problem_of(own.get("/v1/runs/small"), 404, "run_id")
     problem_of(own.delete("/v1/runs/small"), 404, "run_id")
+
+
+def test_a_deletion_that_was_cut_off_is_told_and_finished(
+    own: httpx.Client, tmp_path: Path
+) -> None:
+    place = tmp_path / "runs/small/zarr.json"
+    place.write_bytes(tombstone.engraved(place.read_bytes()))
+    (listed,) = own.get("/v1/runs").json()["runs"]
+    assert (listed["id"], listed["status"]) == ("small", "deleting")
+    for path in ("", "/layers", "/layers/relu2/units/40", "/images/3", "/table"):
+        told = problem_of(own.get(f"/v1/runs/small{path}"), 404, "run_id")
+        assert "delete it again to finish" in told and str(tmp_path) not in told
+    assert own.delete("/v1/runs/small").status_code == 204
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_a_run_that_is_worked_on_is_not_deleted(own: httpx.Client, tmp_path: Path) -> None:

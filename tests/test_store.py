@@ -4,29 +4,35 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import obstore
 import pytest
-from zarr.errors import ContainsGroupError
+import zarr
+from zarr.errors import BaseZarrError, ContainsGroupError
 
+import deconvoy
 from deconvoy import bucket, holds
 from deconvoy.bucket import BucketStore
 from deconvoy.errors import (
     MissingExtra,
     RequestError,
+    RunBeingDeleted,
     RunBusy,
     RunNotFound,
     RunUnreachable,
 )
 from deconvoy.kept import KeptArrays
+from deconvoy.schema import FORMAT
 from deconvoy.store import FolderStore, RunStore
 from tests.s3 import BUCKET, s3_server
 
@@ -124,6 +130,55 @@ def test_all_of_a_run_is_removed_and_nothing_beside_it(store: RunStore) -> None:
     store.remove()
     assert list(store.paths()) == [] and store.occupant() is None
     assert beside.exists("zarr.json") and beside.occupant()
+
+
+def broken_off(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin to remove a run; the first deletion of its results fails."""
+    delete, rmtree = obstore.delete, shutil.rmtree
+
+    def failing(do: Any) -> Any:
+        def fails(*given: Any) -> None:
+            if any("layers" in str(each) for each in given):
+                raise OSError("the machine went down")
+            do(*given)
+
+        return fails
+
+    with monkeypatch.context() as patched:
+        patched.setattr(obstore, "delete", failing(delete))
+        patched.setattr(shutil, "rmtree", failing(rmtree))
+        with pytest.raises((OSError, RunUnreachable)):
+            store.remove()
+
+
+def test_what_is_half_removed_is_no_run_and_can_be_removed(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = store.zarr("w-")
+    root.attrs.update({"format": FORMAT, "spec": {}})
+    root.create_array("layers/x/score", shape=(1,), dtype="f4")
+    broken_off(store, monkeypatch)
+    assert store.exists("zarr.json") and store.exists("layers/x/score/zarr.json")
+    with pytest.raises(RunBeingDeleted, match="delete it again") as told:
+        deconvoy.open(store.url)
+    assert isinstance(pickle.loads(pickle.dumps(told.value)), RunBeingDeleted)
+    for read in (zarr.open_group, zarr.open):  # nor for whoever reads it with Zarr alone
+        with pytest.raises((BaseZarrError, OSError, ValueError, AssertionError)):
+            read(store.zarr_store(), mode="r")
+    store.remove()
+    assert list(store.paths()) == [] and store.occupant() is None
+    store.remove()  # there is nothing, and that is no error
+
+
+def test_a_run_that_is_worked_on_is_not_removed(store: RunStore) -> None:
+    store.zarr("w-")
+    with RunStore(store.url).driver_lock():
+        with pytest.raises(RunBusy):
+            store.remove()
+        assert store.exists("zarr.json")
+    with store.driver_lock():  # its own driver may
+        store.remove()
+    assert list(store.paths()) == []
 
 
 def test_one_driver_holds_a_run(store: RunStore) -> None:
@@ -246,6 +301,7 @@ def test_a_driver_of_another_machine_loses_the_run_when_it_is_silent(
 
 
 def test_of_many_drivers_at_once_one_has_the_run(in_bucket: BucketStore) -> None:
+    in_bucket.zarr("w-")
     begin, done, got = threading.Barrier(8), threading.Barrier(8), []
 
     def drive(number: int) -> None:
@@ -273,6 +329,7 @@ def test_under_a_drivers_lock_a_log_is_written_in_time(
     in_bucket: BucketStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "TEND_SECONDS", 0.2)
+    in_bucket.zarr("w-")
     with in_bucket.driver_lock():
         for number in range(100):
             in_bucket.append("ledger/log.jsonl", str(number))

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deconvoy import tombstone
 from deconvoy.errors import (
     DeconvoyError,
     JobFailed,
@@ -23,12 +24,12 @@ from deconvoy.errors import (
     RunBusy,
     RunExists,
     RunUnreachable,
-    RunUnreadable,
 )
 from deconvoy.places import anchored
+from deconvoy.run import attributes_in
 from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
-from deconvoy.store import RunStore
+from deconvoy.store import METADATA, RunStore
 from workers.candidates import Judgement
 from workers.datasets import Listing
 from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
@@ -125,9 +126,7 @@ def create(
     if check is not None:
         check(job, run)
     if occupant:
-        with run.driver_lock():  # raises if somebody works on it
-            pass
-        run.remove()
+        run.remove()  # raises if somebody works on it
     run.create(
         {
             "format": FORMAT,
@@ -160,14 +159,9 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
         RequestError: weights, images or the batch size differ from those the run began with.
     """
     run = RunStore(url)
-    if not run.exists("zarr.json"):
+    if not run.exists(METADATA):
         raise RequestError(f"{url!r} is no run, so there is nothing to resume: see `deconvoy run`.")
-    attributes = run.zarr().attrs.asdict()
-    if attributes.get("format") != FORMAT:
-        raise RunUnreadable(
-            f"{url!r} has the format {attributes.get('format')!r}, but this version reads "
-            f"{FORMAT!r}: use the version that wrote it."
-        )
+    attributes = attributes_in(run.read(METADATA), url)
     began: Any = attributes["provenance"]
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()
@@ -223,6 +217,7 @@ def _told_in_state(job: Job, run: RunStore) -> Iterator[None]:
         with suppress(OSError):  # a full disk may have no room even for this
             run.zarr("r+").attrs.update({"state": state})
 
+    _require_kept(run)
     try:
         run.zarr("r+").attrs.update({"state": {"status": "running"}})
         yield
@@ -248,6 +243,15 @@ def _told_in_state(job: Job, run: RunStore) -> Iterator[None]:
     except BaseException as error:
         tell(status="failed", error=str(error))
         raise
+
+
+def _require_kept(run: RunStore) -> None:
+    """It may have been deleted since it was opened, before we had the driver's lock.
+
+    Raises:
+        RunNotFound: it was.
+    """
+    tombstone.refuse(run.url, json.loads(run.read(METADATA)))
 
 
 @dataclass

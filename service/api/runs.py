@@ -34,7 +34,7 @@ READ, SUBMIT, ADMIN = (
 AT_WORK = ("queued", "starting", "running", "stopping")
 """States of a job that writes, or will write, its run."""
 
-Status = Literal["running", "done", "failed", "stopped", "interrupted", "unreadable"]
+Status = Literal["running", "done", "failed", "stopped", "interrupted", "unreadable", "deleting"]
 
 
 @router.get("", dependencies=[READ])
@@ -118,7 +118,8 @@ def change_run(request: Request, run_id: RunId, change: Annotated[RunChange, Bod
     responses=problems.documented(409),
 )
 def delete_run(request: Request, run_id: RunId) -> None:
-    """Delete a run and all its files, for good."""
+    """Delete a run and all its files, for good.  One whose deletion was cut off is told as
+    ``deleting``; asking again finishes it."""
     shelf, catalogue = _shelf(request), _catalogue(request)
     with problems.about("run_id"):
         url = shelf.url(run_id)
@@ -137,10 +138,8 @@ def delete_run(request: Request, run_id: RunId) -> None:
             f"The run {run_id!r} lies outside the runs root and is only shown here: delete it "
             "where it lies."
         )
-    store = RunStore(url)
-    with problems.about("run_id"), store.driver_lock():  # another driver may be at work on it
-        store.delete("zarr.json")  # from here on it is no run, whatever happens
-        store.remove()
+    with problems.about("run_id"):
+        RunStore(url).remove()
     shelf.forget(run_id)
     catalogue.forget(run_id)
 
