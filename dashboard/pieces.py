@@ -111,7 +111,7 @@ def picture(address: str, described: str, **attributes: str) -> str:
     """An image that the browser asks for when it is scrolled to."""
     return (
         f'<img loading="lazy" decoding="async" src="{escape(address)}" alt="{escape(described)}"'
-        + "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+        + "".join(f' {name.rstrip("_")}="{escape(value)}"' for name, value in attributes.items())
         + ">"
     )
 

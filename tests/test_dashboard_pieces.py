@@ -147,3 +147,9 @@ def test_a_map_tells_the_value_of_every_place() -> None:
 def test_bars_are_as_high_as_their_counts() -> None:
     heights = re.findall(r"height:([\d.]+)%", pieces.bars([0, 1, 500, 1000], "x"))
     assert [float(height) for height in heights] == [0.0, 1.5, 50.0, 100.0]
+
+
+def test_a_picture_has_its_class_and_a_text_in_its_place() -> None:
+    shown = pieces.picture("/a.jpg?b=1&c=2", "what it shows", class_="whole")
+    assert 'src="/a.jpg?b=1&amp;c=2"' in shown and 'loading="lazy"' in shown
+    assert 'alt="what it shows"' in shown and ' class="whole"' in shown
