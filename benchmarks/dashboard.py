@@ -48,6 +48,8 @@ GROWTH = 1.1
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 COMPLETE = """title => document.querySelector("h1")?.innerText === title
+  && "following" in document.body.dataset
+  && "following" in document.body.dataset
   && document.querySelector(".stApp").dataset.testScriptState === "notRunning"
   && [...document.images].filter(image => image.getBoundingClientRect().top < innerHeight)
        .every(image => image.complete)"""

@@ -20,6 +20,9 @@ SECONDS = 60.0
 
 KEPT_SECONDS = 3600
 
+SUMMARY_SECONDS = 1.0
+"""What is beside a view and the view itself ask for the same run, one after the other."""
+
 PAGE_ROWS = 500
 """Asked for at once, where all are wanted."""
 
@@ -50,7 +53,12 @@ def run_path(run: str, *parts: str | int) -> str:
 
 
 def summary(run: str) -> Json:
-    """One run, with all there is to say of it.  Raises RunNotFound."""
+    """One run, with all there is to say of it, as it was a second ago.  Raises RunNotFound."""
+    return _summary(_address(), run)
+
+
+@st.cache_data(max_entries=64, ttl=SUMMARY_SECONDS, show_spinner=False)
+def _summary(address: str, run: str) -> Json:
     return ask(run_path(run))
 
 

@@ -33,7 +33,11 @@ def read(group: zarr.Group, name: str, selection: Any = np.s_[:]) -> Any:
         RunUnreadable: no such array, or its bytes do not have the checksum they were written with.
         RunUnreachable: the run is not on a local disk, and cannot be reached.
     """
-    array = array_of(group, name)
+    return read_from(array_of(group, name), selection)
+
+
+def read_from(array: Any, selection: Any) -> Any:
+    """A part of an array that was found.  Raises as ``read`` does."""
     try:
         return np.asarray(array[selection])
     except DeconvoyError:

@@ -22,7 +22,7 @@ from PIL import Image
 from zarr.errors import BaseZarrError
 
 from deconvoy import tombstone
-from deconvoy.arrays import read
+from deconvoy.arrays import array_of, read
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
 from deconvoy.figures import figure2
 from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
@@ -105,6 +105,7 @@ class Run:
         """Changes whenever its attributes do, which hold its state and results."""
         self._done = self.attributes.get("state", {}).get("status") == "done"
         self._groups: dict[str, zarr.Group] = {}
+        self._layer_arrays: dict[tuple[str, str], Any] = {}
         self._with_pictures: dict[str, bool] = {}
         self._kept = KeptArrays(KEPT_BYTES)
 
@@ -190,9 +191,23 @@ class Run:
             self._groups[layer] = group
         return group
 
+    def layer_array(self, layer: str, name: str) -> Any:
+        """An array of a layer, unread; its metadata is read once, of a run that is done.
+
+        Raises:
+            RunNotFound: no such layer, or its scan is not done.
+            RunUnreadable: no such array.
+        """
+        found = self._layer_arrays.get((layer, name))
+        if found is None:
+            found = array_of(self.layer_group(layer), name)
+            if self._done:
+                self._layer_arrays[layer, name] = found
+        return found
+
     def hit_table(self, layer: str, name: str) -> np.ndarray:
         """A small table of a layer, whole, read only: ``score``, ``image``, ``position``, ``box``,
-        ``window``, ``label``, ``density`` or ``projected``.
+        ``window``, ``label``, ``density``, ``projected`` or ``scale``.
 
         Raises:
             RunNotFound: no such layer, or its scan is not done.
@@ -389,6 +404,10 @@ class Run:
 
     def occluded(self) -> pa.Table:
         """The images a square was slid over: image_id, uri, target, probability, lowest, y, x."""
+        return self._occluded if self._done else occluded(self)
+
+    @cached_property
+    def _occluded(self) -> pa.Table:
         return occluded(self)
 
     def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:

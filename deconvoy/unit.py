@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from PIL import Image
 
-from deconvoy.arrays import read
+from deconvoy.arrays import read_from
 from deconvoy.errors import RunNotFound
 from deconvoy.figures import UnitPictures, figure2
 from deconvoy.occlusion import UnitOcclusion, occlusion_of_unit
@@ -57,8 +57,9 @@ class Unit:
     def projections(self) -> Float32[np.ndarray, "rank h w 3"]:
         """Deconvnet projections in the windows, signed, in units of the normalised input."""
         stored = np.asarray(self._pictures("projection")).astype(np.float32)
-        scale = np.asarray(self._pictures("scale")).astype(np.float32)
-        return stored * scale[:, None, None, None]
+        scale = self._run.hit_table(self.layer, "scale")[self.index].astype(np.float32)
+        stored *= scale[:, None, None, None]
+        return stored
 
     @cached_property
     def occlusion(self) -> tuple[UnitOcclusion, ...]:
@@ -71,7 +72,7 @@ class Unit:
                 f"Unit {self.index} of layer {self.layer!r} has no pictures in {self._run.url!r}: "
                 f"{self._run.projected_told(self.layer)}"
             )
-        return read(self._run.layer_group(self.layer), name, self.index)
+        return read_from(self._run.layer_array(self.layer, name), self.index)
 
     @property
     def projected(self) -> bool:

@@ -27,6 +27,7 @@ from service.api import (
 from service.auth import Gate
 from service.catalogue import ACTIVE, ENDED, Catalogue
 from service.dispatcher import give_up
+from service.drawn import DrawnPictures
 from service.guards import guards
 from service.jobs import Queue
 from service.logs import RequestLog
@@ -123,6 +124,7 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
     catalogue: Catalogue = app.state.catalogue
     await anyio.to_thread.run_sync(make_ready, app)
     app.state.drawers = anyio.CapacityLimiter(DRAWERS)
+    app.state.drawn = DrawnPictures()
     supervisor: Supervisor | None = app.state.supervisor
     if supervisor is not None:
         supervisor.start()

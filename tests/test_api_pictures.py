@@ -14,6 +14,7 @@ from PIL import Image
 import deconvoy
 from deconvoy import figure7, figures
 from service import drawing
+from service.drawn import DrawnPictures
 from tests.runs import run_inline, small_spec, write_photographs
 from tests.serving import client_of, problem_of, settings_of, with_runs
 from tests.test_api_runs import change_attributes
@@ -54,6 +55,32 @@ def test_a_units_picture_is_drawn_as_from_code(
     jpeg = client.get(f"{UNIT}.jpg", params={"show": show})
     assert jpeg.headers["content-type"] == "image/jpeg"
     assert np.abs(shown(jpeg).astype(int) - shown(answer)).mean() < 4
+
+
+def test_a_picture_is_drawn_once(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"show": "patch", "tile": 47}
+    first = client.get(f"{UNIT}.png", params=asked)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was drawn before")
+
+    monkeypatch.setattr(figures, "unit_picture", fails)
+    again = client.get(f"{UNIT}.png", params=asked)
+    assert again.content == first.content and again.headers["etag"] == first.headers["etag"]
+    assert client.get(f"{UNIT}.png", params={**asked, "tile": 48}).status_code == 500
+
+
+def test_pictures_are_kept_within_a_limit() -> None:
+    kept = DrawnPictures(most_bytes=10)
+    for tag in "abc":
+        kept.put(tag, tag.encode() * 4)
+    assert (kept.get("a"), kept.get("b"), kept.bytes) == (None, b"bbbb", 8)
+    kept.put("c", b"another")
+    assert kept.get("c") == b"cccc"
+    kept.put("d", b"d" * 4)
+    assert kept.get("b") is None and kept.get("c") == b"cccc"
+    kept.put("e", b"e" * 11)  # more than fits
+    assert kept.get("e") is None and kept.bytes == 0
 
 
 def test_one_unit_can_be_too_large_a_picture(small_run: Path, tmp_path: Path) -> None:

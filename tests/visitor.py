@@ -85,6 +85,10 @@ class Visitor:
         expect(page.get_by_test_id("stApp")).to_have_attribute(
             "data-test-script-state", "notRunning"
         )
+        # Links and keys are listened to.
+        expect(page.locator("body[data-following]")).to_have_count(1)
+        # Links and keys are listened to.
+        expect(page.locator("body[data-following]")).to_have_count(1)
         # What the script of the view before left is stale until the browser takes it away.
         expect(page.locator("[data-stale=true]")).to_have_count(0)
         assert page.get_by_test_id("stException").count() == 0, page.inner_text("body")
