@@ -4,8 +4,8 @@ it, and people who look at a run look at the same units."""
 import threading
 from collections import OrderedDict
 
-KEPT_BYTES = 64 * 2**20
-"""Some 5,000 tiles."""
+KEPT_BYTES = 32 * 2**20
+"""Some 2,500 tiles."""
 
 
 class DrawnPictures:

@@ -4,6 +4,7 @@ The dashboard is put together from the path of its script, so nothing here impor
 pages ask of the API they ask as whoever looks at them: see ``Gate.seen_by``.
 """
 
+import gc
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -72,6 +73,10 @@ def with_dashboard(api: FastAPI, address: str) -> Any:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[dict[str, Any] | None]:
         async with app.started(api):
+            # After each run of a script Streamlit collects all garbage.  What is loaded by now
+            # stays, and looking through it would hold everybody up for a tenth of a second.
+            gc.collect()
+            gc.freeze()
             yield None
 
     pages = streamlit.App(
