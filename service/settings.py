@@ -4,10 +4,11 @@ Lists are written as JSON: ``DECONVOY_DATA_ROOTS='["/data", "s3://photos"]'``.
 """
 
 import json
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, IPvAnyNetwork, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from deconvoy.errors import RequestError
@@ -40,6 +41,9 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     hosts: tuple[str, ...] = ()
     """Names under which browsers and programs reach the service, besides the loopback ones."""
+    proxies: tuple[IPvAnyNetwork, ...] = (IPv4Network("127.0.0.1"), IPv6Network("::1"))
+    """Addresses and networks of proxies that are believed when they say, in X-Forwarded-Proto, that
+    a browser came over https: its session's cookie is then sent over nothing else."""
     tokens: bool = True
     """Whether callers must show a token.  It can only be turned off on a loopback address."""
 

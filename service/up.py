@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,11 @@ from rich.markup import escape
 from deconvoy.errors import MissingExtra, RequestError
 from service import token_file
 from service.console import out
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from service.settings import Settings
 
 DRAIN_SECONDS = 5
 """Time for requests at hand, and for streams to end, at Ctrl-C."""
@@ -89,16 +94,23 @@ def up(
                     soft_wrap=True,
                 )
 
-    config = uvicorn.Config(
-        served,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
     alone = _only_one(settings.home_folder, address) if settings.ray != "none" else nullcontext()
     with alone, token_file.good_at(settings.home_folder, *listening.getsockname()[:2]):
         _begin_to_listen(listening, settings.host)
-        Server(config).run(sockets=[listening])
+        Server(server_config(served, settings)).run(sockets=[listening])
+
+
+def server_config(served: Any, settings: "Settings") -> "uvicorn.Config":
+    """Of the server of an application."""
+    import uvicorn
+
+    return uvicorn.Config(
+        served,
+        log_config=None,
+        access_log=False,
+        forwarded_allow_ips=[str(network) for network in settings.proxies],
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
 
 
 @contextmanager

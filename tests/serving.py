@@ -34,8 +34,15 @@ def with_runs(folder: Path, *runs: Path) -> Path:
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """Yields its address."""
+    with serving(uvicorn.Config(app, log_level="error", access_log=False)) as address:
+        yield address
+
+
+@contextmanager
+def serving(config: uvicorn.Config) -> Iterator[str]:
+    """Yields its address."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     until = time.monotonic() + SECONDS_TO_START

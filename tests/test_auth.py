@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import Depends, FastAPI, Request, WebSocket
@@ -23,8 +24,10 @@ from service.api import login
 from service.auth import Caller, Gate, Scope, requires
 from service.catalogue import Catalogue
 from service.guards import guards, problem_response
-from service.settings import Settings
+from service.settings import Settings, read_settings
+from service.up import server_config
 from tests.browsers import TestClient
+from tests.serving import serving
 
 ORIGIN = "http://127.0.0.1:8000"
 LIVE = "ws://127.0.0.1:8000/live"
@@ -289,6 +292,39 @@ def test_a_cookie_over_https_is_secure(service: Service) -> None:
         answer = browser.post("/login", data={"token": token}, headers={"Origin": origin})
         assert "Secure" in answer.headers["set-cookie"]
         assert browser.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("proxies", "scheme", "secure"),
+    [
+        (None, "https", True),
+        (None, "http", False),
+        (("127.0.0.0/8",), "https", True),
+        (("10.0.0.7", "::1"), "https", False),
+        ((), "https", False),
+    ],
+)
+def test_a_cookie_is_secure_where_a_proxy_that_is_believed_says_https(
+    make: Callable[..., Service], proxies: tuple[str, ...] | None, scheme: str, secure: bool
+) -> None:
+    service = make(**({} if proxies is None else {"proxies": proxies}))
+    token = service.gate.tokens.create("ana", Scope.read)
+    with serving(server_config(service.app, service.gate.settings)) as address:
+        forwarded = {"X-Forwarded-Proto": scheme}
+        answer = httpx.post(f"{address}/login", data={"token": token}, headers=forwarded)
+    assert answer.status_code == 303
+    assert ("Secure" in answer.headers["set-cookie"]) == secure
+
+
+def test_a_proxy_is_an_address_or_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECONVOY_PROXIES", '["10.0.0.7", "fd00::/8"]')
+    assert [str(one) for one in read_settings().proxies] == ["10.0.0.7/32", "fd00::/8"]
+    assert Settings(proxies=read_settings().proxies).environment()["DECONVOY_PROXIES"] == (
+        '["10.0.0.7/32", "fd00::/8"]'
+    )
+    monkeypatch.setenv("DECONVOY_PROXIES", '["proxy.example"]')
+    with pytest.raises(RequestError, match="DECONVOY_PROXIES.0.*IPv4 or IPv6 network"):
+        read_settings()
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/jobs"), ("DELETE", "/all")])
