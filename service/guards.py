@@ -12,12 +12,15 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.auth import COOKIE
 from service.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOADS = ("/v1/uploads", "/_stcore/upload_file/")
 """Where images are handed in, which are larger than other bodies: to the API, to the dashboard."""
 SAFE = ("GET", "HEAD", "OPTIONS")
+ELSEWHERE = ("same-site", "cross-site")
+"""What browsers say in Sec-Fetch-Site of a page that is not of the same origin."""
 POLICY_VIOLATION = 1008
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -79,8 +82,12 @@ class HostGuard:
 
 
 class OriginGuard:
-    """Pages that may change something, or open a websocket: those that came from here, or from a
-    name of ``hosts``, under which a proxy may show the service."""
+    """Pages that may change something, open a websocket, or look in the name of a browser's
+    session: those that came from here, or from a name of ``hosts``, under which a proxy may show
+    the service.
+
+    SameSite keeps the session from other sites; to a browser another port of this host is none.
+    """
 
     def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
         self.app = app
@@ -89,15 +96,34 @@ class OriginGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asks = scope["type"] == "websocket" or scope.get("method") not in (None, *SAFE)
         headers = Headers(scope=scope) if asks else Headers()
-        origins = headers.getlist("origin")  # programs send none
-        if any(not self._ours(origin, headers.get("host", "")) for origin in origins):
+        if self._foreign(headers):
             detail = (
-                f"A page of the Origin {origins[0][:100]!r} may not do this: only pages of this "
-                f"service may."
+                f"A page of the Origin {headers.get('origin', '')[:100]!r} may not do this: only "
+                f"pages of this service may."
+            )
+            await _refuse(HTTPStatus.FORBIDDEN, detail, scope, receive, send)
+            return
+        if not asks and self._looks_for_another(scope):
+            detail = (
+                "A page of another origin may not look in the name of this browser's session: open "
+                "the address itself, or send a token."
             )
             await _refuse(HTTPStatus.FORBIDDEN, detail, scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    def _foreign(self, headers: Headers) -> bool:
+        origins = headers.getlist("origin")  # programs send none
+        return any(not self._ours(origin, headers.get("host", "")) for origin in origins)
+
+    def _looks_for_another(self, scope: Scope) -> bool:
+        """Whether a session came with what a page of another origin loads; following a link is no
+        such thing."""
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if COOKIE not in headers.get("cookie", "") or "authorization" in headers:
+            return False
+        site, mode = (headers.get(f"sec-fetch-{name}") for name in ("site", "mode"))
+        return self._foreign(headers) or (site in ELSEWHERE and mode != "navigate")
 
     def _ours(self, origin: str, host: str) -> bool:
         try:

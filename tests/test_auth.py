@@ -340,6 +340,65 @@ def test_a_cookie_changes_nothing(service: Service, method: str, path: str) -> N
         assert browser.get("/", headers={"Authorization": "Bearer dv_x"}).status_code == 401
 
 
+FOREIGN_PAGES = (
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:9000"},  # the same site to a browser, which sends the cookie
+    {"Origin": "http://127.0.0.1:9000", "Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
+)
+OWN_PAGES = (
+    {},
+    {"Origin": ORIGIN},
+    {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"},  # a link was followed
+)
+
+
+@pytest.mark.parametrize("page", FOREIGN_PAGES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_no_page_of_another_origin_looks_by_the_cookie(
+    service: Service, method: str, page: dict[str, str]
+) -> None:
+    with service.browser() as browser:
+        token = log_in(service, browser)
+        answer = browser.request(method, "/", headers=page)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+        if method == "GET":
+            assert "another origin" in answer.json()["detail"]
+        # A token is nothing that a browser sends by itself.
+        bearer = {"Authorization": f"Bearer {token}"}
+        assert browser.request(method, "/", headers={**page, **bearer}).status_code == 200
+
+
+@pytest.mark.parametrize("page", OWN_PAGES)
+def test_pages_of_our_own_look_by_the_cookie(service: Service, page: dict[str, str]) -> None:
+    with service.browser() as browser:
+        log_in(service, browser)
+        assert browser.get("/", headers=page).json() == {"name": "admin", "scope": "admin"}
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9000"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/jobs"), ("DELETE", "/all"), ("POST", "/login"), ("POST", "/logout")],
+)
+def test_a_page_of_another_origin_changes_nothing_by_the_cookie(
+    service: Service, method: str, path: str, origin: str
+) -> None:
+    with service.browser() as browser:
+        log_in(service, browser)
+        answer = browser.request(method, path, headers={"Origin": origin})
+        assert answer.status_code == 403 and "of the Origin" in answer.json()["detail"]
+        assert browser.get("/").status_code == 200, "the session is still there"
+        with pytest.raises(WebSocketDisconnect) as closed:
+            browser.websocket_connect(LIVE, headers={"Origin": origin}).__enter__()
+        assert closed.value.code == 1008
+
+
 @pytest.mark.parametrize("given", ["dv_nobody", "", "<script>"])
 def test_a_browser_with_a_wrong_token_is_asked_again(service: Service, given: str) -> None:
     with service.browser() as browser:
