@@ -7,7 +7,7 @@ import anyio
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from service import logs, problems
+from service import logs, problems, uploads
 from service.api import (
     chunks,
     diff,
@@ -22,8 +22,8 @@ from service.api import (
     runs,
     system,
     tables,
-    uploads,
 )
+from service.api import uploads as handing_in
 from service.auth import Gate
 from service.catalogue import ACTIVE, ENDED, Catalogue
 from service.dispatcher import give_up
@@ -92,7 +92,7 @@ def create_app(
         system.router,
         jobs.router,
         plans.router,
-        uploads.router,
+        handing_in.router,
         runs.router,
         pictures.router,
         tables.router,
@@ -129,7 +129,10 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
     if supervisor is not None:
         supervisor.start()
     try:
-        yield
+        async with anyio.create_task_group() as group:
+            group.start_soon(uploads.sweep_daily, app.state.settings, catalogue, app.state.shelf)
+            yield
+            group.cancel_scope.cancel()
     finally:
         if supervisor is not None:
             await anyio.to_thread.run_sync(supervisor.stop)

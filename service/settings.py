@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     """Of a request, at most."""
     upload_bytes: Annotated[int, Field(ge=1024)] = 16 * MIB
     """Of an image that somebody hands in, at most."""
+    upload_days: Annotated[int, Field(ge=1, le=36_500)] = 7
+    """So long an image that was handed in is kept at least; where a job or a run has it, as long as
+    that is there."""
     page_rows: Annotated[int, Field(ge=1)] = 1000
     """Of a JSON page, at most."""
     picture_pixels: Annotated[int, Field(ge=10_000)] = 40_000_000

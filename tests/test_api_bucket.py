@@ -1,14 +1,20 @@
 """Runs in a bucket over HTTP, against a real S3 server."""
 
+import io
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 import deconvoy
+from deconvoy.files import Files
+from deconvoy.store import RunStore
+from service import uploads
 from tests.s3 import BUCKET, s3_server
 from tests.serving import client_of, problem_of, settings_of
 
@@ -52,6 +58,20 @@ def test_its_files_are_read_by_ranges(client: httpx.Client, small_run: Path) -> 
     assert again.status_code == 304
     problem_of(client.get(f"{CHUNK}9"), 404, "path")
     assert "relu2" in client.get("/v1/runs/small/zarr/layers/").json()
+
+
+def test_what_is_handed_in_lies_there_and_ends_there(client: httpx.Client) -> None:
+    into = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(into, "PNG")
+    uri = client.post("/v1/uploads", content=into.getvalue()).raise_for_status().json()["uri"]
+    assert uri.startswith(f"s3://{BUCKET}/runs/.uploads/")
+    assert [entry.path for entry in Files(uri).entries()] == ["image.png"]
+    assert client.get("/v1/runs").json()["total"] == 1
+    settings = settings_of(Path("nowhere"), runs=f"s3://{BUCKET}/runs")
+    later = datetime.now(UTC) + timedelta(days=8)
+    assert uploads.sweep(settings, lambda: {uri}, later) == []
+    assert uploads.sweep(settings, set, later) == [uri]
+    assert list(RunStore(uri).paths()) == []
 
 
 def test_it_can_be_deleted(client: httpx.Client) -> None:

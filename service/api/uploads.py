@@ -37,7 +37,8 @@ class UploadAnswer(Answer):
     },
 )
 async def upload_image(request: Request) -> UploadAnswer:
-    """Hand an image in as the body of a request: JPEG, PNG, WEBP, BMP or GIF.  It stays."""
+    """Hand an image in as the body of a request: JPEG, PNG, WEBP, BMP or GIF.  It stays as long as
+    a job or a run has it, and without one for some days."""
     content = await request.body()
     with problems.about("body"):
         kept = await run_in_threadpool(uploads.keep, content, request.app.state.settings)
