@@ -1,13 +1,16 @@
 """Runs over HTTP: the list, one run, its layers and units; names, tags, pins, and its end."""
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import httpx
+import numpy as np
 import pytest
 
 import deconvoy
@@ -184,6 +187,85 @@ def test_a_page_of_units_has_what_a_grid_needs(client: httpx.Client, small_run: 
         commonest = row["classes"][0]
         assert commonest["class"] == purity[row["unit"]]["class"]
         assert commonest["count"] / row["hits"] == purity[row["unit"]]["purity"]
+
+
+def test_units_come_in_the_order_that_is_asked_for(client: httpx.Client, small_run: Path) -> None:
+    run = deconvoy.open(small_run)
+    layer = "/v1/runs/small/layers/relu7/units"
+    units = len(run.density("relu7"))
+
+    def pages(**asked: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        address = f"{layer}?{urlencode(asked)}"
+        while address:
+            page = client.get(address).raise_for_status().json()
+            found, address = found + page["units"], page["next"]
+        assert len(found) == page["total"]
+        return found
+
+    numbered = pages()
+    assert [row["unit"] for row in numbered] == list(range(units))
+    assert [row["density"] for row in numbered] == run.density("relu7").tolist()
+
+    def purity(row: dict[str, Any]) -> float:
+        return row["classes"][0]["count"] / row["hits"] if row["hits"] else 0.0
+
+    keys: dict[str, Callable[[dict[str, Any]], float]] = {
+        "score": lambda row: row["score"] if row["hits"] else -math.inf,
+        "density": lambda row: row["density"],
+        "purity": purity,
+    }
+    for order, key in keys.items():
+        # Largest first, and the smaller number where two are equal, over all pages.
+        expected = sorted(numbered, key=lambda row: (-key(row), row["unit"]))
+        assert expected != numbered
+        assert pages(order=order) == expected, order
+    assert pages(order="unit", dead=False) == [row for row in numbered if row["hits"]]
+
+
+def test_units_of_a_class_are_those_most_of_whose_hits_are_of_it(client: httpx.Client) -> None:
+    layer = "/v1/runs/small/layers/relu2/units"
+    rows = [
+        row
+        for offset in (0, 50)
+        for row in client.get(f"{layer}?offset={offset}").raise_for_status().json()["units"]
+    ]
+    commonest = {row["unit"]: row["classes"][0] for row in rows if row["classes"]}
+    names = {one["class"]: one["label"] for one in commonest.values()}
+    assert len(names) > 1
+    for name, index in names.items():
+        expected = [unit for unit, one in commonest.items() if one["class"] == name]
+        for label in (name, index):
+            page = client.get(layer, params={"label": label}).raise_for_status().json()
+            assert page["total"] == len(expected)
+            assert [row["unit"] for row in page["units"]] == expected[:50]
+    assert "zebra" in problem_of(client.get(f"{layer}?label=zebra"), 422, "label")
+
+
+def test_a_unit_tells_how_its_image_maxima_lie(client: httpx.Client, small_run: Path) -> None:
+    group = deconvoy.open(small_run).layer_group("relu2")
+    told = client.get(f"{LAYER}/units/40").raise_for_status().json()
+    assert told["ranks"] == 9
+    assert told["mean"] == pytest.approx(float(np.asarray(group["mean"])[40]))
+    assert told["density"] == pytest.approx(float(np.asarray(group["density"])[40]))
+    bins = told["histogram"]
+    assert sum(one["images"] for one in bins) == 40
+    assert bins[0]["images"] > 0 and bins[-1]["images"] > 0
+    for one, following in zip(bins, bins[1:], strict=False):
+        assert one["high"] == following["low"] and one["low"] < one["high"]
+    best = told["hits"][0]["score"]
+    assert bins[-1]["low"] <= best < bins[-1]["high"]
+    strong = sum(hit["score"] >= bins[-1]["low"] for hit in told["hits"])
+    assert bins[-1]["images"] >= strong and (bins[-1]["images"] == strong or strong == 9)
+
+
+def test_a_unit_of_more_ranks_than_hits_says_both(small_run: Path, client: httpx.Client) -> None:
+    dead = deconvoy.open(small_run).dead_units("relu7")[0]
+    told = client.get(f"/v1/runs/small/layers/relu7/units/{dead}").json()
+    assert (told["ranks"], told["hits"], told["density"]) == (9, [], 0.0)
+    # All maxima are zero, in the bin around it.
+    edge = 2.0**-8
+    assert told["histogram"] == [{"low": -edge, "high": edge, "images": 40}]
 
 
 def test_logits_are_named(client: httpx.Client, small_run: Path) -> None:
