@@ -5,6 +5,7 @@ pages ask of the API they ask as whoever looks at them: see ``Gate.seen_by``.
 """
 
 import gc
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,9 +67,14 @@ def with_dashboard(api: FastAPI, address: str) -> Any:
     try:
         import streamlit
         from streamlit import config
+        from streamlit import logger as streamlit_logger
     except ModuleNotFoundError as error:
         raise MissingExtra("dashboard", "The dashboard") from error
     gate: Gate = api.state.gate
+    # It gives every logger of its own and of the server a handler, now and whenever it reads its
+    # configuration or is asked for another one; each time through this function.
+    streamlit_logger.setup_formatter = _leave_to_the_process
+    streamlit_logger.update_formatter()
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[dict[str, Any] | None]:
@@ -100,6 +106,15 @@ def with_dashboard(api: FastAPI, address: str) -> Any:
     for option, value in {**BEHIND_GUARDS, **most}.items():
         config.set_option(option, value)
     return pages
+
+
+def _leave_to_the_process(logger: logging.Logger) -> None:
+    """Let it say what it says as all others of this process do: ``logs.configure_process``."""
+    handler = logger.__dict__.pop("streamlit_console_handler", None)
+    if handler is not None:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 def script() -> Path:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.compose import ROOT
 
@@ -40,3 +41,51 @@ def test_json_is_one_object_a_line_whoever_speaks() -> None:
 def test_text_says_the_same() -> None:
     text = "\n".join(said("text"))
     assert "Job a starts." in text and "ZeroDivisionError" in text and "unheard" not in text
+
+
+MOUNTED = """
+import logging, sys
+from pathlib import Path
+from service import logs, mounted
+from service.app import create_app
+from service.settings import Settings
+logs.configure_process(sys.argv[1])
+settings = Settings(home=Path(sys.argv[2]), ray="none", tokens=False)
+mounted.with_dashboard(create_app(settings), "http://127.0.0.1:1")
+from streamlit import config
+from streamlit.logger import get_logger
+for turn in ("now", "later"):
+    for name in ("uvicorn.error", "uvicorn.access", "websockets", "streamlit"):
+        logging.getLogger(name).info("unheard")
+        logging.getLogger(name).warning("%s says %s", name, turn)
+    get_logger(f"streamlit.loaded.{turn}").info("unheard")
+    get_logger(f"streamlit.loaded.{turn}").warning("loaded %s", turn)
+    config.get_config_options(force_reparse=True)
+"""
+
+
+def test_the_server_and_the_dashboard_speak_in_the_same_form(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MOUNTED, "json", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    # What it makes of being configured anew is no matter.
+    lines = [line for line in told if not line["event"].startswith("An update to the [server]")]
+    assert [line["event"] for line in lines] == [
+        event
+        for turn in ("now", "later")
+        for event in (
+            f"uvicorn.error says {turn}",
+            f"uvicorn.access says {turn}",
+            f"websockets says {turn}",
+            f"streamlit says {turn}",
+            f"loaded {turn}",
+        )
+    ]
+    assert {line["level"] for line in lines} == {"warning"}
+    assert lines[0]["logger"] == "uvicorn.error" and lines[0]["timestamp"].endswith("Z")
