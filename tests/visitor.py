@@ -35,8 +35,10 @@ def browser() -> Iterator[Browser]:
     """Without a screen."""
     expect.set_options(timeout=SECONDS * 1000)
     with sync_playwright() as playwright:
-        # As root, which test machines often are, Chromium has no sandbox.
-        started = playwright.chromium.launch(executable_path=_installed(), args=["--no-sandbox"])
+        # As root, which test machines often are, Chromium has no sandbox; in containers little
+        # memory is shared.
+        options = ["--no-sandbox", "--disable-dev-shm-usage"]
+        started = playwright.chromium.launch(executable_path=_installed(), args=options)
         yield started
         started.close()
 
