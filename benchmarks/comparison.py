@@ -4,6 +4,7 @@ What is reported is the median of the turns' ratios: the other work of a machine
 a turn about alike.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,22 @@ class Comparison:
     """Multiply-adds done over those of computing everything in full."""
     details: Mapping[str, Any] = field(default_factory=dict)
     measured: str = "seconds"
+
+    @classmethod
+    def with_limit(
+        cls,
+        what: str,
+        model: str,
+        per: str,
+        values: Sequence[float],
+        limit: float,
+        measured: str = "seconds",
+    ) -> "Comparison":
+        """Ours beside what it may be at most."""
+        theirs = [limit] * len(values)
+        return cls(
+            what, model, "what it may take", per, values, theirs, at_least=1.0, measured=measured
+        )
 
     @property
     def ratio(self) -> float:
@@ -100,6 +117,14 @@ def timed(compute: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - begin
+
+
+def memory_mb(process: int, what: str = "VmRSS") -> float:
+    """Of a process, as Linux counts it: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    found = re.search(rf"{what}:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
 
 
 def fastest(ways: Mapping[str, Sequence[float]]) -> str:

@@ -28,7 +28,7 @@ from playwright.async_api import Page, async_playwright
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, memory_mb
 from deconvoy.spec import JobSpec
 from workers.executors.inline import InlineExecutor
 from workers.pipeline import create, execute
@@ -48,7 +48,6 @@ GROWTH = 1.1
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 COMPLETE = """title => document.querySelector("h1")?.innerText === title
-  && "following" in document.body.dataset
   && "following" in document.body.dataset
   && document.querySelector(".stApp").dataset.testScriptState === "notRunning"
   && [...document.images].filter(image => image.getBoundingClientRect().top < innerHeight)
@@ -209,10 +208,10 @@ async def _memory(process: int, address: str, cookie: str) -> list[Comparison]:
     async with _Other(address, cookie, 99) as other:
         for _ in range(WARM_VIEWS):
             await other.looks()
-        before = _resident_mb(process)
+        before = memory_mb(process)
         for _ in range(VIEWS):
             await other.looks()
-        after = _resident_mb(process)
+        after = memory_mb(process)
     what = f"memory of API and dashboard after {VIEWS} more views"
     grown = Comparison(
         what, MODEL, f"{GROWTH:g} × before", "views",
@@ -229,10 +228,7 @@ def _view(page: str, **given: str | int) -> str:
 def _row(
     what: str, per: str, values: Sequence[float], limit: float, measured: str = "seconds"
 ) -> Comparison:
-    return Comparison(
-        what, MODEL, "what it may take", per,
-        ours=values, theirs=[limit] * len(values), at_least=1.0, measured=measured,
-    )  # fmt: skip
+    return Comparison.with_limit(what, MODEL, per, values, limit, measured)
 
 
 # -- the service -----------------------------------------------------------------------------------
@@ -261,14 +257,6 @@ def _service(folder: Path) -> Iterator[tuple[int, str, str]]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
-
-
-def _resident_mb(process: int) -> float:
-    """Of memory, as Linux counts it."""
-    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 def _make_run(place: Path) -> None:

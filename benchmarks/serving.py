@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import re
 import socket
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import zarr
 
-from benchmarks.comparison import Comparison
+from benchmarks.comparison import Comparison, memory_mb
 from deconvoy.arrays import array_of
 from deconvoy.schema import layer_path
 from deconvoy.spec import JobSpec
@@ -65,7 +64,9 @@ def measure() -> Iterator[Comparison]:
             yield _row("service up", "start", [up], UP_SECONDS)
             yield from _unit_pages(client)
             yield from _table(client)
-            yield _row("memory of the service", "peak", [_peak_mb(process)], MEMORY_MB, "MB")
+            yield _row(
+                "memory of the service", "peak", [memory_mb(process.pid, "VmHWM")], MEMORY_MB, "MB"
+            )
 
 
 def _unit_pages(client: httpx.Client) -> Iterator[Comparison]:
@@ -129,10 +130,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 def _row(
     what: str, per: str, values: Sequence[float], limit: float, measured: str = "seconds"
 ) -> Comparison:
-    return Comparison(
-        what, "deconvoy/zfnet_small", "what it may take", per,
-        ours=values, theirs=[limit] * len(values), at_least=1.0, measured=measured,
-    )  # fmt: skip
+    return Comparison.with_limit(what, "deconvoy/zfnet_small", per, values, limit, measured)
 
 
 # -- the service -----------------------------------------------------------------------------------
@@ -173,14 +171,6 @@ def _wait_for(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:
             if process.poll() is not None:
                 raise RuntimeError("the service did not start") from None
             time.sleep(0.02)
-
-
-def _peak_mb(process: "subprocess.Popen[bytes]") -> float:
-    """Of memory, as Linux counts it."""
-    status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 # -- the run ---------------------------------------------------------------------------------------

@@ -27,11 +27,9 @@ export default function ({ setTriggerValue }) {
   };
 
   document.body.dataset.following = "";
-  document.body.dataset.following = "";
   document.addEventListener("click", follow);
   document.addEventListener("keydown", press);
   return () => {
-    delete document.body.dataset.following;
     delete document.body.dataset.following;
     document.removeEventListener("click", follow);
     document.removeEventListener("keydown", press);

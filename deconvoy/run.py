@@ -66,11 +66,6 @@ def attributes_in(content: bytes, url: str) -> dict[str, Any]:
     return attributes
 
 
-def commit_of(content: bytes) -> str:
-    """Of a run whose ``zarr.json`` this is."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 def _broken(url: str, error: Exception) -> RunUnreadable:
     told = str(error) or type(error).__name__
     return RunUnreadable(f"The run at {url!r} is broken: {told}")
@@ -101,7 +96,7 @@ class Run:
         except OSError as error:
             raise _broken(self.url, error) from error
         self.attributes = attributes_in(content, self.url)
-        self.commit = commit_of(content)
+        self.commit = hashlib.sha256(content).hexdigest()[:16]
         """Changes whenever its attributes do, which hold its state and results."""
         self._done = self.attributes.get("state", {}).get("status") == "done"
         self._groups: dict[str, zarr.Group] = {}

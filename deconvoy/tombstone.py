@@ -28,14 +28,9 @@ def engraved(content: bytes) -> bytes:
         return content
 
 
-def is_one(metadata: Any) -> bool:
-    """Whether a ``zarr.json``, parsed, is that of a run that is being deleted."""
-    return isinstance(metadata, dict) and metadata.get("node_type") == NODE_TYPE
-
-
 def refuse(url: str, metadata: Any) -> None:
-    """Raises RunBeingDeleted: this is no run any more."""
-    if is_one(metadata):
+    """Raises RunBeingDeleted: whose ``zarr.json`` this is, parsed, is no run any more."""
+    if isinstance(metadata, dict) and metadata.get("node_type") == NODE_TYPE:
         raise RunBeingDeleted(
             f"The run at {url!r} is being deleted, or its deletion was cut off: delete it again to "
             "finish, or write a new run there with --overwrite."

@@ -13,8 +13,8 @@ from PIL import Image
 
 import deconvoy
 from deconvoy import figure7, figures
+from deconvoy.kept import Kept
 from service import drawing
-from service.drawn import DrawnPictures
 from tests.runs import run_inline, small_spec, write_photographs
 from tests.serving import client_of, problem_of, settings_of, with_runs
 from tests.test_api_runs import change_attributes
@@ -71,16 +71,22 @@ def test_a_picture_is_drawn_once(client: httpx.Client, monkeypatch: pytest.Monke
 
 
 def test_pictures_are_kept_within_a_limit() -> None:
-    kept = DrawnPictures(most_bytes=10)
-    for tag in "abc":
-        kept.put(tag, tag.encode() * 4)
-    assert (kept.get("a"), kept.get("b"), kept.bytes) == (None, b"bbbb", 8)
-    kept.put("c", b"another")
-    assert kept.get("c") == b"cccc"
-    kept.put("d", b"d" * 4)
-    assert kept.get("b") is None and kept.get("c") == b"cccc"
-    kept.put("e", b"e" * 11)  # more than fits
-    assert kept.get("e") is None and kept.bytes == 0
+    kept, drawn = Kept[bytes](10, len), []
+
+    def ask(tag: str, size: int = 4) -> bytes:
+        def draw() -> bytes:
+            drawn.append(tag)
+            return tag.encode() * size
+
+        return kept.get(tag, draw)
+
+    assert [ask(tag) for tag in "abc"] == [b"aaaa", b"bbbb", b"cccc"] and kept.bytes == 8
+    assert ask("b") == b"bbbb" and "".join(drawn) == "abc"
+    ask("d")  # c lay longest
+    ask("b"), ask("c")
+    assert "".join(drawn) == "abcdc" and kept.bytes == 8
+    ask("e", 11), ask("e", 11)  # more than fits
+    assert "".join(drawn) == "abcdcee" and kept.bytes == 8
 
 
 def test_one_unit_can_be_too_large_a_picture(small_run: Path, tmp_path: Path) -> None:

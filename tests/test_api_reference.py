@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +12,10 @@ import httpx
 import pytest
 
 from service.app import create_app
+from tests import visitor
 from tests.serving import problem_of, served, settings_of
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = visitor.installed()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import (
@@ -23,10 +22,11 @@ WIDE, NARROW = 1280, 390
 
 def missing() -> str | None:
     """Why no browser can be driven here."""
-    return None if _installed() else "Chromium is not installed"
+    return None if installed() else "Chromium is not installed"
 
 
-def _installed() -> str | None:
+def installed() -> str | None:
+    """Where the browser is."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -38,7 +38,7 @@ def browser() -> Iterator[Browser]:
         # As root, which test machines often are, Chromium has no sandbox; in containers little
         # memory is shared.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        started = playwright.chromium.launch(executable_path=_installed(), args=options)
+        started = playwright.chromium.launch(executable_path=installed(), args=options)
         yield started
         started.close()
 
@@ -89,14 +89,12 @@ class Visitor:
         )
         # Links and keys are listened to.
         expect(page.locator("body[data-following]")).to_have_count(1)
-        # Links and keys are listened to.
-        expect(page.locator("body[data-following]")).to_have_count(1)
         # What the script of the view before left is stale until the browser takes it away.
         expect(page.locator("[data-stale=true]")).to_have_count(0)
         assert page.get_by_test_id("stException").count() == 0, page.inner_text("body")
 
     def clicks(self, name: str, within: str | None = None) -> None:
-        """A link or button by its name, in a part of the page by its label."""
+        """A link by its name, in a group of them by its label."""
         self.found(name, within).click()
 
     def found(self, name: str, within: str | None = None) -> Locator:
@@ -127,9 +125,6 @@ class Visitor:
     def is_too_wide(self) -> bool:
         """Whether the page can be moved sideways."""
         return bool(self.page.evaluate("document.body.scrollWidth > innerWidth"))
-
-    def shot(self, place: Path) -> None:
-        self.page.screenshot(path=place)
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -14,6 +14,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from PIL import Image
 
 from deconvoy import figure7, figures
+from deconvoy.kept import Kept
 from service import caching, drawing, photographs, problems
 from service.api.asking import (
     KNOWN_PARAMETERS,
@@ -27,7 +28,6 @@ from service.api.images import ImageId, image_row
 from service.api.layers import layer_hits
 from service.api.routing import Routes
 from service.auth import Scope, requires
-from service.drawn import DrawnPictures
 from service.problems import refused
 from service.shelf import Shelved
 
@@ -204,18 +204,18 @@ async def _drawn(
 ) -> Response:
     """The picture, or word that the caller has it already."""
     limiter: anyio.CapacityLimiter = request.app.state.drawers
-    kept: DrawnPictures = request.app.state.drawn
+    kept: Kept[bytes] = request.app.state.drawn
 
     def work() -> Response:
         shelved = opened(request, run_id)
         freshness = caching.of_run(request, shelved, version)
         if freshness.fits(request):
             return freshness.unchanged()
-        content = kept.get(freshness.tag) if shelved.done else None
-        if content is None:
-            content = encoded(draw(shelved), kind)
-            if shelved.done:
-                kept.put(freshness.tag, content)
+
+        def make() -> bytes:
+            return encoded(draw(shelved), kind)
+
+        content = kept.get(freshness.tag, make) if shelved.done else make()
         return Response(content, 200, dict(freshness.headers), MEDIA_TYPES[kind])
 
     return await anyio.to_thread.run_sync(work, limiter=limiter)
