@@ -203,7 +203,17 @@ def _add_layer(root: zarr.Group, model: zarr.Group, name: str, units: int) -> No
     """A layer whose hits are those of another, over and over; without pictures."""
     attributes = {**model.attrs.asdict(), "layer": name, "units": units}
     group = root.create_group(layer_path(name), attributes=attributes)
-    for field in ("score", "image", "label", "position", "box", "window", "mean", "density"):
+    for field in (
+        "score",
+        "image",
+        "label",
+        "position",
+        "box",
+        "window",
+        "mean",
+        "density",
+        "histogram",
+    ):
         values = np.asarray(array_of(model, field)[:])
         repeated = values[np.arange(units) % len(values)]
         group.create_array(field, data=repeated, chunks=repeated.shape)
