@@ -7,6 +7,7 @@ from deconvoy.schema import (
     EXAMPLE_KINDS,
     FORMAT,
     IMAGE_COLUMNS,
+    INVARIANCE_ARRAYS,
     LAYER_ARRAYS,
     OCCLUSION_ARRAYS,
     OUTLIER_ARRAYS,
@@ -54,6 +55,9 @@ def _lines() -> Iterator[str]:
     yield _OCCLUSION_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, OCCLUSION_ARRAYS)
+    yield _INVARIANCE_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, INVARIANCE_ARRAYS)
     yield "\n## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"
     yield "| column | type | meaning |\n|---|---|---|"
@@ -77,6 +81,16 @@ all places are), `layers` and `labels` (as of the root group), and `boxes` (the 
 where the data has none). A layer's `occlusion` is stored one unit a chunk, some a Zarr shard.
 """
 
+_INVARIANCE_PAGE = """
+## Images moved, `invariance/`
+
+Only with an analysis of kind invariance. One image a chunk (`transformation` and `amount` are
+whole), written by one owner; `image` is written last. The group's attributes have
+`transformations` (their names), `border` and `fill` (what comes in from beyond it, 0–255, a number
+a channel), `size` (height and width of the preprocessed image), `layers` and `labels` (as of the
+root group).
+"""
+
 _LEDGER_PAGE = """
 ## Ledger, `ledger/`
 
@@ -91,6 +105,7 @@ An item is done when its marker is there, and only then.
 | `ledger/projection/<layer>/item-NNNNNN.json` | marker of one item: its units, its projections |
 | `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
+| `ledger/invariance/item-NNNNNN.json` | marker of one image: its id, its moves |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
 | `ledger/log-NNNNNN.jsonl`, `ledger/driver/NNNNNN.json` | in a bucket, instead of these two |

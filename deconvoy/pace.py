@@ -10,7 +10,8 @@ class Progress:
     """How far a job is."""
 
     stage: str
-    """``scan``, ``rescan``, ``projection``, ``occlusion`` or ``unit-occlusion``."""
+    """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion`` or
+    ``invariance``."""
     done: int
     """Images, projections, or positions of a square."""
     total: int

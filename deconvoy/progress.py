@@ -31,6 +31,7 @@ WORDS = {
     "projection": "projections done",
     "occlusion": "squares on images",
     "unit-occlusion": "squares on hits",
+    "invariance": "moves of images",
 }
 
 

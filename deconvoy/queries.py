@@ -16,6 +16,7 @@ from deconvoy import likeness
 from deconvoy.asking import QUERIES, Query, ask, by_name, find, register, usage
 from deconvoy.comparison import diff, diff_units, overall
 from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.invariance import layer_number
 from deconvoy.localisation import Localisation, localisation_of
 from deconvoy.run import Run
 from deconvoy.schema import MISSING_LABEL
@@ -32,6 +33,7 @@ __all__ = [
     "image_id_of",
     "class_index",
     "localisation",
+    "invariance",
     "pointing_game",
     "diff",
     "diff_units",
@@ -206,6 +208,30 @@ def localisation(run: Run) -> pa.Table:
     are in the metadata of the table.
     """
     return pointing_game(run).table()
+
+
+@register
+def invariance(
+    run: Run,
+    layer: Layer = None,
+    transformation: Annotated[str | None, "only translation, scale or rotation"] = None,
+) -> pa.Table:
+    """How far the features of each layer move when images are shifted, scaled and turned.
+
+    One row a layer and step, over all images of the analysis: the mean Euclidean distance, the mean
+    of it relative to the norm of the image's features, and the mean probability of the class.
+    """
+    found = run.invariance()
+    table = found.table()
+    if layer is not None:
+        layer_number(found, layer)
+        table = table.filter(pc.equal(table["layer"], layer))
+    if transformation is not None:
+        if transformation not in found.transformations:
+            near = likeness.nearest(transformation, found.transformations)
+            raise RequestError(f"The invariance has no transformation {transformation!r}; {near}.")
+        table = table.filter(pc.equal(table["transformation"], transformation))
+    return table
 
 
 def pointing_game(run: Run) -> Localisation:

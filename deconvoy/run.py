@@ -26,6 +26,7 @@ from deconvoy.arrays import array_of, read
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
 from deconvoy.figures import figure2
 from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
+from deconvoy.invariance import Invariance, invariance_of
 from deconvoy.kept import KEPT_BYTES, KeptArrays
 from deconvoy.likeness import nearest
 from deconvoy.occlusion import (
@@ -404,6 +405,14 @@ class Run:
     @cached_property
     def _occluded(self) -> pa.Table:
         return occluded(self)
+
+    def invariance(self) -> Invariance:
+        """Images shifted, scaled and turned, and how far that moves the features of every layer.
+
+        Raises:
+            RunNotFound: the run has no such analysis.
+        """
+        return invariance_of(self)
 
     def figure(self, layer: str, units: Sequence[int] | None = None, **look: Any) -> Image.Image:
         """Fig. 2 of a layer: of its projected units the first ``FIGURE_UNITS``, or those named."""

@@ -329,6 +329,78 @@ OCCLUSION_ARRAYS: tuple[ArrayField, ...] = (
 )
 """In the group ``occlusion``: one image a chunk, but ``y`` and ``x``."""
 
+INVARIANCE_GROUP = "invariance"
+
+_MOVED = ("image", "step")
+
+INVARIANCE_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "transformation",
+        ("step",),
+        "uint8",
+        "",
+        "how each step moves the image: an index into the attribute `transformations`",
+    ),
+    ArrayField(
+        "amount",
+        ("step",),
+        "float64",
+        "input pixels down, factor, or degrees counter-clockwise",
+        "by how much",
+    ),
+    ArrayField(
+        "image",
+        ("image",),
+        "int64",
+        "image id",
+        "the image that is moved; −1 where that is not done yet",
+        fill=MISSING_IMAGE,
+    ),
+    ArrayField(
+        "target",
+        ("image",),
+        "int64",
+        "output index",
+        "the class whose probability is kept: the image's label, or the most probable one where it "
+        "has none",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField("probability", _MOVED, "float32", "0–1", "of the target, in the moved image"),
+    ArrayField("clean_probability", ("image",), "float32", "0–1", "of the target, in the image"),
+    ArrayField(
+        "label",
+        _MOVED,
+        "int64",
+        "output index",
+        "the most probable class in the moved image",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "clean_label",
+        ("image",),
+        "int64",
+        "output index",
+        "the most probable class in the image",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "distance",
+        (*_MOVED, "layer"),
+        "float64",
+        "activation",
+        "Euclidean distance between a layer's whole output in the image and in the moved one (the "
+        "attribute `layers` names the layers)",
+    ),
+    ArrayField(
+        "norm",
+        ("image", "layer"),
+        "float64",
+        "activation",
+        "Euclidean norm of a layer's whole output in the image; distance ÷ norm is relative",
+    ),
+)
+"""In the group ``invariance``: one image a chunk, but ``transformation`` and ``amount``."""
+
 IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("id", "int64", "increases in reading order (folders in sorted path order)"),
     ("uri", "string", "path below the data set, or index of a generated image"),

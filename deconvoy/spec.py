@@ -247,16 +247,79 @@ class OcclusionSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_choice_of_images(cls, given: Any) -> Any:
-        images = given.get("images") if isinstance(given, dict) else None
-        if isinstance(images, dict) and len({"sample", "ids", "top_of"} & set(images)) > 1:
+        return _require_one_choice(given, "occlusion", ("sample", "ids", "top_of"))
+
+
+def _require_one_choice(given: Any, kind: str, choices: tuple[str, ...]) -> Any:
+    """Of the fields of an analysis, whose ``images`` are chosen in one way."""
+    images = given.get("images") if isinstance(given, dict) else None
+    if isinstance(images, dict) and len(set(choices) & set(images)) > 1:
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(
+            f"images of {article} {kind} analysis are one of {', '.join(choices[:-1])} and "
+            f"{choices[-1]} (here: {', '.join(map(str, images))}): leave the others out"
+        )
+    return given
+
+
+class Steps(Section):
+    """Amounts evenly spaced, both ends among them."""
+
+    first: float
+    last: float
+    count: Annotated[int, Field(strict=True, ge=2, le=1000)]
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        apart = (self.last - self.first) / (self.count - 1)
+        return (*(self.first + step * apart for step in range(self.count - 1)), self.last)
+
+
+Amounts = Steps | Annotated[tuple[float, ...], Field(min_length=1, max_length=1000)]
+
+
+class InvarianceSpec(Section):
+    kind: Literal["invariance"]
+    images: DrawnImages | NamedImages = DrawnImages(sample=5)
+    """Which images are moved: ``{sample: 5}``, so many of the readable ones, drawn by the seed; or
+    ``{ids: [0, a/cat.png]}``, named as in ``data.where.ids``."""
+    translation: Auto | Amounts | None = "auto"
+    """How far down, in pixels of the preprocessed image, up where negative: a list, or ``{first:
+    -60, last: 60, count: 13}``; ``auto``: thirteen steps of 27 % of the image's side either way, in
+    whole pixels (±60 of 224); null: none."""
+    scale: Amounts | None = Steps(first=1.0, last=1.8, count=9)
+    """By what factor about the centre, from 0.1 to 10; null: none."""
+    rotation: Amounts | None = Steps(first=0.0, last=360.0, count=25)
+    """By how many degrees counter-clockwise about the centre; null: none."""
+    border: Literal["mean", "edge", "reflect"] = "mean"
+    """What comes in from beyond the border: the mean of the transform, the nearest pixel, or the
+    image's reflection."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_choice_of_images(cls, given: Any) -> Any:
+        return _require_one_choice(given, "invariance", ("sample", "ids"))
+
+    @model_validator(mode="after")
+    def _moves(self) -> "InvarianceSpec":
+        if self.translation is None and self.scale is None and self.rotation is None:
             raise ValueError(
-                f"images of an occlusion analysis are one of sample, ids and top_of (here: "
-                f"{', '.join(map(str, images))}): leave the others out"
+                "translation, scale and rotation are all null, so nothing would be moved: leave "
+                "one of them out, or give it a list"
             )
-        return given
+        if self.scale is not None and not all(0.1 <= s <= 10 for s in amounts_of(self.scale)):
+            raise ValueError("scale has factors from 0.1 to 10")
+        return self
 
 
-Analysis = Annotated[TopSpec | ProjectionSpec | OcclusionSpec, Field(discriminator="kind")]
+def amounts_of(given: Amounts) -> tuple[float, ...]:
+    """One by one, as they were given or are spaced."""
+    return given.amounts if isinstance(given, Steps) else given
+
+
+Analysis = Annotated[
+    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec, Field(discriminator="kind")
+]
 
 
 class StorageSpec(Section):
@@ -323,8 +386,8 @@ class JobSpec(Section):
         kinds = [analysis.kind for analysis in self.analyses]
         if kinds.count("top") != 1 or len(set(kinds)) < len(kinds):
             raise ValueError(
-                "analyses names kind: top exactly once and kind: projection and kind: occlusion at "
-                f"most once each (here: {', '.join(kinds) or 'nothing'})"
+                "analyses names kind: top exactly once and every other kind at most once (here: "
+                f"{', '.join(kinds) or 'nothing'})"
             )
         return self
 
@@ -355,6 +418,10 @@ class JobSpec(Section):
     @property
     def occlusion(self) -> OcclusionSpec | None:
         return next((a for a in self.analyses if isinstance(a, OcclusionSpec)), None)
+
+    @property
+    def invariance(self) -> InvarianceSpec | None:
+        return next((a for a in self.analyses if isinstance(a, InvarianceSpec)), None)
 
     @classmethod
     def parse(cls, fields: Any) -> "JobSpec":

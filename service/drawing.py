@@ -1,4 +1,4 @@
-"""The command ``figure``: Fig. 2 of layers, Fig. 7 of images."""
+"""The command ``figure``: Fig. 2 of layers, Fig. 7 of images, and those of further analyses."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,14 +9,14 @@ from PIL import Image
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figure7, figures, panels, queries
+from deconvoy import figure5, figure7, figures, panels, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.occlusion import Occlusion
 from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
-Analysis = Literal["projection", "occlusion"]
+Analysis = Literal["projection", "occlusion", "invariance"]
 
 SHOWN_IMAGES = 3
 """Rows of a Fig. 7 whose images nobody named."""
@@ -58,7 +58,7 @@ def figure(
         typer.Option(min=16, max=512, help="Side of a tile (64), or of a panel (176), in pixels."),
     ] = None,
     analysis: Annotated[
-        Analysis | None, typer.Option(help="Fig. 2 (projection) or Fig. 7 (occlusion).")
+        Analysis | None, typer.Option(help="Fig. 2 (projection), 7 (occlusion) or 5 (invariance).")
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -75,7 +75,18 @@ def figure(
         int | None, typer.Option(min=1, help="Pixels from one position to the next.")
     ] = None,
 ) -> None:
-    """Fig. 2 of the paper: each map's projections beside its patches. Fig. 7: --image."""
+    """Fig. 2 of the paper: each map's projections beside its patches. Fig. 7: --image. Others:
+    --analysis."""
+    if analysis == "invariance":
+        given = {
+            "--units": units, "--zoom": zoom, "--smooth": smooth, "--grey": grey or None,
+            "--tile": tile, "--image": image or None, "--patch": patch, "--stride": stride,
+        }  # fmt: skip
+        _require_none(given, analysis)
+        path = path or Path(f"{layer or 'invariance'}.png")
+        figures.save(figure5.figure5(deconvoy.open(url).invariance(), layer), path)
+        out.print(escape(str(path)), soft_wrap=True)
+        return
     occlusion = analysis == "occlusion" or (analysis is None and bool(image))
     _require_fitting(
         occlusion,
@@ -98,6 +109,12 @@ def figure(
         )
     figures.save(picture, path)
     out.print(escape(str(path)), soft_wrap=True)
+
+
+def _require_none(given: dict[str, Any], analysis: str) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise RequestError(f"{name} does not go with --analysis {analysis}: leave it out.")
 
 
 def _require_fitting(occlusion: bool, of_maps: dict[str, Any], of_images: dict[str, Any]) -> None:

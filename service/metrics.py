@@ -21,6 +21,7 @@ RATES = {
     "deconvoy_images_per_second": ("scan", "rescan"),
     "deconvoy_projections_per_second": ("projection",),
     "deconvoy_squares_per_second": ("occlusion", "unit-occlusion"),
+    "deconvoy_moves_per_second": ("invariance",),
 }
 """By metric, the stages whose speed it is."""
 

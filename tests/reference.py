@@ -748,3 +748,80 @@ def occlusion(
     """All layers for every position of the square, section 4.2: position, layer."""
     copies = occluded(image, patch, stride, fill, box)
     return [layers(model, copy[None], also) for copy in copies]
+
+
+# --- 8. invariance -------------------------------------------------------------------------------
+
+
+def moved(
+    pixels: Tensor, transformation: str, amount: float, border: str, fill: Sequence[float]
+) -> Tensor:
+    """The image ("channel row col", 0–255) under one move, pixel by pixel, in float64.
+
+    A pixel of the result shows what lay at its place before the move, about the centre of the
+    image; between pixels bilinearly.
+    """
+    channels, height, width = pixels.shape
+    result = torch.zeros(channels, height, width, dtype=torch.float64)
+    for row in range(height):
+        for col in range(width):
+            y, x = row + 0.5 - height / 2, col + 0.5 - width / 2  # from the centre
+            if transformation == "translation":
+                y = y - amount
+            elif transformation == "scale":
+                y, x = y / amount, x / amount
+            else:
+                turn = math.radians(amount)  # y points down, so this turns to the left
+                y, x = (
+                    x * math.sin(turn) + y * math.cos(turn),
+                    x * math.cos(turn) - y * math.sin(turn),
+                )
+            place = y + height / 2 - 0.5, x + width / 2 - 0.5
+            for channel in range(channels):
+                result[channel, row, col] = _between(
+                    pixels[channel].double(), place, border, fill[channel]
+                )
+    return result
+
+
+def _between(values: Tensor, place: tuple[float, float], border: str, fill: float) -> float:
+    """Bilinearly between the four pixels around a place, of which some may lie outside."""
+    y, x = (_inside(at, length, border) for at, length in zip(place, values.shape, strict=True))
+    found = 0.0
+    for row in (math.floor(y), math.floor(y) + 1):
+        for col in (math.floor(x), math.floor(x) + 1):
+            weight = (1 - abs(y - row)) * (1 - abs(x - col))
+            there = 0 <= row < values.shape[0] and 0 <= col < values.shape[1]
+            if there:
+                found += weight * float(values[row, col])
+            elif border == "mean":
+                found += weight * fill
+            else:
+                assert abs(weight) < 1e-9  # such places were brought inside
+    return found
+
+
+def _inside(at: float, length: int, border: str) -> float:
+    if border == "mean":
+        return at
+    if border == "reflect":  # about the outer edges of the first and the last pixel
+        while not -0.5 <= at <= length - 0.5:
+            at = -1 - at if at < -0.5 else 2 * length - 1 - at
+    return min(max(at, 0.0), length - 1.0)
+
+
+def distances(
+    model: nn.Module, image: Tensor, other: Tensor, also: Sequence[str] = ()
+) -> list[tuple[float, float]]:
+    """Of every layer the Euclidean distance between two images' features, and the norm of the
+    first's; images are "channel row col", normalised."""
+    found = []
+    for one, two in zip(
+        layer_outputs(model, image[None], also),
+        layer_outputs(model, other[None], also),
+        strict=True,
+    ):
+        a, b = one.double().flatten().tolist(), two.double().flatten().tolist()
+        apart = math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+        found.append((apart, math.sqrt(sum(x**2 for x in a))))
+    return found

@@ -38,9 +38,10 @@ from tests.runs import (
 from workers import extend, pipeline
 from workers.boxes import FileBoxes, in_input
 from workers.executors.inline import InlineExecutor
+from workers.image_choice import drawn
 from workers.job import settle
 from workers.occluding import Occluder, parts_of
-from workers.occlusion_items import drawn, grid_of
+from workers.occlusion_items import grid_of
 from workers.plan import plan
 from workers.verify import verify
 

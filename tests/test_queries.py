@@ -152,7 +152,7 @@ def _images(own: list[Row]) -> set[int]:
 def test_the_registry_holds_the_queries_with_their_arguments() -> None:
     assert list(queries.QUERIES) == [
         *("purity", "examples", "outliers", "dead", "images-most-hit", "selective"),
-        *("nearest", "image", "localisation"),
+        *("nearest", "image", "localisation", "invariance"),
     ]
     nearest = queries.QUERIES["nearest"]
     told = [(a.name, a.type, a.required, a.default) for a in nearest.arguments]

@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -33,14 +34,19 @@ from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, on_device, read_ahead
 from workers.leases import (
     Assignment,
+    InvarianceLease,
+    InvarianceResult,
+    Lease,
     OcclusionLease,
     OcclusionResult,
     ProjectionLease,
     ProjectionResult,
+    Result,
     ScanLease,
     ScanResult,
     UnitOcclusionLease,
 )
+from workers.moving import Mover
 from workers.numerics import require_fast
 from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
@@ -152,6 +158,14 @@ class Actor:
             self._in_lanes,
             self._go_on,
         )
+        self._mover = Mover(
+            self._network,
+            self._layers,
+            assignment.transform,
+            assignment.batch_size,
+            self._in_lanes,
+            self._go_on,
+        )
 
     def whoami(self) -> dict[str, Any]:
         return {
@@ -163,7 +177,7 @@ class Actor:
         }
 
     def progress(self) -> int:
-        """Images, projections or positions of a square done within the lease at hand."""
+        """Images, projections, positions of a square or moves done within the lease at hand."""
         return self._done
 
     def stop(self) -> None:
@@ -182,9 +196,7 @@ class Actor:
             raise JobStopped("The worker was told to stop.")
         self._advance(count)
 
-    def work(
-        self, lease: ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease
-    ) -> ScanResult | ProjectionResult | OcclusionResult:
+    def work(self, lease: Lease) -> Result:
         """Answer one lease.
 
         Raises:
@@ -199,6 +211,8 @@ class Actor:
                 return self.project(lease)
             case OcclusionLease() | UnitOcclusionLease():
                 return self.occlude(lease)
+            case InvarianceLease():
+                return self.move(lease)
 
     # Scan -------------------------------------------------------------------------------------
 
@@ -450,15 +464,29 @@ class Actor:
     # Occlusion --------------------------------------------------------------------------------
 
     def occlude(self, lease: OcclusionLease | UnitOcclusionLease) -> OcclusionResult:
-        try:
+        with self._writing():
             if isinstance(lease, OcclusionLease):
                 return self._occluder.image(lease, self._pictures(lease.image), self._run)
             return self._occluder.units(lease, self._pictures, self._run)
+
+    # Invariance -------------------------------------------------------------------------------
+
+    def move(self, lease: InvarianceLease) -> InvarianceResult:
+        with self._writing():
+            return self._mover.image(lease, self._pictures(lease.image), self._run)
+
+    # All --------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What a disk or a bucket refuses, no other attempt would find otherwise."""
+        try:
+            yield
         except RunUnreachable as error:
             raise self._run.refused(error) from error
         except DeconvoyError:
             raise
-        except OSError as error:  # another attempt would find the disk as it is
+        except OSError as error:
             raise self._run.refused(error) from error
 
     def at_hand(self, image_id: int, fill: Sequence[float]) -> tuple[Network, Tensor, Tensor]:

@@ -269,7 +269,7 @@ def _opened(packed: PackedModel, classes: tuple[str, ...], layers: Layers) -> _O
     if patterns is not None and not len(patterns):
         raise RequestError("layers is empty: name layers whose strongest map is watched, or none.")
     chosen = network.layers if patterns is None else choose(network.layers, patterns, "layers")
-    require_independent(network)
+    require_independent(network, "occlusion")
     return _Opened(network, Deconvnet(network), packed.transform, classes, chosen)
 
 

@@ -148,9 +148,16 @@ def normalise(
     pixels: UInt8[Tensor, "image channel row col"], transform: Transform
 ) -> Float[Tensor, "image channel row col"]:
     """uint8 pixels → the model's input: (pixel / 255 − mean) / std, float32."""
-    mean = torch.tensor(transform.mean, device=pixels.device).view(-1, 1, 1)
-    std = torch.tensor(transform.std, device=pixels.device).view(-1, 1, 1)
-    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+    return normalise_levels(pixels.to(torch.float32), transform)
+
+
+def normalise_levels(
+    levels: Float[Tensor, "image channel row col"], transform: Transform
+) -> Float[Tensor, "image channel row col"]:
+    """The same, in place, of pixels that lie between whole numbers."""
+    mean = torch.tensor(transform.mean, device=levels.device).view(-1, 1, 1)
+    std = torch.tensor(transform.std, device=levels.device).view(-1, 1, 1)
+    return levels.div_(255).sub_(mean).div_(std)
 
 
 def read_ahead(

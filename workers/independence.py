@@ -1,5 +1,5 @@
-"""Whether a model treats each image of a batch by itself, as occlusion needs: every square is an
-image of a batch whose other images are other squares."""
+"""Whether a model treats each image of a batch by itself, as occlusion needs, whose squares are
+images of one batch, and whatever else compares an image with changed copies of it."""
 
 import torch
 from torch import Tensor
@@ -12,15 +12,19 @@ TOLERANCE = 1e-4
 """Of a step's largest value; kernels may round differently where other images differ."""
 
 
-def require_independent(network: Network) -> None:
-    """Raises ModelUnsupported: an image's activations depend on the others of its batch."""
+def require_independent(network: Network, kind: str) -> None:
+    """Raises ModelUnsupported: an image's activations depend on the others of its batch.
+
+    Args:
+        kind: of the analysis that needs them not to.
+    """
     step = mixing_step(network)
     if step is not None:
         raise ModelUnsupported(
-            f"analyses.occlusion: {step.name} ({op_name(step)}) gives another output for an image "
-            "where the other images of the batch differ, or at every call, so that what a square "
-            "hides cannot be told: give its BatchNorm running statistics, switch its dropout off, "
-            "or leave the analysis out."
+            f"analyses.{kind}: {step.name} ({op_name(step)}) gives another output for an image "
+            "where the other images of the batch differ, or at every call, so that what a change "
+            "of the image does cannot be told: give its BatchNorm running statistics, switch its "
+            "dropout off, or leave the analysis out."
         )
 
 

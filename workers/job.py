@@ -26,10 +26,12 @@ from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
 from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
+from workers.image_choice import require_readable
+from workers.invariance_items import Moving, moving_of
 from workers.leases import Assignment
 from workers.models import PackedModel, pack
 from workers.numerics import LAYOUTS
-from workers.occlusion_items import Occluding, occluding_of, require_readable
+from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
 from workers.portions import portions_on
 from workers.projector import expected_reuse
@@ -76,6 +78,7 @@ class Job:
     outputs: int
     batch_size: int
     occluding: Occluding | None = None
+    moving: Moving | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
 
@@ -257,7 +260,9 @@ class Job:
             RequestError: a unit or an image that the spec names is not there, or cannot be read.
         """
         self.projection_items()
-        require_readable(self.occluding, self.listing, self.packed.transform)
+        for kind, analysis in (("occlusion", self.occluding), ("invariance", self.moving)):
+            named = analysis.named if analysis else ()
+            require_readable(named, self.listing, self.packed.transform, kind)
 
     def _candidates_from(self) -> dict[str, Any]:
         """How candidates are found, where the scan itself is not exact."""
@@ -349,8 +354,9 @@ def settle(
         asked = automatic_batch(network, "cuda" if on_gpu else "cpu")
     chosen = batch_size or asked
     occluding = occluding_of(spec, packed.transform, network, layers, listing)
+    moving = moving_of(spec, packed.transform, network, listing)
     boxes = boxes_of(spec.data, listing)
-    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, boxes)
+    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, moving, boxes)
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(
             f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "

@@ -14,6 +14,7 @@ from workers.grids import Grid
 from workers.models import PackedModel
 from workers.sources import Source
 from workers.topk import Partial
+from workers.transformations import Border, Move
 
 
 @dataclass(frozen=True)
@@ -155,3 +156,31 @@ class UnitOcclusionLease:
 class OcclusionResult:
     positions: int
     """Of the square."""
+
+
+@dataclass(frozen=True)
+class InvarianceLease:
+    """Move one image in every way, and write its row of the arrays."""
+
+    item: str
+    row: int
+    image: int
+    label: int | None
+    """Its class; None where unknown: then the most probable one is watched."""
+    moves: tuple[Move, ...]
+    border: Border
+    fill: tuple[float, ...]
+    """0–255, a number a channel."""
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "InvarianceLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class InvarianceResult:
+    moves: int
+
+
+Lease = ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease | InvarianceLease
+Result = ScanResult | ProjectionResult | OcclusionResult | InvarianceResult

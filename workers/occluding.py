@@ -21,10 +21,11 @@ from workers.cones import Cone
 from workers.deconvnet import Deconvnet
 from workers.graph import Layer, Network
 from workers.grids import Grid
+from workers.groups import write_row
 from workers.images import Picture, normalise
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion import Advance, Sweep, softmax, sweep, unit_sweeps
-from workers.occlusion_writer import MOST_PROBABLE, write_image, write_units
+from workers.occlusion_writer import GROUP, MOST_PROBABLE, write_units
 from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.portions import portions_on
 
@@ -66,7 +67,7 @@ class Occluder:
             found = boxing.in_input(lease.boxes, size, self._transform)
             arrays["box"][: len(found)] = found
         arrays["image"] = np.array(lease.image)
-        write_image(run, lease.row, arrays)
+        write_row(run, GROUP, lease.row, arrays)  # ``image`` last
         return OcclusionResult(len(lease.grid.y) * len(lease.grid.x))
 
     def panels(

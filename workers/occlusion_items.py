@@ -5,7 +5,6 @@ images a sample or the hits of a unit are is known only after the scan.
 """
 
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -13,13 +12,14 @@ from difflib import get_close_matches
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from deconvoy.errors import ImageUnreadable, RequestError
+from deconvoy.errors import RequestError
 from deconvoy.occlusion import square_starts
 from deconvoy.spec import ImagesOfUnits, JobSpec, NamedImages, OcclusionSpec, Transform
 from workers.choice import choose
 from workers.datasets import Listing
 from workers.graph import Layer, Network
 from workers.grids import Grid, grid_over_image
+from workers.image_choice import places_of
 from workers.independence import require_independent
 
 PATCHES_A_SIDE = 14
@@ -119,10 +119,10 @@ def occluding_of(
     asked = spec.occlusion
     if asked is None:
         return None
-    require_independent(network)
+    require_independent(network, "occlusion")
     named: tuple[int, ...] = ()
     if isinstance(asked.images, NamedImages):
-        named = _places_of(asked.images.ids, listing)
+        named = places_of(asked.images.ids, listing, "occlusion")
     elif isinstance(asked.images, ImagesOfUnits):
         _require_units(asked, layers)
     return Occluding(
@@ -191,52 +191,6 @@ def _require_units(asked: OcclusionSpec, layers: Sequence[Layer]) -> None:
                 f"analyses.occlusion.images.top_of has unit {name.unit} of layer {name.layer!r}, "
                 f"but that has units 0 to {units - 1}."
             )
-
-
-def _places_of(ids: Sequence[int | str], listing: Listing) -> tuple[int, ...]:
-    """Places in the listing of images named as in ``data.where.ids``, each once."""
-    first = listing.sizes[0] if listing.sizes else len(listing)
-    numbers = listing.numbers or range(first)
-    known: dict[int | str, int] = {uri: place for place, uri in enumerate(listing.uris)}
-    known |= {number: place for place, number in enumerate(numbers)}
-    for name in ids:
-        if name not in known:
-            left = ", of which data.where and data.limit leave some out" if listing.numbers else ""
-            raise RequestError(
-                f"analyses.occlusion.images.ids has {name!r}, but the job's {len(listing):,} images"
-                f" are named like {listing.uris[0]!r} or numbered in sorted path order from 0"
-                f"{left}: name one of them."
-            )
-    return tuple(dict.fromkeys(known[name] for name in ids))
-
-
-def require_readable(occluding: Occluding | None, listing: Listing, transform: Transform) -> None:
-    """Read the images that the spec names itself, before a long scan.
-
-    Raises:
-        RequestError: one cannot be read; says why.
-    """
-    for place in occluding.named if occluding else ():
-        uri = listing.uris[place]
-        try:
-            listing.source.read(uri, transform)
-        except ImageUnreadable as error:
-            raise unusable(uri, str(error)) from error
-
-
-def unusable(uri: str, reason: str) -> RequestError:
-    """What to raise of an image that the spec names and the scan leaves out."""
-    return RequestError(
-        f"analyses.occlusion.images.ids names {uri!r}, which cannot be used: {reason}. Mend it or "
-        "leave it out, and start a new run."
-    )
-
-
-def drawn(readable: Sequence[int], count: int, seed: int) -> list[int]:
-    """So many of the ids, in order; the same for any order of workers."""
-    if count >= len(readable):
-        return list(readable)
-    return sorted(random.Random(f"{seed}/occlusion").sample(list(readable), count))
 
 
 def image_items(images: Sequence[int]) -> list[OcclusionItem]:

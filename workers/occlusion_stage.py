@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from deconvoy.errors import RequestError
@@ -13,19 +12,19 @@ from deconvoy.schema import MISSING_IMAGE, image_part_path
 from deconvoy.spec import DrawnImages, NamedImages
 from deconvoy.store import RunStore
 from workers.boxes import require_within
+from workers.image_choice import drawn
 from workers.job import Job
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion_items import (
     Occluding,
     OcclusionItem,
     UnitOcclusionItem,
-    drawn,
     image_items,
     unit_items,
-    unusable,
 )
 from workers.occlusion_writer import create_group, create_unit_array, shapes
 from workers.parts import marker_path
+from workers.read_images import read_images, require_used
 from workers.stages import Work
 from workers.topk import Fold
 
@@ -162,25 +161,11 @@ def chosen_images(job: Job, occluding: Occluding, run: RunStore, fold: Fold) -> 
     images = occluding.spec.images
     if isinstance(images, NamedImages):
         ids = [job.id_of(place) for place in occluding.named]
-        for image_id, reason in _left_out(job, run, ids).items():
-            raise unusable(job.listing.uris[job.place_of(image_id)], reason)
+        require_used(job, run, ids, "occlusion")
         return ids
     if isinstance(images, DrawnImages):
-        every = [job.id_of(place) for place in range(len(job.listing))]
-        left_out = _left_out(job, run, every)
-        return drawn([i for i in every if i not in left_out], images.sample, job.spec.seed)
+        return drawn(read_images(job, run), images.sample, job.spec.seed, "occlusion")
     by_name = {layer.name: number for number, layer in enumerate(job.layers)}
     rows = [job.index.offsets[by_name[name.layer]] + name.unit for name in images.top_of]
     hits = [int(i) for row in rows for i in fold.image[row] if i != MISSING_IMAGE]
     return list(dict.fromkeys(hits))
-
-
-def _left_out(job: Job, run: RunStore, ids: list[int]) -> dict[int, str]:
-    """Those of the images that the scan left out, and why."""
-    size, found = job.spec.compute.shard_size, dict[int, str]()
-    for part in sorted({image_id // size for image_id in ids}):
-        content = io.BytesIO(run.read(image_part_path(part)))
-        table = pq.read_table(content, columns=["id", "skipped"])
-        table = table.filter(pc.is_valid(table["skipped"]))
-        found |= dict(zip(table["id"].to_pylist(), table["skipped"].to_pylist(), strict=True))
-    return {image_id: found[image_id] for image_id in ids if image_id in found}

@@ -13,6 +13,7 @@ import zarr
 from deconvoy.schema import OCCLUSION_ARRAYS, UNIT_OCCLUSION, layer_path
 from deconvoy.spec import StorageSpec
 from deconvoy.store import RunStore
+from workers import groups
 from workers.grids import Grid
 from workers.occlusion_items import UNITS_AN_ITEM, Occluding, UnitSquares
 from workers.pictures import stored_size
@@ -66,19 +67,13 @@ def create_group(
         labels: what targets are, as in the attributes of the run.
     """
     grid = occluding.grid
-    group = run.zarr("r+").create_group(GROUP, overwrite=True)
-    names = array_names(occluding.spec.top5, bool(lengths["box"]))
-    for field in OCCLUSION_ARRAYS:
-        whole = {"y": grid.y, "x": grid.x}.get(field.name)
-        if whole is not None:
-            create_array(group, field, whole.shape, whole.shape, None, {})
-            kept_whole(group, field.name)[...] = whole
-        elif field.name in names:
-            shape = tuple(lengths[dim] for dim in field.dims)
-            dtype = projection_dtype(storage) if field.name == "projection" else None
-            create_array(group, field, shape, (1, *shape[1:]), None, {}, dtype)
-    # Last: a group that has them is whole.
-    group.attrs.update(
+    names = (*array_names(occluding.spec.top5, bool(lengths["box"])), "y", "x")
+    groups.create_group(
+        run,
+        GROUP,
+        [field for field in OCCLUSION_ARRAYS if field.name in names],
+        lengths,
+        {"y": grid.y, "x": grid.x},
         {
             "patch": grid.patch[0],
             "stride": grid.stride,
@@ -87,17 +82,9 @@ def create_group(
             "layers": list(layers),
             "labels": labels,
             "boxes": lengths["box"],
-        }
+        },
+        {"projection": projection_dtype(storage)},
     )
-
-
-def write_image(run: RunStore, row: int, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write one image's chunks; ``image`` is the last in ``arrays``, so that a row that has it is
-    whole."""
-    group = _group(run, GROUP)
-    for name, values in arrays.items():
-        array = kept_whole(group, name)
-        array[row] = values.astype(array.dtype)
 
 
 def create_unit_array(

@@ -32,9 +32,10 @@ from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import METADATA, RunStore
 from workers.candidates import Judgement
 from workers.datasets import Listing
-from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
+from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
+from workers.invariance_stage import invariance_work
 from workers.job import Job, ProjectionItem, settle
-from workers.leases import ProjectionLease, ProjectionResult, ScanLease
+from workers.leases import Lease, ProjectionLease, ProjectionResult, ScanLease
 from workers.ledger import (
     Abort,
     Commit,
@@ -76,7 +77,7 @@ _Results = dict[tuple[str, int], Any]
 
 @dataclass(frozen=True)
 class Advance:
-    """How far a stage is: images scanned, projections done, or positions of a square."""
+    """How far a stage is: images scanned, projections, positions of a square or moves done."""
 
     stage: Stage
     done: int
@@ -198,6 +199,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             summary = driver.merge(shards, fold)
             driver.project(fold)
             driver.occlude(fold)
+            driver.move()
         finally:
             executor.shutdown()
         run.sweep()  # what a worker that was killed had half written
@@ -417,6 +419,14 @@ class _Driver:
             work = work_of(self.job, self.run, fold)
             if work is not None:
                 self._stage(work)
+
+    # Invariance -------------------------------------------------------------------------------
+
+    def move(self) -> None:
+        """Shift, scale and turn the images the spec chooses."""
+        work = invariance_work(self.job, self.run)
+        if work is not None:
+            self._stage(work)
 
     # All -------------------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workers.executors import Lease
+from workers.leases import Lease
 
-Stage = Literal["scan", "rescan", "projection", "occlusion", "unit-occlusion"]
+Stage = Literal["scan", "rescan", "projection", "occlusion", "unit-occlusion", "invariance"]
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,5 @@ class Work:
     commit: Callable[[str, Any], int]
     """Makes an item's result durable; returns how much it was."""
     done: int
-    """In images, projections or positions of a square."""
+    """In images, projections, positions of a square or moves."""
     total: int

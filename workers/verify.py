@@ -47,6 +47,7 @@ from workers.tables import (
     sums_of,
 )
 from workers.topk import Fold, Partial, UnitIndex, empty_fold, outliers_of, without_outliers
+from workers.verify_groups import Invariance
 from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
 
 PICTURES = ("patch", "projection", "scale", "projected")
@@ -94,10 +95,10 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
-    for occlusion in (ImageOcclusion, UnitOcclusions):
-        covering = occlusion(chunks, opened.attributes)
-        report.faults += list(covering.faults())[:SHOWN]
-        report.files += covering.files
+    for analysis in (ImageOcclusion, UnitOcclusions, Invariance):
+        further = analysis(chunks, opened.attributes)
+        report.faults += list(further.faults())[:SHOWN]
+        report.files += further.files
     report.chunks, report.files = chunks.read, report.files + chunks.files
     # Of a broken run the hits cannot be read; before its scan is done a run has none.
     if sample and not report.faults and "results" in opened.attributes:

@@ -12,15 +12,12 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from deconvoy.errors import DeconvoyError
 from deconvoy.occlusion import square_starts
-from deconvoy.run import Run
-from deconvoy.schema import MISSING_LABEL, UNIT_OCCLUSION, layer_path
+from deconvoy.schema import UNIT_OCCLUSION, layer_path
 from deconvoy.spec import JobSpec
 from workers.checksums import Chunks, Fault
 from workers.parts import marker_path, number_of
-
-GROUP = "occlusion"
+from workers.verify_groups import ImageGroup
 
 WRITTEN = (
     "target", "probability", "clean_probability", "label", "clean_label", "unit", "activity",
@@ -29,95 +26,26 @@ WRITTEN = (
 """Arrays that a work item writes in any case."""
 
 
-class ImageOcclusion:
+class ImageOcclusion(ImageGroup):
     """The group ``occlusion``: its grid, and the rows that the markers promise."""
 
-    def __init__(self, chunks: Chunks, attributes: dict[str, Any]) -> None:
-        self.chunks, self.run, self.attributes = chunks, chunks.run, attributes
-        self.files = 0
-        """Markers read."""
+    group = "occlusion"
+    whole = ("y", "x")
 
-    def faults(self) -> Iterator[Fault]:
-        asked = JobSpec.parse(self.attributes["spec"]).occlusion
-        names = self.run.names(f"ledger/{GROUP}")
-        done = self.attributes["state"]["status"] == "done"
-        if asked is None or not (names or done):
-            return
-        faults = list(self._absent(asked.top5))
-        yield from faults
-        if faults:
-            return
-        promised = dict[int, int]()
-        for name in names:
-            yield from self._marker(f"ledger/{GROUP}/{name}", promised)
-        ids = self._array("image")
-        if ids is None:
-            return
-        yield from self._rows(promised, ids, done)
-        yield from self._grid()
-        if not self.chunks.broken and "results" in self.attributes:
-            yield from self._targets(promised)
+    def asked(self) -> bool:
+        return self.spec.occlusion is not None
 
-    def _absent(self, top5: bool) -> Iterator[Fault]:
-        if not self.run.exists(f"{GROUP}/zarr.json"):
-            yield Fault(f"{GROUP}/zarr.json", "is missing")
-            return
-        if GROUP in self.chunks.unopened:
-            yield Fault(f"{GROUP}/zarr.json", "cannot be read")
-            return
-        self.told: dict[str, Any] = dict(self.run.zarr()[GROUP].attrs.asdict())
+    def written(self) -> tuple[str, ...]:
         boxes = ("box",) if self.told.get("boxes") else ()
-        five = ("top5", "top5_probability") if top5 else ()
-        self.names = (*WRITTEN, *five, *boxes)
-        for name in ("y", "x", *self.names):
-            if not self.run.exists(f"{GROUP}/{name}/zarr.json"):
-                yield Fault(f"{GROUP}/{name}/zarr.json", "is missing")
+        five = self.spec.occlusion is not None and self.spec.occlusion.top5
+        return (*WRITTEN, *(("top5", "top5_probability") if five else ()), *boxes)
 
-    def _marker(self, path: str, promised: dict[int, int]) -> Iterator[Fault]:
-        self.files += 1
-        try:
-            promised[number_of(path)] = int(json.loads(self.run.read(path))["image"])
-        except (ValueError, KeyError, TypeError) as error:
-            yield Fault(path, f"cannot be read: {error}")
-
-    def _rows(self, promised: dict[int, int], ids: np.ndarray, done: bool) -> Iterator[Fault]:
-        for name in self.names:
-            for place in self.chunks.missing.get(f"{GROUP}/{name}", ()):
-                if place[0] in promised:
-                    yield self.chunks.absent_at(f"{GROUP}/{name}", place)
-        for row, image in promised.items():
-            if row >= len(ids):
-                yield Fault(marker_path(f"{GROUP}/item-{row:06d}"), f"is of none of {len(ids)}")
-            elif ids[row] != image:
-                told = f"row {row} is image {ids[row]}, but its marker says {image}"
-                yield Fault(f"{GROUP}/image", told)
-        for row in sorted(set(range(len(ids))) - set(promised)) if done else ():
-            yield Fault(marker_path(f"{GROUP}/item-{row:06d}"), "is missing")
-
-    def _grid(self) -> Iterator[Fault]:
-        for name, length in zip(("y", "x"), self.told["size"], strict=True):
-            stored = self._array(name)
+    def fits(self) -> Iterator[Fault]:
+        for name, length in zip(self.whole, self.told["size"], strict=True):
+            stored = self.array(name)
             starts = square_starts(0, length, self.told["patch"], self.told["stride"])
             if stored is not None and not np.array_equal(stored, starts):
-                yield Fault(f"{GROUP}/{name}", "is not the grid of its patch and stride")
-
-    def _targets(self, promised: dict[int, int]) -> Iterator[Fault]:
-        """The class that is watched is the image's label, where it has one."""
-        rows = sorted(promised)
-        target = self._array("target")
-        if target is None or not rows:
-            return
-        try:
-            images = Run(self.run.url).images_of(np.array([promised[row] for row in rows]))
-        except DeconvoyError:  # the images table is broken, which is told elsewhere
-            return
-        for row, label in zip(rows, images["label"].to_pylist(), strict=True):
-            if label not in (None, MISSING_LABEL) and target[row] != label:
-                told = f"is {target[row]} of row {row}, but the image's label is {label}"
-                yield Fault(f"{GROUP}/target", told)
-
-    def _array(self, name: str) -> np.ndarray | None:
-        return self.chunks.array_at(f"{GROUP}/{name}")
+                yield Fault(f"{self.group}/{name}", "is not the grid of its patch and stride")
 
 
 class UnitOcclusions:

@@ -7,15 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from workers.leases import (
-    Assignment,
-    OcclusionLease,
-    ProjectionLease,
-    ScanLease,
-    UnitOcclusionLease,
-)
-
-Lease = ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease
+from workers.leases import Assignment, Lease
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 
 from deconvoy.errors import JobFailed, RequestError
 from workers.actor import Actor, TorchSettings
-from workers.executors import Executor, Lease, Lost, Moved, Raised, Ready, Report, Returned
-from workers.leases import Assignment
+from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
+from workers.leases import Assignment, Lease
 from workers.machine import cores
 from workers.numerics import require_fast
 

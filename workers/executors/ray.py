@@ -39,7 +39,6 @@ from deconvoy.errors import ClusterUnreachable, DeconvoyError, RequestError
 from deconvoy.spec import ComputeSpec
 from workers.executors import (
     Executor,
-    Lease,
     Lost,
     Moved,
     Raised,
@@ -49,7 +48,7 @@ from workers.executors import (
 )
 from workers.executors.clusters import own_signals, require_room, share, sweep_folders
 from workers.front import FRONT
-from workers.leases import Assignment
+from workers.leases import Assignment, Lease
 from workers.machine import cores, keep_freed_memory
 
 logger = logging.getLogger(__name__)
