@@ -91,7 +91,7 @@ def put_analysis(kind: str, given: dict[str, Any] | None) -> None:
     known = fields().get("analyses")
     others = [each for each in known if each.get("kind") != kind] if isinstance(known, list) else []
     mine = [] if given is None else [{"kind": kind, **given}]
-    order = ("top", "projection", "occlusion")
+    order = ("top", "projection", "occlusion", "invariance")
     every = sorted(others + mine, key=lambda each: order.index(each["kind"]))
     put(("analyses",), every)
 

@@ -62,6 +62,7 @@ def _ways(here: str, run: Json | None) -> str:
         ways += [
             _way(view("run", run=run["id"]), "This run", here=here == "run"),
             _way(view("images", run=run["id"]), "Images", here=here in IMAGES),
+            _way(view("analysis", run=run["id"]), "Analyses", here=here == "analysis"),
             _way(view("compare", run=run["id"]), "Compare", here=here == "compare"),
         ]
     ways += [_way(view("jobs"), "Jobs", here=here in ("jobs", "job"))]

@@ -20,6 +20,9 @@ from deconvoy.invariance import UNITS, Invariance, layer_number
 WIDTH, HEIGHT = 11.0, 3.1
 """Of the page, and of a row of it, in inches."""
 
+LEGEND = 1.2
+"""Height of the names above the page, in inches."""
+
 DOTS = 110
 """An inch."""
 
@@ -43,7 +46,7 @@ def figure5(found: Invariance, layer: str | None = None) -> Image.Image:
     except ImportError:
         raise MissingExtra("figures", "Drawing curves") from None
     rows = found.transformations
-    page: Any = Figure((WIDTH, HEIGHT * len(rows) + 0.3), dpi=DOTS, layout="constrained")
+    page: Any = Figure((WIDTH, HEIGHT * len(rows) + LEGEND), dpi=DOTS, layout="constrained")
     grid = page.subplots(len(rows), 2, squeeze=False)
     for (left, right), name in zip(grid, rows, strict=True):
         steps = found.steps(name)
@@ -60,8 +63,8 @@ def figure5(found: Invariance, layer: str | None = None) -> Image.Image:
         for axes in (left, right):
             axes.set_xlabel(f"{name}, {UNITS[name]}")
             axes.grid(alpha=0.3)
-    for axes in grid[0]:
-        axes.legend(fontsize=7, framealpha=0.8)
+    for axes in grid[0]:  # above, so that no line is hidden
+        axes.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     return _drawn(page)
 
 

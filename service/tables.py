@@ -117,7 +117,8 @@ def plan_lines(planned: Row) -> Iterator[str]:
         f"{planned['batch_size']}; labels: {planned['labels_from']}",
         "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
         f"{planned['projections']:,} projections"
-        + (f", {planned['squares']:,} squares" if planned["squares"] else ""),
+        + (f", {planned['squares']:,} squares" if planned["squares"] else "")
+        + "".join(f", {n:,} {progress.WORDS[kind]}" for kind, n in planned["further"].items()),
         "workers": f"{planned['workers']} × {planned['threads']} threads",
         "time": _parts(seconds, progress.span),
         "storage": f"{_parts(sizes, amount)}; {free}",

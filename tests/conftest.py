@@ -111,8 +111,11 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     square = {"kind": "occlusion", "images": {"sample": 2}, "patch": 16, "stride": 16}
     shown = {"kind": "projection", "units": {"ids": [0, 1, 40]}}
+    few = {"translation": [-4, 0, 4], "scale": [1, 1.5], "rotation": None}
+    moved = {"kind": "invariance", "images": {"sample": 2}, **few}
     place = tmp_path_factory.mktemp("runs") / "small"
-    run_inline(small_spec(name="a small one", analyses=[{"kind": "top"}, shown, square]), place)
+    analyses = [{"kind": "top"}, shown, square, moved]
+    run_inline(small_spec(name="a small one", analyses=analyses), place)
     return place
 
 

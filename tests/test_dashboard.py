@@ -162,6 +162,23 @@ def test_an_image_with_its_occlusion(visit: Visitor, runs: Path) -> None:
     assert visit.pictures().count() > 2
 
 
+def test_an_analysis_and_one_that_is_absent(visit: Visitor, runs: Path) -> None:
+    visit.goes("/run?run=small", "a small one")
+    visit.clicks("Analyses")
+    visit.arrives("Invariance")
+    expect(visit.page.locator("canvas, .vega-embed svg").first).to_be_visible()
+    visit.clicks("Scale", "Moved by")
+    expect(visit.page.locator(".pill.chosen", has_text="Scale")).to_be_visible()
+    visit.clicks("relu5", "Layer")
+    expect(visit.page.get_by_role("heading", name="relu5, each image")).to_be_visible()
+    assert visit.state == "/analysis?run=small&by=scale&layer=relu5"
+    ids = deconvoy.open(runs / "small").invariance().image.tolist()
+    addresses = visit.page.locator(".wall a").evaluate_all("all => all.map(a => a.href)")
+    assert [int(a.rpartition("=")[2]) for a in addresses] == ids
+    visit.goes("/analysis?run=other&kind=invariance", "Invariance")
+    expect(visit.page.get_by_text("This run has no invariance")).to_be_visible()
+
+
 def test_two_runs_side_by_side(visit: Visitor, runs: Path) -> None:
     visit.goes("/compare?run=small", "Compare")
     visit.page.get_by_label("With").click()

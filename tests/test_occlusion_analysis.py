@@ -385,9 +385,10 @@ def images_under(spec: JobSpec, url: Path) -> list[int]:
 
 def test_a_sample_is_drawn_by_the_seed_and_never_larger_than_there_are(tmp_path: Path) -> None:
     spec = spec_of(ONE_SQUARE | {"images": {"sample": 5}}, layers=["logits"], seed=4)
-    assert images_under(spec, tmp_path / "run") == drawn(range(18), 5, 4)
-    assert drawn(range(18), 5, 4) == sorted(set(drawn(range(18), 5, 4))) != drawn(range(18), 5, 5)
-    assert drawn(range(18), 99, 4) == list(range(18))
+    assert images_under(spec, tmp_path / "run") == drawn(range(18), 5, 4, "occlusion")
+    five, others = (drawn(range(18), 5, seed, "occlusion") for seed in (4, 5))
+    assert five == sorted(set(five)) != others
+    assert drawn(range(18), 99, 4, "occlusion") == list(range(18))
 
 
 def test_images_of_units_are_those_of_their_hits_each_once(tmp_path: Path) -> None:

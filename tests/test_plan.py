@@ -129,6 +129,19 @@ def test_what_is_kept_besides_the_strongest_is_foretold_too(
     assert most_bytes(told.job) > run.bytes_used()
 
 
+def test_moves_of_images_are_foretold_too(tmp_path: Path) -> None:
+    moving = {"kind": "invariance", "images": {"sample": 5}, "translation": [1, 2], "scale": None}
+    spec = small_spec(layers=["relu1", "logits"], analyses=[{"kind": "top"}, moving])
+    told = foretold(spec)
+    run_inline(spec, tmp_path / "run")
+    found = deconvoy.open(tmp_path / "run").invariance()
+    assert told.plan.further == {"invariance": found.distance[:, :, 0].size} == {"invariance": 135}
+    files = [p for p in (tmp_path / "run/invariance").rglob("*") if p.is_file()]
+    stored = sum(path.stat().st_size for path in files)
+    assert 0.5 * told.plan.bytes["invariance"] < stored <= told.plan.bytes["invariance"]
+    assert told.plan.seconds["invariance"] > 0
+
+
 def test_squares_and_their_bytes_are_foretold_too(tmp_path: Path) -> None:
     """Not the seconds, which are the machine's."""
     occlusion = {"kind": "occlusion", "images": {"sample": 5}, "patch": 16, "units": ["relu1"]}

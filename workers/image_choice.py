@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from deconvoy.errors import ImageUnreadable, RequestError
 from deconvoy.schema import image_part_path
-from deconvoy.spec import Transform
+from deconvoy.spec import DrawnImages, NamedImages, Transform
 from deconvoy.store import RunStore
 from workers.datasets import Listing
 
@@ -40,6 +40,11 @@ def places_of(ids: Sequence[int | str], listing: Listing, kind: str) -> tuple[in
                 f"{left}: name one of them."
             )
     return tuple(dict.fromkeys(known[name] for name in ids))
+
+
+def count_of(images: DrawnImages | NamedImages, named: Sequence[int], images_there: int) -> int:
+    """How many images that is, at most."""
+    return len(named) if isinstance(images, NamedImages) else min(images.sample, images_there)
 
 
 def require_readable(

@@ -38,6 +38,7 @@ from workers.pilot import (
     measure,
     rounds,
 )
+from workers.plan_further import Further, further_of
 from workers.plan_occlusion import (
     MARKER_BYTES,
     HitsExpected,
@@ -125,12 +126,14 @@ class Plan:
     """About so many hits will be projected."""
     squares: int
     """About so many positions of a square, over images and over hits."""
+    further: Mapping[str, int]
+    """What other analyses do, by kind, in the unit of their progress: moves of images."""
     seconds: Mapping[str, float]
-    """start, scan, merge, projection, total; rescan of candidates and occlusion where they are
-    asked for."""
+    """start, scan, merge, projection, total; rescan of candidates, occlusion and further analyses
+    where they are asked for."""
     bytes: Mapping[str, int]
-    """patch, projection, tables, images, ledger, metadata, total; occlusion where it is asked
-    for."""
+    """patch, projection, tables, images, ledger, metadata, total; occlusion and further analyses
+    where they are asked for."""
     free_bytes: int | None
     """None where nobody can know: in a bucket."""
     candidates_pay_from: int | None
@@ -180,6 +183,7 @@ def plan(job: Job, at: str = ".", measuring: Callable[[], None] = lambda: None) 
         multiply_adds=total * len(job.listing),
         projections=round(sum(cost.hits for cost in forecast.costs)),
         squares=forecast.occlusion.positions if forecast.occlusion else 0,
+        further={kind: one.work for kind, one in forecast.further.items()},
         seconds=_totalled(forecast.seconds()),
         bytes=_totalled(forecast.bytes()),
         free_bytes=RunStore(at).bytes_free(),
@@ -237,9 +241,11 @@ def most_bytes(job: Job) -> int:
         markers += 2 * _most_of_marker(job, len(job.listing))
     items = job.shards + len(job.projection_items())
     images = 400 * len(job.listing) + 8_000 * job.shards
-    covering = occlusion_items(job)
-    logged = (items + covering) * 4 * LOG_BYTES
-    return pictures + tables + markers + metadata + images + logged + most_bytes_of_occlusion(job)
+    further = further_of(job, lambda batches: 0.0).values()
+    items += occlusion_items(job) + sum(one.items for one in further)
+    logged = items * 4 * LOG_BYTES
+    rest = most_bytes_of_occlusion(job) + sum(one.bytes for one in further)
+    return pictures + tables + markers + metadata + images + logged + rest
 
 
 def _most_of_marker(job: Job, images: int) -> int:
@@ -341,6 +347,7 @@ class _Forecast:
             "merge": self.pilot.merge_seconds * len(job.layers),
             "projection": decoded + _makespan([c.seconds for c in self.costs], crew.workers),
             **({"occlusion": _makespan(covering.leases, crew.workers)} if covering else {}),
+            **{kind: _makespan(f.leases, crew.workers) for kind, f in self.further.items()},
         }
 
     def _lease_rounds(self, images: int) -> int:
@@ -377,6 +384,13 @@ class _Forecast:
 
         lanes = self.crew.lanes_each
         return foretold(self.job, self.pilot.occlusion, lanes, expected, forward_seconds)
+
+    @cached_property
+    def further(self) -> dict[str, Further]:
+        lanes = self.crew.lanes_each
+        return further_of(
+            self.job, lambda batches: rounds(batches, lanes) * self.pilot.batch_seconds
+        )
 
     def _decoded_by_worker(self) -> float:
         """Pictures one worker decodes for its projections; what fits in its cache but once."""
@@ -479,6 +493,7 @@ class _Forecast:
             "ledger": self._ledger_bytes(),
             "metadata": round(metadata) + self._root_bytes(),
             **({"occlusion": self.occlusion.bytes} if self.occlusion else {}),
+            **{kind: one.bytes for kind, one in self.further.items()},
         }
 
     def _picture_bytes(self, cost: _ItemCost) -> tuple[float, float]:
@@ -547,7 +562,8 @@ class _Forecast:
             hits = float(self._hits_of(kept, images).sum())
             markers += self._marker_bytes(sizes.prefix, images, hits)
         covering = self.occlusion.items if self.occlusion else 0
-        log = 2 * LOG_BYTES * (job.shards + len(self.costs) + covering + self.crew.workers)
+        others = covering + sum(one.items for one in self.further.values())
+        log = 2 * LOG_BYTES * (job.shards + len(self.costs) + others + self.crew.workers)
         items = sum(ITEM_MARKER_BYTES + 5 * len(cost.item.units) for cost in self.costs)
         items += covering * MARKER_BYTES
         return round(markers + log + items)

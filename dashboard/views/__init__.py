@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dashboard.views import (
+    analysis,
     compare,
     image,
     images,
@@ -25,6 +26,7 @@ VIEWS: dict[str, tuple[str, Callable[[], None]]] = {
     "images": ("Images", images.show),
     "image": ("Image", image.show),
     "upload": ("Your image", upload.show),
+    "analysis": ("Analyses", analysis.show),
     "compare": ("Compare", compare.show),
     "search": ("Search", search.show),
     "jobs": ("Jobs", jobs.show),

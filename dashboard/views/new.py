@@ -9,7 +9,9 @@ from dashboard import draft, going, library, pieces
 from dashboard.addresses import view
 from dashboard.pieces import card, element, facts, heading, number, text
 from dashboard.views import asked
+from deconvoy import progress
 from deconvoy.errors import DeconvoyError
+from deconvoy.spec import JobSpec
 
 PLAN = "new.plan"
 """Where the session keeps the plan, and of which text it is."""
@@ -42,33 +44,24 @@ def show() -> None:
 def _begin() -> None:
     """With the spec of a run or job that the address names, once."""
     state = asked.state()
-    wanted = (state.get("run"), state.get("job"))
+    wanted = (state.get("run"), state.get("job"), state.get("add"))
     if wanted == st.session_state.get(BEGUN) or not any(wanted):
         draft.begin()
         return
     st.session_state[BEGUN] = wanted
-    run, job = wanted
+    run, job, add = wanted
     if job is not None:
         draft.begin(_given(library.client().job(job).spec))
     elif run is not None:
         draft.begin(_given(library.summary(run)["spec"]))
+    if add is not None and draft.analysis(add) is None:
+        draft.put_analysis(add, {})
 
 
 def _given(spec: dict[str, Any]) -> dict[str, Any]:
     """Without what is as it would be anyway: a form that says everything says nothing."""
-    shown = {key: value for key, value in spec.items() if key not in ("version", "storage")}
-    shown["analyses"] = [_without_nothing(each) for each in spec["analyses"]]
-    for part in ("model", "data", "compute"):
-        shown[part] = {
-            key: value
-            for key, value in _without_nothing(spec.get(part, {})).items()
-            if value not in ("auto", {}, [])
-        }
-    return {key: value for key, value in _without_nothing(shown).items() if value != {}}
-
-
-def _without_nothing(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
+    given: dict[str, Any] = JobSpec.parse(spec).model_dump(mode="json", exclude_defaults=True)
+    return given
 
 
 # -- the form --------------------------------------------------------------------------------------
@@ -188,6 +181,9 @@ def _analyses() -> None:
                 lambda value: {"sample": value},
             )
 
+    invariance = draft.analysis("invariance")
+    _switch("Shift, scale and turn images (Fig. 5)", "invariance", invariance)
+
 
 def _names(value: str) -> list[str] | None:
     names = [name.strip() for name in value.split(",") if name.strip()]
@@ -278,6 +274,7 @@ def _planned(plan: dict[str, Any]) -> None:
         ("units", number(sum(layer["units"] for layer in plan["layers"]))),
         ("projections", number(plan["projections"])),
         ("positions of a square", number(plan["squares"]) if plan["squares"] else ""),
+        *((progress.WORDS[kind], number(count)) for kind, count in plan["further"].items()),
         ("workers × threads", f"{plan['workers']} × {plan['threads']}"),
         ("time, about", f"{pieces.duration(seconds['total'])} ({stages})"),
         ("storage, about", f"{size['total'] / 2**20:,.0f} MiB"),

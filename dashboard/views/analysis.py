@@ -1,0 +1,55 @@
+"""A run's further analyses, one at a time: those it has, and how to ask for the others."""
+
+import streamlit as st
+
+from dashboard import library, pieces
+from dashboard.addresses import view
+from dashboard.library import Json
+from dashboard.pieces import element, heading, pills, text
+from dashboard.views import asked, invariance
+from deconvoy.errors import RequestError
+
+KINDS = {"invariance": ("Invariance", invariance.show, invariance.TOLD)}
+"""By kind: its title, what shows it, and what it is, for people."""
+
+
+def show() -> None:
+    run, state = asked.run(), asked.state()
+    name = run["name"] or run["id"]
+    kind = state.get("kind") or next(iter(KINDS))
+    if kind not in KINDS:
+        raise RequestError(
+            f"The address says kind={kind!r}, but analyses with a view are {', '.join(KINDS)}: "
+            "mend it."
+        )
+    title, shown, told = KINDS[kind]
+    st.set_page_config(page_title=f"{title} · {name} · Deconvoy")
+    back = pieces.way(("/", "Runs"), (view("run", run=run["id"]), name))
+    choice = pills(
+        "Analysis",
+        [
+            (other, view("analysis", run=run["id"], kind=each), each == kind)
+            for each, (other, _, _) in KINDS.items()
+        ],
+    )
+    pieces.put(heading(title, text(told), back), pieces.bar(choice))
+    if kind in _asked(run):
+        shown(run)
+    else:
+        _absent(run, kind)
+
+
+def _asked(run: Json) -> list[str]:
+    return [each["kind"] for each in run["spec"]["analyses"]]
+
+
+def _absent(run: Json, kind: str) -> None:
+    told = (
+        f"This run has no {text(kind)}. Add it to the analyses of its spec, and run that as a new "
+        "job:"
+    )
+    pieces.put(element("p", told, class_="empty"))
+    st.code(f"analyses:\n  - kind: top\n  - kind: {kind}", language="yaml")
+    if library.takes_jobs():
+        form = view("new", run=run["id"], add=kind)
+        pieces.put(pieces.link(form, "Fill in the form with it", class_="pill"))
