@@ -4,18 +4,17 @@ The end needs no scan: its strongest hits are those of the run itself.
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from deconvoy.errors import RunUnreadable
 from deconvoy.schema import EVOLUTION_GROUP
 from deconvoy.store import RunStore
 from workers.evolution import cosine, filters, overlap
 from workers.evolution_items import EvolutionItem, Evolving, evolution_items
+from workers.evolution_marker import from_bytes, to_bytes
 from workers.evolution_writer import (
     Table,
     create_evolution,
@@ -33,7 +32,7 @@ from workers.leases import (
 from workers.parts import marker_path
 from workers.read_images import read_images
 from workers.stages import Work
-from workers.topk import Fold, Hits
+from workers.topk import Fold
 
 STAGE = "evolution-scan"
 
@@ -81,38 +80,6 @@ class CheckpointFolds:
 
 def _path(name: str) -> str:
     return f"ledger/{name}.npz"
-
-
-def to_bytes(hits: tuple[Hits, ...]) -> bytes:
-    """Hits of every checkpoint, as a .npz archive; its members carry checksums."""
-    buffer = io.BytesIO()
-    columns = {
-        f"{number}:{column.name}": getattr(own, column.name)
-        for number, own in enumerate(hits)
-        for column in dataclasses.fields(Hits)
-    }
-    np.savez_compressed(buffer, allow_pickle=False, **columns)
-    return buffer.getvalue()
-
-
-def from_bytes(content: bytes, name: str, checkpoints: int) -> tuple[Hits, ...]:
-    """Read ``to_bytes`` back.
-
-    Raises:
-        RunUnreadable: the bytes are not whole; the message carries ``name``.
-    """
-    names = [column.name for column in dataclasses.fields(Hits)]
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            return tuple(
-                Hits(*(stored[f"{number}:{column}"] for column in names))
-                for number in range(checkpoints)
-            )
-    except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
-        raise RunUnreadable(
-            f"The ledger file {name!r} is broken ({error}): delete it and `deconvoy resume` "
-            "computes its shard again."
-        ) from error
 
 
 def write_tables(job: Job, run: RunStore, evolving: Evolving, folds: list[Fold], end: Fold) -> None:

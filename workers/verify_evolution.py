@@ -11,7 +11,7 @@ from deconvoy.errors import DeconvoyError
 from deconvoy.schema import EVOLUTION_ARRAYS, EVOLUTION_GROUP, evolution_path
 from deconvoy.spec import JobSpec
 from workers.checksums import Chunks, Fault
-from workers.evolution_stage import from_bytes
+from workers.evolution_marker import from_bytes
 from workers.parts import number_of
 
 PICTURES = ("patch", "projection", "scale", "projected")
