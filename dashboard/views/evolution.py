@@ -87,7 +87,8 @@ def _curves(opened: Run, layers: tuple[str, ...]) -> None:
 
 def _wall(run: Json, found: Evolution, state: dict[str, str]) -> None:
     names = list(found.names)
-    at = min(asked.number("at") or len(names) - 1, len(names) - 1)
+    asked_for = asked.number("at")
+    at = len(names) - 1 if asked_for is None else min(asked_for, len(names) - 1)
     if len(names) > 1:
         st.session_state[AT] = names[at]
         st.select_slider("Checkpoint", names, key=AT, on_change=_moved, args=(names,))
