@@ -119,6 +119,10 @@ class DataSpec(Section):
     each, in pixels of the image's file (turned as EXIF says), x1 and y1 outside; images are named
     as in ``where.ids``.  Occlusion figures show them and ``deconvoy query URL localisation`` counts
     by them."""
+    parts: str | None = None
+    """A CSV or Parquet file with the columns path, part, x0, y0, x1 and y1: where the parts of the
+    objects are, a row each, as in ``boxes``, and at most one of each name an image.  What is masked
+    to see how alike images change."""
     where: WhereSpec | None = None
     """Leave the other images out."""
     distinct: bool = False

@@ -33,6 +33,7 @@ from workers.models import PackedModel, pack
 from workers.numerics import LAYOUTS
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
+from workers.part_boxes import PartBoxes, digest_of_parts, part_boxes_of
 from workers.portions import portions_on
 from workers.projector import expected_reuse
 from workers.topk import (
@@ -81,6 +82,8 @@ class Job:
     moving: Moving | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
+    part_boxes: PartBoxes | None = None
+    """Where their parts are, where the data says so."""
 
     @property
     def k(self) -> int:
@@ -277,6 +280,14 @@ class Job:
             }
         }
 
+    def _digests(self) -> dict[str, str]:
+        """Of the files that say where objects and their parts are, where there are any."""
+        digests = {
+            "boxes_sha256": digest_of(self.boxes),
+            "parts_sha256": digest_of_parts(self.part_boxes),
+        }
+        return {name: digest for name, digest in digests.items() if digest}
+
     def provenance(self) -> dict[str, Any]:
         """What the results depend on."""
         return {
@@ -292,7 +303,7 @@ class Job:
             "batch_size": self.batch_size,
             "dtype": "float32",
             "layout": LAYOUTS,
-            **({"boxes_sha256": digest} if (digest := digest_of(self.boxes)) else {}),
+            **self._digests(),
             **self._candidates_from(),
             "versions": versions(),
         }
@@ -356,7 +367,10 @@ def settle(
     occluding = occluding_of(spec, packed.transform, network, layers, listing)
     moving = moving_of(spec, packed.transform, network, listing)
     boxes = boxes_of(spec.data, listing)
-    job = Job(spec, packed, listing, tuple(layers), outputs, chosen, occluding, moving, boxes)
+    parts = part_boxes_of(spec.data, listing)
+    job = Job(
+        spec, packed, listing, tuple(layers), outputs, chosen, occluding, moving, boxes, parts
+    )
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(
             f"analyses.top would keep up to {job.example_entries():,} images besides the strongest "

@@ -169,12 +169,12 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     # A run that is older than a field of the transform has its default: compared as read, not as
     # written.
     same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
-    for key in ("model_sha256", "listing_fingerprint", "transform", "boxes_sha256"):
+    for key in ("model_sha256", "listing_fingerprint", "transform", "boxes_sha256", "parts_sha256"):
         then, today = began.get(key), now.get(key)
         if not same.get(key, then == today):
             raise RequestError(
                 f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
-                "with the same weights, images and boxes. Put them back, or start a new run."
+                "with the same weights, images, boxes and parts. Put them back, or start a new run."
             )
     for key in ("versions", "layout"):
         if now[key] != began.get(key):
