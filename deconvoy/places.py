@@ -10,10 +10,11 @@ WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
 def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    """Field and place of everything that is read: images, labels, boxes, weights, class names and
-    Python files.  Built-in images and weights that are known by name are no places."""
+    """Field and place of everything that is read: images, labels, boxes, parts, weights, class
+    names and Python files.  Built-in images and weights that are known by name are no places."""
     data, model = spec.data, spec.model
-    for field, value in (("uri", data.uri), ("labels", data.labels), ("boxes", data.boxes)):
+    read = {"uri": data.uri, "labels": data.labels, "boxes": data.boxes, "parts": data.parts}
+    for field, value in read.items():
         for place in value if isinstance(value, tuple) else (value,):
             drawn = field == "uri" and place is not None and _is_drawn(place)
             if place is not None and not drawn:
@@ -60,6 +61,7 @@ def anchored(spec: JobSpec) -> JobSpec:
         "uri": each(spec.data.uri),
         "labels": each(spec.data.labels),
         "boxes": absolute(spec.data.boxes),
+        "parts": absolute(spec.data.parts),
     }
     return spec.model_copy(update={"model": model, "data": spec.data.model_copy(update=places)})
 

@@ -27,7 +27,6 @@ FORMS: tuple[tuple[str, str], ...] = (
         "{sample: 32}, {ids: [0, a/cat.png]} or {top_of: [{layer: relu5, unit: 3}]}",
     ),
     (r"analyses\.\d+\.occlusion\.(patch|stride)", "`auto` or a whole number of 1 or more"),
-    (r"analyses\.\d+\.occlusion\.fill", "`mean`, a number from 0 to 255, or a list of three"),
     (r"analyses\.\d+\.occlusion\.units", "null, `maps`, or a list with at least 1 name or glob"),
     (r"analyses\.\d+\.invariance\.images", "{sample: 5} or {ids: [0, a/cat.png]}"),
     (
@@ -41,6 +40,15 @@ FORMS: tuple[tuple[str, str], ...] = (
     (r"model\.checkpoints", "a list of weights files in training order"),
     (r"analyses\.\d+\.evolution\.layers", "`maps`, or a list with at least 1 name or glob"),
     (r"analyses\.\d+\.evolution\.units", "`all`, {sample: 0.1} or {ids: [0, 1, 2]}"),
+    (r"analyses\.\d+\.correspondence\.images", "{sample: 20} or {ids: [0, a/cat.png]}"),
+    (
+        r"analyses\.\d+\.correspondence\.parts",
+        "`all`, or a list with at least 1 name, as in [nose]",
+    ),
+    (
+        r"analyses\.\d+\.(occlusion|correspondence)\.fill",
+        "`mean`, a number from 0 to 255, or a list of three",
+    ),
     (r"compute\.workers", "`auto` or a whole number of 1 or more"),
     (r"compute\.gpus_per_worker", "`auto` or a number of 0 or more; above 1, a whole one"),
     (r"compute\.threads", "`auto` or a whole number of 1 or more"),

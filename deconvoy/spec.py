@@ -122,6 +122,10 @@ class DataSpec(Section):
     each, in pixels of the image's file (turned as EXIF says), x1 and y1 outside; images are named
     as in ``where.ids``.  Occlusion figures show them and ``deconvoy query URL localisation`` counts
     by them."""
+    parts: str | None = None
+    """A CSV or Parquet file with the columns path, part, x0, y0, x1 and y1: where the parts of the
+    objects are, a row each, as in ``boxes``, and at most one of each name an image.  What is masked
+    to see how alike images change."""
     where: WhereSpec | None = None
     """Leave the other images out."""
     distinct: bool = False
@@ -223,6 +227,7 @@ class ImagesOfUnits(Section):
 
 
 Grey = Annotated[float, Field(ge=0, le=255)]
+Fill = Literal["mean"] | Grey | tuple[Grey, Grey, Grey]
 
 
 class OcclusionSpec(Section):
@@ -237,7 +242,7 @@ class OcclusionSpec(Section):
     stride: Auto | Annotated[int, Field(strict=True, ge=1)] = "auto"
     """Pixels from one position of the square to the next; the last is flush with the border.
     ``auto``: half the patch, rounded up."""
-    fill: Literal["mean"] | Grey | tuple[Grey, Grey, Grey] = "mean"
+    fill: Fill = "mean"
     """Colour of the square, 0–255, before normalisation: the mean of the transform, one number, or
     three."""
     top5: bool = False
@@ -327,6 +332,39 @@ class EvolutionSpec(Section):
 def amounts_of(given: Amounts) -> tuple[float, ...]:
     """One by one, as they were given or are spaced."""
     return given.amounts if isinstance(given, Steps) else given
+
+
+class CorrespondenceSpec(Section):
+    kind: Literal["correspondence"]
+    images: DrawnImages | NamedImages = DrawnImages(sample=20)
+    """In which images parts are covered, at least 2: ``{sample: 20}``, so many of the readable ones
+    that have all the parts, drawn by the seed; or ``{ids: [0, a/cat.png]}``, named as in
+    ``data.where.ids``."""
+    parts: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
+    """Which parts are covered, one after the other: ``all`` that ``data.parts`` names, or a list
+    of names."""
+    fill: Fill = "mean"
+    """Colour of what is covered, 0–255, before normalisation: the mean of the transform, one
+    number, or three."""
+    random: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 20
+    """How often boxes of the same sizes are placed at random instead, for each part, to tell
+    whether it corresponds more than chance has it; n draws give a p of 1/(n + 1) at the least."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_choice_of_images(cls, given: Any) -> Any:
+        return _require_one_choice(given, "correspondence", ("sample", "ids"))
+
+    @model_validator(mode="after")
+    def _compares_pairs(self) -> "CorrespondenceSpec":
+        images = self.images
+        count = images.sample if isinstance(images, DrawnImages) else len(set(images.ids))
+        if count < 2:
+            raise ValueError(
+                "images of a correspondence analysis are compared in pairs, but there is 1: take 2 "
+                "or more"
+            )
+        return self
 
 
 Analysis = Annotated[

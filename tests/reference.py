@@ -825,3 +825,62 @@ def distances(
         apart = math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
         found.append((apart, math.sqrt(sum(x**2 for x in a))))
     return found
+
+
+# --- 9. correspondence ---------------------------------------------------------------------------
+
+
+def covered(image: Tensor, box: Sequence[int], fill: Tensor) -> Tensor:
+    """A copy of the image ("channel row col") with the pixels of (y0, x0, y1, x1) filled."""
+    y0, x0, y1, x1 = box
+    copy = image.clone()
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            copy[:, y, x] = fill
+    return copy
+
+
+def sign_changes(
+    model: nn.Module, image: Tensor, box: Sequence[int], fill: Tensor, also: Sequence[str] = ()
+) -> list[list[int]]:
+    """Of every layer sign(x - x~) of each feature, with x~ under the covered image: section 4.3."""
+    clean = layer_outputs(model, image[None], also)
+    hidden = layer_outputs(model, covered(image, box, fill)[None], also)
+    return [
+        [(a > b) - (a < b) for a, b in zip(one, two, strict=True)]
+        for one, two in zip(
+            [layer.flatten().tolist() for layer in clean],
+            [layer.flatten().tolist() for layer in hidden],
+            strict=True,
+        )
+    ]
+
+
+def correspondence(
+    model: nn.Module,
+    images: Sequence[Tensor],
+    boxes: Sequence[Sequence[int]],
+    fill: Tensor,
+    also: Sequence[str] = (),
+) -> list[tuple[float, float]]:
+    """Of every layer the mean, over all i and j that differ, of H(sign eps_i, sign eps_j), and the
+    standard deviation over the pairs i < j; H is the share of features whose signs differ."""
+    signs = [
+        sign_changes(model, image, box, fill, also)
+        for image, box in zip(images, boxes, strict=True)
+    ]
+    found = []
+    for layer in range(len(signs[0])):
+        ordered, unordered = [], []
+        for i in range(len(images)):
+            for j in range(len(images)):
+                if i != j:
+                    one, other = signs[i][layer], signs[j][layer]
+                    differing = sum(a != b for a, b in zip(one, other, strict=True))
+                    ordered.append(differing / len(one))
+                    if i < j:
+                        unordered.append(differing / len(one))
+        mean = sum(ordered) / len(ordered)
+        variance = sum((distance - mean) ** 2 for distance in unordered) / len(unordered)
+        found.append((mean, math.sqrt(variance)))
+    return found

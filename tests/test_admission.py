@@ -27,6 +27,7 @@ def test_built_in_images_and_models_need_no_root() -> None:
         ({"data": {"uri": ["{root}/a", "{outside}/b"]}}, "data.uri"),
         ({"data": {"uri": "{root}/a", "labels": "{outside}/labels.csv"}}, "data.labels"),
         ({"data": {"uri": "{root}/a", "boxes": "{outside}/boxes.csv"}}, "data.boxes"),
+        ({"data": {"uri": "{root}/a", "parts": "{outside}/parts.csv"}}, "data.parts"),
         ({"data": {"uri": "{root}/../outside"}}, "data.uri"),
         ({"data": {"uri": "photographs"}}, "data.uri"),
         ({"data": {"uri": "s3://bucket/photographs"}}, "data.uri"),
@@ -53,7 +54,7 @@ def test_what_lies_elsewhere_is_refused_by_its_field(
         admit(spec, settings(str(places["root"])))
 
 
-@pytest.mark.parametrize("field", ["labels", "boxes"])
+@pytest.mark.parametrize("field", ["labels", "boxes", "parts"])
 def test_only_images_are_drawn(field: str) -> None:
     with pytest.raises(RequestError, match=f"^data.{field} is 'shapes"):
         admit(small_spec(data={field: "shapes?/../../etc/passwd"}), settings())
@@ -123,12 +124,18 @@ def test_code_runs_only_if_the_operator_lists_it(tmp_path: Path, name: str) -> N
 def test_a_spec_tells_all_places_that_it_names() -> None:
     spec = small_spec(
         model={"name": "models/mine.py:make", "weights": "w.pt", "classes": "names.txt"},
-        data={"uri": ["a", "shapes?size=4&seed=1"], "labels": ["l.csv", None], "boxes": "b.csv"},
+        data={
+            "uri": ["a", "shapes?size=4&seed=1"],
+            "labels": ["l.csv", None],
+            "boxes": "b.csv",
+            "parts": "p.csv",
+        },
     )
     assert list(places_of(spec)) == [
         ("data.uri", "a"),
         ("data.labels", "l.csv"),
         ("data.boxes", "b.csv"),
+        ("data.parts", "p.csv"),
         ("model.weights", "w.pt"),
         ("model.classes", "names.txt"),
         ("model.name", "models/mine.py"),

@@ -17,7 +17,7 @@ from deconvoy.errors import RequestError
 from deconvoy.places import anchored
 from deconvoy.spec import DataSpec, Transform
 from tests.runs import small_spec, write_photographs
-from workers import boxes as boxing
+from workers.annotations import LOOKED_AT
 from workers.boxes import boxes_of, in_input
 from workers.datasets import list_images
 from workers.images import decode
@@ -179,7 +179,7 @@ def test_few_images_are_decoded_before_a_job_starts(
         type(listing.source), "read", lambda *a: (read.append(a[1]), original(*a))[1]
     )
     boxes_of(data, listing)
-    assert len(read) == boxing.LOOKED_AT
+    assert len(read) == LOOKED_AT
 
 
 def test_the_path_of_boxes_is_absolute_in_the_run(

@@ -34,6 +34,7 @@ from workers.models import PackedModel, pack
 from workers.numerics import LAYOUTS
 from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
+from workers.part_boxes import PartBoxes, digest_of_parts, part_boxes_of
 from workers.portions import portions_on
 from workers.projector import expected_reuse
 from workers.topk import (
@@ -83,6 +84,8 @@ class Job:
     evolving: Evolving | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
+    part_boxes: PartBoxes | None = None
+    """Where their parts are, where the data says so."""
 
     @property
     def k(self) -> int:
@@ -283,6 +286,14 @@ class Job:
     def _checkpoints_sha256(self) -> list[str]:
         return [packed.sha256 for packed in self.evolving.checkpoints] if self.evolving else []
 
+    def _digests(self) -> dict[str, str]:
+        """Of the files that say where objects and their parts are, where there are any."""
+        digests = {
+            "boxes_sha256": digest_of(self.boxes),
+            "parts_sha256": digest_of_parts(self.part_boxes),
+        }
+        return {name: digest for name, digest in digests.items() if digest}
+
     def provenance(self) -> dict[str, Any]:
         """What the results depend on."""
         return {
@@ -299,7 +310,7 @@ class Job:
             "dtype": "float32",
             "layout": LAYOUTS,
             **({"checkpoints_sha256": shas} if (shas := self._checkpoints_sha256()) else {}),
-            **({"boxes_sha256": digest} if (digest := digest_of(self.boxes)) else {}),
+            **self._digests(),
             **self._candidates_from(),
             "versions": versions(),
         }
@@ -364,8 +375,19 @@ def settle(
     moving = moving_of(spec, packed.transform, network, listing)
     evolving = evolving_of(spec, packed, layers)
     boxes = boxes_of(spec.data, listing)
+    parts = part_boxes_of(spec.data, listing)
     job = Job(
-        spec, packed, listing, tuple(layers), outputs, chosen, occluding, moving, evolving, boxes
+        spec,
+        packed,
+        listing,
+        tuple(layers),
+        outputs,
+        chosen,
+        occluding,
+        moving,
+        evolving,
+        boxes,
+        parts,
     )
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(

@@ -14,7 +14,14 @@ from jaxtyping import Int32, Int64
 
 from deconvoy.errors import RequestError
 from deconvoy.occlusion import square_starts
-from deconvoy.spec import ImagesOfUnits, JobSpec, NamedImages, OcclusionSpec, Transform
+from deconvoy.spec import (
+    CorrespondenceSpec,
+    ImagesOfUnits,
+    JobSpec,
+    NamedImages,
+    OcclusionSpec,
+    Transform,
+)
 from workers.choice import choose
 from workers.datasets import Listing
 from workers.graph import Layer, Network
@@ -153,16 +160,20 @@ def grid_of(asked: OcclusionSpec, side: int) -> Grid:
     return grid_over_image(side, side, patch, stride)
 
 
-def fill_of(asked: OcclusionSpec, transform: Transform) -> tuple[float, ...]:
-    """A number a channel."""
+def fill_of(asked: OcclusionSpec | CorrespondenceSpec, transform: Transform) -> tuple[float, ...]:
+    """A number a channel.
+
+    Raises:
+        RequestError: it has three, but the model takes grey images.
+    """
     if asked.fill == "mean":
         return tuple(255 * mean for mean in transform.mean)
     if not isinstance(asked.fill, tuple):
         return (asked.fill,) * transform.channels
     if transform.channels == 1:
         raise RequestError(
-            f"analyses.occlusion.fill is {list(asked.fill)}, but the model takes grey images: give "
-            "`mean` or one number."
+            f"analyses.{asked.kind}.fill is {list(asked.fill)}, but the model takes grey images: "
+            "give `mean` or one number."
         )
     return asked.fill
 

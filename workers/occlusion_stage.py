@@ -11,7 +11,7 @@ from deconvoy.errors import RequestError
 from deconvoy.schema import MISSING_IMAGE, image_part_path
 from deconvoy.spec import DrawnImages, NamedImages
 from deconvoy.store import RunStore
-from workers.boxes import require_within
+from workers.annotations import require_within
 from workers.image_choice import drawn
 from workers.job import Job
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease

@@ -175,8 +175,8 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
         if not same.get(key, then == today):
             raise RequestError(
                 f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
-                "with the same weights, checkpoints, images and boxes. Put them back, or start a "
-                "new run."
+                "with the same weights, checkpoints, images, boxes and parts. Put them back, or "
+                "start a new run."
             )
     for key in ("versions", "layout"):
         if now[key] != began.get(key):
@@ -186,6 +186,7 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
 
 _MUST_BE_THE_SAME = (
     "model_sha256", "checkpoints_sha256", "listing_fingerprint", "transform", "boxes_sha256",
+    "parts_sha256",
 )  # fmt: skip
 
 

@@ -47,36 +47,54 @@ _ROW, _COL = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One image of the set with everything that is known about it."""
+class Outline:
+    """Where the thing of an image lies."""
 
-    image: UInt8[np.ndarray, "row col rgb"]
-    label: int
-    """Index into ``CLASSES``."""
     box: Box
     """The thing: (y0, x0, y1, x1) in pixels, half-open."""
     parts: Mapping[str, Box]
     """Where each named part lies, within ``box``; left and right are the picture's."""
 
 
+@dataclass(frozen=True)
+class Shape(Outline):
+    """One image of the set with everything that is known about it."""
+
+    image: UInt8[np.ndarray, "row col rgb"]
+    label: int
+    """Index into ``CLASSES``."""
+
+
 def render(seed: int, index: int) -> Shape:
     """Image ``index`` of the set ``seed``; labels take turns: ``index % len(CLASSES)``."""
-    if seed < 0 or index < 0:
-        raise RequestError(
-            f"shapes cannot render seed {seed}, index {index}: both must be 0 or more."
-        )
-    rng = np.random.Generator(np.random.PCG64([seed, index]))
-    label = index % len(CLASSES)
-    kind = KINDS[CLASSES[label]]
-    pieces = kind.draw(rng)
-    polygons = _place(rng, kind, pieces)
+    rng, pieces, polygons = _begun(seed, index)
     base = _colour(rng, saturation=(0.1, 0.75), value=(0.3, 1.0))
     colours = _palette(rng, base)
     ground = _ground(rng, base)
     ground *= 1 - SHADOW * _shadow(polygons)[:, :, None]
     picture = _paint(ground, polygons, [colours[piece.role] for piece in pieces])
     image = _to_bytes(_light(rng, picture))
-    return Shape(image, label, _bounds(polygons), _parts(pieces, polygons))
+    return Shape(
+        _bounds(polygons), _parts(pieces, polygons), image=image, label=index % len(CLASSES)
+    )
+
+
+def outline(seed: int, index: int) -> Outline:
+    """Where the thing of that image lies, without painting it: five times as fast."""
+    _, pieces, polygons = _begun(seed, index)
+    return Outline(_bounds(polygons), _parts(pieces, polygons))
+
+
+def _begun(seed: int, index: int) -> tuple[np.random.Generator, Sequence[Piece], Sequence[Polygon]]:
+    """The thing in its place, and the generator that goes on to its colours."""
+    if seed < 0 or index < 0:
+        raise RequestError(
+            f"shapes cannot render seed {seed}, index {index}: both must be 0 or more."
+        )
+    rng = np.random.Generator(np.random.PCG64([seed, index]))
+    kind = KINDS[CLASSES[index % len(CLASSES)]]
+    pieces = kind.draw(rng)
+    return rng, pieces, _place(rng, kind, pieces)
 
 
 # --- where ---------------------------------------------------------------------------------------
