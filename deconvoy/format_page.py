@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from deconvoy.schema import (
+    CORRESPONDENCE_ARRAYS,
     EVOLUTION_ARRAYS,
     EXAMPLE_ARRAYS,
     EXAMPLE_KINDS,
@@ -59,6 +60,9 @@ def _lines() -> Iterator[str]:
     yield _INVARIANCE_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, INVARIANCE_ARRAYS)
+    yield _CORRESPONDENCE_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, CORRESPONDENCE_ARRAYS)
     yield _EVOLUTION_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, EVOLUTION_ARRAYS)
@@ -95,6 +99,14 @@ a channel), `size` (height and width of the preprocessed image), `layers` and `l
 root group).
 """
 
+_CORRESPONDENCE_PAGE = """
+## Parts covered, `correspondence/`
+
+Only with an analysis of kind correspondence. Some draws of a part a chunk, written by one owner;
+`image` is whole. The group's attributes have `parts`, `layers`, `fill` (of what is covered, 0–255,
+a number a channel) and `size` (height and width of the preprocessed image).
+"""
+
 _EVOLUTION_PAGE = """
 ## Features over time, `evolution/<layer>/`
 
@@ -119,6 +131,7 @@ An item is done when its marker is there, and only then.
 | `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
 | `ledger/invariance/item-NNNNNN.json` | marker of one image: its id, its moves |
+| `ledger/correspondence/<part>/item-NNNNNN.json` | marker of some draws: which, images covered |
 | `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
 | `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |

@@ -11,7 +11,7 @@ class Progress:
 
     stage: str
     """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion``,
-    ``invariance``, ``evolution-scan`` or ``evolution``."""
+    ``invariance``, ``correspondence``, ``evolution-scan`` or ``evolution``."""
     done: int
     """Images, projections, or positions of a square."""
     total: int

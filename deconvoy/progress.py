@@ -32,6 +32,7 @@ WORDS = {
     "occlusion": "squares on images",
     "unit-occlusion": "squares on hits",
     "invariance": "moves of images",
+    "correspondence": "images with a box covered",
     "evolution-scan": "images by checkpoints",
     "evolution": "projections by checkpoints",
 }

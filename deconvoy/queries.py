@@ -35,6 +35,7 @@ __all__ = [
     "class_index",
     "localisation",
     "invariance",
+    "correspondence",
     "evolution",
     "settled",
     "pointing_game",
@@ -235,6 +236,21 @@ def invariance(
             raise RequestError(f"The invariance has no transformation {transformation!r}; {near}.")
         table = table.filter(pc.equal(table["transformation"], transformation))
     return table
+
+
+@register
+def correspondence(run: Run, layer: Layer = None) -> pa.Table:
+    """Table 1: how alike images change when the same part of each is covered, and chance.
+
+    A row a layer and part: Δ (the lower, the more alike), its deviation over the pairs of images,
+    the mean and deviation of Δ for boxes of the same sizes at random, and how probable a Δ as low
+    would be among them (p).
+    """
+    table = run.correspondence().table()
+    if layer is None:
+        return table
+    run.layer_group(layer)
+    return table.filter(pc.equal(table["layer"], layer))
 
 
 @register

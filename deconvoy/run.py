@@ -23,6 +23,7 @@ from zarr.errors import BaseZarrError
 
 from deconvoy import tombstone
 from deconvoy.arrays import array_of, read
+from deconvoy.correspondence import Correspondence, correspondence_of
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
 from deconvoy.evolution import Evolution, evolution_of
 from deconvoy.figures import figure2
@@ -406,6 +407,14 @@ class Run:
     @cached_property
     def _occluded(self) -> pa.Table:
         return occluded(self)
+
+    def correspondence(self) -> Correspondence:
+        """How alike the images change in every layer when the same part of each is covered.
+
+        Raises:
+            RunNotFound: the run has no such analysis, or has not finished it.
+        """
+        return correspondence_of(self)
 
     def evolution(self, layer: str) -> Evolution:
         """What each unit of a layer saw at every checkpoint of training, and how early it settled.

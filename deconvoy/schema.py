@@ -401,6 +401,34 @@ INVARIANCE_ARRAYS: tuple[ArrayField, ...] = (
 )
 """In the group ``invariance``: one image a chunk, but ``transformation`` and ``amount``."""
 
+CORRESPONDENCE_GROUP = "correspondence"
+
+_COVERED = ("part", "draw", "layer")
+
+CORRESPONDENCE_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField("image", ("image",), "int64", "image id", "the images whose parts are covered"),
+    ArrayField(
+        "delta",
+        _COVERED,
+        "float64",
+        "share of signs",
+        "how differently the images change in a layer: the mean over all pairs of the Hamming "
+        "distance between the signs of what covering a box changes, by dimension (the attributes "
+        "`parts` and `layers` name them); draw 0 is the part itself, the others boxes of the same "
+        "sizes at random; NaN where that is not done yet",
+        fill=float("nan"),
+    ),
+    ArrayField(
+        "deviation",
+        _COVERED,
+        "float64",
+        "share of signs",
+        "standard deviation of the pairs' distances",
+        fill=float("nan"),
+    ),
+)
+"""In the group ``correspondence``."""
+
 EVOLUTION_GROUP = "evolution"
 
 _OVER_TIME = ("unit", "checkpoint")

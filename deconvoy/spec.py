@@ -368,7 +368,7 @@ class CorrespondenceSpec(Section):
 
 
 Analysis = Annotated[
-    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec | EvolutionSpec,
+    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec | EvolutionSpec | CorrespondenceSpec,
     Field(discriminator="kind"),
 ]
 
@@ -495,6 +495,10 @@ class JobSpec(Section):
     @property
     def evolution(self) -> EvolutionSpec | None:
         return next((a for a in self.analyses if isinstance(a, EvolutionSpec)), None)
+
+    @property
+    def correspondence(self) -> CorrespondenceSpec | None:
+        return next((a for a in self.analyses if isinstance(a, CorrespondenceSpec)), None)
 
     @property
     def invariance(self) -> InvarianceSpec | None:

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 from jaxtyping import Float64, Int8
 from torch import Tensor, nn
 
+from deconvoy.correspondence import p_values
 from deconvoy.errors import ActivationInvalid, RequestError
 from deconvoy.spec import Transform
 from tests import networks, reference
@@ -32,7 +33,6 @@ from workers.correspondence import (
     correspondences,
     coverings,
     dimension_of,
-    p_values,
     random_boxes,
 )
 from workers.graph import Network

@@ -29,6 +29,8 @@ from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped, RunUnrea
 from deconvoy.schema import evolution_path, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
 from workers import topk
+from workers.correspondence import correspondences
+from workers.correspondence_writer import write_draws
 from workers.datasets import ImageRef
 from workers.evolving import Checkpoint, Checkpoints
 from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
@@ -36,6 +38,8 @@ from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, on_device, read_ahead
 from workers.leases import (
     Assignment,
+    CorrespondenceLease,
+    CorrespondenceResult,
     EvolutionProjectionLease,
     EvolutionScanLease,
     EvolutionScanResult,
@@ -233,6 +237,8 @@ class Actor:
                 return self.occlude(lease)
             case InvarianceLease():
                 return self.move(lease)
+            case CorrespondenceLease():
+                return self.correspond(lease)
             case EvolutionScanLease():
                 return self.scan_checkpoints(lease)
             case EvolutionProjectionLease():
@@ -506,6 +512,29 @@ class Actor:
     def move(self, lease: InvarianceLease) -> InvarianceResult:
         with self._writing():
             return self._mover.image(lease, self._pictures(lease.image), self._run)
+
+    # Correspondence ---------------------------------------------------------------------------
+
+    def correspond(self, lease: CorrespondenceLease) -> CorrespondenceResult:
+        ids = lease.images.tolist()
+        found = correspondences(
+            self._network,
+            self._layers,
+            [picture.pixels for picture in self._decoded(ids)],
+            lease.boxes,
+            lease.fill,
+            self._job.transform,
+            self._job.batch_size,
+            self._in_lanes,
+            self._go_on,
+            [self._uri(image) for image in ids],
+        )
+        delta, deviation = (
+            np.stack([getattr(one, name) for one in found]) for name in ("delta", "deviation")
+        )
+        with self._writing():
+            write_draws(self._run, lease.part, lease.start, delta, deviation)
+        return CorrespondenceResult(len(found) * len(ids))
 
     # Evolution --------------------------------------------------------------------------------
 

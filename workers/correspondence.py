@@ -421,20 +421,3 @@ def random_boxes(
         corner = [int(rng.random() * (side - int(length) + 1)) for length in size]
         found[row] = [*corner, *(corner + size)]
     return found
-
-
-def p_values(
-    delta: Float64[np.ndarray, " layer"], of_random: Float64[np.ndarray, "draw layer"]
-) -> Float64[np.ndarray, " layer"]:
-    """How probable a Δ as low as this is, were the part a place like any other: of each layer, one-
-    sided, (1 + number of draws whose Δ is no higher) / (draws + 1).
-
-    With the observation counted among the draws it is never 0, and a test by it errs no more often
-    than its level says; 20 draws give 1/21 at the least.
-
-    Source: Phipson & Smyth, *Permutation P-values Should Never Be Zero*, Statistical Applications
-    in Genetics and Molecular Biology 9 (2010), article 39; the test is Barnard's (1963).
-    """
-    as_low = (of_random <= delta).sum(axis=0)
-    shares: Float64[np.ndarray, " layer"] = (1 + as_low) / (1 + len(of_random))
-    return shares

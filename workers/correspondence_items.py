@@ -23,6 +23,10 @@ from workers.part_boxes import PartBoxes, names_of
 
 KIND = "correspondence"
 
+DRAWS_AN_ITEM = 7
+"""Coverings of a work item, and of a chunk; a run of the clean images is shared by those whose
+signs fit in memory together."""
+
 TOLD = 5
 """Names that an error lists at most."""
 
@@ -41,6 +45,28 @@ class Corresponding:
     able: tuple[int, ...]
     """Images with a box for every part, by their place in the listing: a sample is drawn from
     them, but for those that cannot be read, or of which the crop leaves a part out."""
+
+
+@dataclass(frozen=True)
+class CorrespondenceItem:
+    """Some draws of one part."""
+
+    name: str
+    part: int
+    start: int
+    stop: int
+
+
+def items_of(corresponding: Corresponding) -> list[CorrespondenceItem]:
+    """Cut from the spec alone."""
+    draws = corresponding.spec.random + 1
+    return [
+        CorrespondenceItem(
+            f"{KIND}/{name}/item-{number:06d}", part, start, min(start + DRAWS_AN_ITEM, draws)
+        )
+        for part, name in enumerate(corresponding.parts)
+        for number, start in enumerate(range(0, draws, DRAWS_AN_ITEM))
+    ]
 
 
 def corresponding_of(

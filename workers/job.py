@@ -23,6 +23,7 @@ from deconvoy.spec import Ids, JobSpec
 from deconvoy.store import RunStore
 from workers.boxes import Boxes, boxes_of, digest_of
 from workers.choice import choose, chosen_units
+from workers.correspondence_items import Corresponding, corresponding_of
 from workers.datasets import ImageRef, Listing, list_images
 from workers.evolution_items import Evolving, evolving_of
 from workers.examples import Ranking, rankings_of
@@ -84,6 +85,7 @@ class Job:
     evolving: Evolving | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
+    corresponding: Corresponding | None = None
     part_boxes: PartBoxes | None = None
     """Where their parts are, where the data says so."""
 
@@ -266,7 +268,12 @@ class Job:
             RequestError: a unit or an image that the spec names is not there, or cannot be read.
         """
         self.projection_items()
-        for kind, analysis in (("occlusion", self.occluding), ("invariance", self.moving)):
+        analyses = {
+            "occlusion": self.occluding,
+            "invariance": self.moving,
+            "correspondence": self.corresponding,
+        }
+        for kind, analysis in analyses.items():
             named = analysis.named if analysis else ()
             require_readable(named, self.listing, self.packed.transform, kind)
 
@@ -376,18 +383,20 @@ def settle(
     evolving = evolving_of(spec, packed, layers)
     boxes = boxes_of(spec.data, listing)
     parts = part_boxes_of(spec.data, listing)
+    corresponding = corresponding_of(spec.correspondence, packed.transform, network, listing, parts)
     job = Job(
-        spec,
-        packed,
-        listing,
-        tuple(layers),
-        outputs,
-        chosen,
-        occluding,
-        moving,
-        evolving,
-        boxes,
-        parts,
+        spec=spec,
+        packed=packed,
+        listing=listing,
+        layers=tuple(layers),
+        outputs=outputs,
+        batch_size=chosen,
+        occluding=occluding,
+        moving=moving,
+        evolving=evolving,
+        boxes=boxes,
+        corresponding=corresponding,
+        part_boxes=parts,
     )
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(

@@ -225,6 +225,34 @@ class EvolutionProjectionLease:
         return replace(self, attempt=attempt)
 
 
+@dataclass(frozen=True)
+class CorrespondenceLease:
+    """Cover one box in each of some images, in several ways, and write how differently they
+    change."""
+
+    item: str
+    part: int
+    """Row of the arrays."""
+    start: int
+    """First draw."""
+    images: Int64[np.ndarray, " image"]
+    """Ids."""
+    boxes: Int32[np.ndarray, "draw image 4"]
+    """y0, x0, y1, x1 in pixels of the preprocessed image."""
+    fill: tuple[float, ...]
+    """0–255, a number a channel."""
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "CorrespondenceLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class CorrespondenceResult:
+    images: int
+    """Covered, of all draws together."""
+
+
 Lease = (
     ScanLease
     | ProjectionLease
@@ -233,5 +261,13 @@ Lease = (
     | InvarianceLease
     | EvolutionScanLease
     | EvolutionProjectionLease
+    | CorrespondenceLease
 )
-Result = ScanResult | ProjectionResult | OcclusionResult | InvarianceResult | EvolutionScanResult
+Result = (
+    ScanResult
+    | ProjectionResult
+    | OcclusionResult
+    | InvarianceResult
+    | EvolutionScanResult
+    | CorrespondenceResult
+)

@@ -1,14 +1,12 @@
 """The driver's part in occlusion: which items are left, what each is asked, how it is committed."""
 
-import io
 import json
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from deconvoy.errors import RequestError
-from deconvoy.schema import MISSING_IMAGE, image_part_path
+from deconvoy.schema import MISSING_IMAGE
 from deconvoy.spec import DrawnImages, NamedImages
 from deconvoy.store import RunStore
 from workers.annotations import require_within
@@ -24,7 +22,7 @@ from workers.occlusion_items import (
 )
 from workers.occlusion_writer import create_group, create_unit_array, shapes
 from workers.parts import marker_path
-from workers.read_images import read_images, require_used
+from workers.read_images import file_sizes, read_images, require_used
 from workers.stages import Work
 from workers.topk import Fold
 
@@ -79,23 +77,13 @@ def _require_boxes_inside(job: Job, run: RunStore, items: Sequence[OcclusionItem
     """
     if job.spec.data.boxes is None:
         return
-    sizes = _sizes(job, run, [item.image for item in items])
+    sizes = file_sizes(job, run, [item.image for item in items])
     for item in items:
         try:
             require_within(_boxes_of(job, item), sizes[item.image])
         except RequestError as error:
             uri = job.listing.uris[job.place_of(item.image)]
             raise RequestError(f"data.boxes {job.spec.data.boxes!r}, {uri!r}: {error}") from None
-
-
-def _sizes(job: Job, run: RunStore, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
-    """Height and width of images in their files, from the images table."""
-    size, found = job.spec.compute.shard_size, dict[int, tuple[int, int]]()
-    for part in sorted({image_id // size for image_id in ids}):
-        content = io.BytesIO(run.read(image_part_path(part)))
-        for row in pq.read_table(content, columns=["id", "width", "height"]).to_pylist():
-            found[row["id"]] = row["height"], row["width"]
-    return found
 
 
 def _boxes_of(job: Job, item: OcclusionItem) -> np.ndarray:

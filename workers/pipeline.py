@@ -31,6 +31,7 @@ from deconvoy.schema import FORMAT
 from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import METADATA, RunStore
 from workers.candidates import Judgement
+from workers.correspondence_stage import correspondence_work
 from workers.datasets import Listing
 from workers.evolution_stage import CheckpointFolds, projection_work, write_tables
 from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
@@ -208,6 +209,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             driver.project(fold)
             driver.occlude(fold)
             driver.move()
+            driver.correspond()
             driver.evolve(fold)
         finally:
             executor.shutdown()
@@ -434,6 +436,14 @@ class _Driver:
     def move(self) -> None:
         """Shift, scale and turn the images the spec chooses."""
         work = invariance_work(self.job, self.run)
+        if work is not None:
+            self._stage(work)
+
+    # Correspondence ---------------------------------------------------------------------------
+
+    def correspond(self) -> None:
+        """Cover parts of the images the spec chooses, and boxes at random."""
+        work = correspondence_work(self.job, self.run)
         if work is not None:
             self._stage(work)
 

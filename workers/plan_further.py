@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from workers.correspondence_items import items_of
 from workers.evolution_items import evolution_items
 from workers.graph import Layer
 from workers.image_choice import count_of
@@ -42,7 +43,11 @@ Passes = Callable[[int], float]
 
 def further_of(job: Job, passes: Passes) -> dict[str, Further]:
     """By kind, in the order of the stages."""
-    found = {"invariance": _invariance(job, passes), **_evolution(job, passes)}
+    found = {
+        "invariance": _invariance(job, passes),
+        "correspondence": _correspondence(job, passes),
+        **_evolution(job, passes),
+    }
     return {kind: one for kind, one in found.items() if one is not None}
 
 
@@ -56,6 +61,21 @@ def _invariance(job: Job, passes: Passes) -> Further | None:
     each = floats + 7 * SMALL_FILE_BYTES + MARKER_BYTES
     size = METADATA_BYTES + 10 * moves + images * each
     return Further(images * moves, (passes(batches),) * images, size)
+
+
+def _correspondence(job: Job, passes: Passes) -> Further | None:
+    """The clean images are run once an item, and once for every draw with a box covered."""
+    corresponding = job.corresponding
+    if corresponding is None:
+        return None
+    named = corresponding.named
+    images = count_of(corresponding.spec.images, named, len(corresponding.able))
+    batches = math.ceil(images / job.batch_size)
+    items = items_of(corresponding)
+    draws = [item.stop - item.start for item in items]
+    each = tuple(passes((count + 1) * batches) for count in draws)
+    size = METADATA_BYTES + sum(draws) * 16 * len(job.layers) + MARKER_BYTES * len(items)
+    return Further(sum(draws) * images, each, size)
 
 
 def _evolution(job: Job, passes: Passes) -> dict[str, Further | None]:

@@ -1,7 +1,11 @@
 """Which of a job's images the scan has read, by their ids."""
 
+import io
 from collections.abc import Sequence
 
+import pyarrow.parquet as pq
+
+from deconvoy.schema import image_part_path
 from deconvoy.store import RunStore
 from workers.image_choice import left_out, unusable
 from workers.job import Job
@@ -22,3 +26,13 @@ def require_used(job: Job, run: RunStore, ids: Sequence[int], kind: str) -> None
     """
     for image_id, reason in left_out(run, ids, job.spec.compute.shard_size).items():
         raise unusable(job.listing.uris[job.place_of(image_id)], reason, kind)
+
+
+def file_sizes(job: Job, run: RunStore, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Height and width of images in their files."""
+    size, found = job.spec.compute.shard_size, dict[int, tuple[int, int]]()
+    for part in sorted({image_id // size for image_id in ids}):
+        content = io.BytesIO(run.read(image_part_path(part)))
+        for row in pq.read_table(content, columns=["id", "width", "height"]).to_pylist():
+            found[row["id"]] = row["height"], row["width"]
+    return found

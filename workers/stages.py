@@ -13,6 +13,7 @@ Stage = Literal[
     "occlusion",
     "unit-occlusion",
     "invariance",
+    "correspondence",
     "evolution-scan",
     "evolution",
 ]

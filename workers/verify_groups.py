@@ -12,7 +12,13 @@ import numpy as np
 
 from deconvoy.errors import DeconvoyError
 from deconvoy.run import Run
-from deconvoy.schema import INVARIANCE_ARRAYS, INVARIANCE_GROUP, MISSING_LABEL
+from deconvoy.schema import (
+    CORRESPONDENCE_ARRAYS,
+    CORRESPONDENCE_GROUP,
+    INVARIANCE_ARRAYS,
+    INVARIANCE_GROUP,
+    MISSING_LABEL,
+)
 from deconvoy.spec import JobSpec
 from workers.checksums import Chunks, Fault
 from workers.parts import marker_path, number_of
@@ -146,3 +152,44 @@ class Invariance(ImageGroup):
             )
         elif (distance < 0).any():
             yield Fault(f"{self.group}/distance", "is below zero somewhere")
+
+
+class Correspondences:
+    """The group ``correspondence``: the draws that the markers promise."""
+
+    def __init__(self, chunks: Chunks, attributes: dict[str, Any]) -> None:
+        self.chunks, self.run, self.attributes = chunks, chunks.run, attributes
+        self.files = 0
+        """Markers read."""
+
+    def faults(self) -> Iterator[Fault]:
+        asked = JobSpec.parse(self.attributes["spec"]).correspondence
+        done = self.attributes["state"]["status"] == "done"
+        place = f"{CORRESPONDENCE_GROUP}/zarr.json"
+        if asked is None or (not self.run.exists(place) and not done):
+            return
+        arrays = [f"{CORRESPONDENCE_GROUP}/{f.name}/zarr.json" for f in CORRESPONDENCE_ARRAYS]
+        absent = [path for path in (place, *arrays) if not self.run.exists(path)]
+        yield from (Fault(path, "is missing") for path in absent)
+        if absent or CORRESPONDENCE_GROUP in self.chunks.unopened:
+            return
+        told: dict[str, Any] = dict(self.run.zarr()[CORRESPONDENCE_GROUP].attrs.asdict())
+        array: Any = self.run.zarr()[f"{CORRESPONDENCE_GROUP}/delta"]
+        wanted = range(-(-array.shape[1] // array.chunks[1]))
+        for part, name in enumerate(told.get("parts", ())):
+            there = {number for number in wanted if self._committed(name, number)}
+            for number in sorted(set(wanted) - there) if done else ():
+                yield Fault(_marker(name, number), "is missing")
+            for field in ("delta", "deviation"):
+                path = f"{CORRESPONDENCE_GROUP}/{field}"
+                for at in self.chunks.missing.get(path, ()):
+                    if at[0] == part and at[1] in there:
+                        yield self.chunks.absent_at(path, at)
+
+    def _committed(self, part: str, number: int) -> bool:
+        self.files += 1
+        return self.run.exists(_marker(part, number))
+
+
+def _marker(part: str, number: int) -> str:
+    return marker_path(f"{CORRESPONDENCE_GROUP}/{part}/item-{number:06d}")
