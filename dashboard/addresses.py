@@ -28,6 +28,13 @@ def unit_picture(run: str, commit: str, layer: str, unit: int, suffix: str, **lo
     return _picture(f"layers/{_part(layer)}/units/{unit}.{suffix}", run, commit, **look)
 
 
+def evolution_picture(
+    run: str, commit: str, layer: str, unit: int, suffix: str, **look: Value
+) -> str:
+    """What one unit saw at every checkpoint; ``look`` as of ``unit_picture``."""
+    return _picture(f"evolution/{_part(layer)}/units/{unit}.{suffix}", run, commit, **look)
+
+
 def image_picture(
     run: str, commit: str, image: int, side: int, preprocessed: bool | None = None
 ) -> str:

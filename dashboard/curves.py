@@ -38,6 +38,7 @@ def draw(
             "of": pa.array(np.repeat(names, len(along)), pa.string()),
         }
     )
+    finest = 1 if np.issubdtype(along.dtype, np.integer) else 0  # no checkpoint is the 1.5th
     colour = altair.Color(
         "of:N",
         sort=names,
@@ -46,7 +47,7 @@ def draw(
         legend=altair.Legend(orient="bottom", columns=2, labelLimit=190, symbolLimit=0),
     )
     chart = altair.Chart(rows).mark_line(point=altair.OverlayMarkDef(size=12)).encode(
-        x=altair.X(_field(x), title=x),
+        x=altair.X(_field(x), title=x, axis=altair.Axis(tickMinStep=finest)),
         y=altair.Y(_field(y), title=y),
         color=colour,
         tooltip=["of:N", altair.Tooltip(_field(x)), altair.Tooltip(_field(y), format=".3g")],

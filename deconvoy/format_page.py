@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from deconvoy.schema import (
+    EVOLUTION_ARRAYS,
     EXAMPLE_ARRAYS,
     EXAMPLE_KINDS,
     FORMAT,
@@ -58,6 +59,9 @@ def _lines() -> Iterator[str]:
     yield _INVARIANCE_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, INVARIANCE_ARRAYS)
+    yield _EVOLUTION_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, EVOLUTION_ARRAYS)
     yield "\n## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"
     yield "| column | type | meaning |\n|---|---|---|"
@@ -91,6 +95,15 @@ a channel), `size` (height and width of the preprocessed image), `layers` and `l
 root group).
 """
 
+_EVOLUTION_PAGE = """
+## Features over time, `evolution/<layer>/`
+
+Only with an analysis of kind evolution. The attributes of `evolution` have `checkpoints` (weights
+files in training order; the last is the end, the weights of the run), `layers`, and `projected` (of
+these, those with pictures). `patch` and `projection` are stored one unit a chunk, many a Zarr
+shard.
+"""
+
 _LEDGER_PAGE = """
 ## Ledger, `ledger/`
 
@@ -106,6 +119,8 @@ An item is done when its marker is there, and only then.
 | `ledger/occlusion/item-NNNNNN.json` | marker of one image: its id, its positions of the square |
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
 | `ledger/invariance/item-NNNNNN.json` | marker of one image: its id, its moves |
+| `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
+| `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
 | `ledger/log-NNNNNN.jsonl`, `ledger/driver/NNNNNN.json` | in a bucket, instead of these two |

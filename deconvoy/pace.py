@@ -10,8 +10,8 @@ class Progress:
     """How far a job is."""
 
     stage: str
-    """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion`` or
-    ``invariance``."""
+    """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion``,
+    ``invariance``, ``evolution-scan`` or ``evolution``."""
     done: int
     """Images, projections, or positions of a square."""
     total: int

@@ -21,6 +21,8 @@ def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
                 yield f"data.{field}", place
     if model.weights is not None and _is_file(model.weights):
         yield "model.weights", model.weights
+    for path in model.checkpoints:
+        yield "model.checkpoints", path
     if isinstance(model.classes, str):
         yield "model.classes", model.classes
     file, colon, _ = model.name.rpartition(":")
@@ -51,6 +53,7 @@ def anchored(spec: JobSpec) -> JobSpec:
         update={
             "name": f"{absolute(file)}:{factory}" if colon else spec.model.name,
             "weights": absolute(spec.model.weights),
+            "checkpoints": each(spec.model.checkpoints),
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )

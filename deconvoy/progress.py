@@ -32,6 +32,8 @@ WORDS = {
     "occlusion": "squares on images",
     "unit-occlusion": "squares on hits",
     "invariance": "moves of images",
+    "evolution-scan": "images by checkpoints",
+    "evolution": "projections by checkpoints",
 }
 
 

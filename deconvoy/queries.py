@@ -16,6 +16,7 @@ from deconvoy import likeness
 from deconvoy.asking import QUERIES, Query, ask, by_name, find, register, usage
 from deconvoy.comparison import diff, diff_units, overall
 from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.evolution import curves_of, evolved_layers, settling_of
 from deconvoy.invariance import layer_number
 from deconvoy.localisation import Localisation, localisation_of
 from deconvoy.run import Run
@@ -34,6 +35,8 @@ __all__ = [
     "class_index",
     "localisation",
     "invariance",
+    "evolution",
+    "settled",
     "pointing_game",
     "diff",
     "diff_units",
@@ -232,6 +235,25 @@ def invariance(
             raise RequestError(f"The invariance has no transformation {transformation!r}; {near}.")
         table = table.filter(pc.equal(table["transformation"], transformation))
     return table
+
+
+@register
+def evolution(run: Run, layer: Layer = None) -> pa.Table:
+    """How early layers settle in training: a row a layer and checkpoint.
+
+    Means over the units: the share of the final strongest images that are among the strongest then
+    (overlap), and the cosine between the filters then and at the end.
+    """
+    return curves_of(run, evolved_layers(run) if layer is None else (layer,))
+
+
+@register
+def settled(
+    run: Run,
+    percent: Annotated[int, "of the overlap or cosine from which on a layer has settled"] = 90,
+) -> pa.Table:
+    """From which checkpoint on each layer has settled: by its strongest images, by its filters."""
+    return settling_of(run, percent / 100)
 
 
 def pointing_game(run: Run) -> Localisation:

@@ -37,6 +37,9 @@ FORMS: tuple[tuple[str, str], ...] = (
         r"analyses\.\d+\.invariance\.(scale|rotation)",
         "null, {first: 1, last: 1.8, count: 9}, or a list of 1 to 1000 numbers",
     ),
+    (r"model\.checkpoints", "a list of weights files in training order"),
+    (r"analyses\.\d+\.evolution\.layers", "`maps`, or a list with at least 1 name or glob"),
+    (r"analyses\.\d+\.evolution\.units", "`all`, {sample: 0.1} or {ids: [0, 1, 2]}"),
     (r"analyses\.\d+\.correspondence\.images", "{sample: 20} or {ids: [0, a/cat.png]}"),
     (
         r"analyses\.\d+\.correspondence\.parts",

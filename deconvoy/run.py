@@ -24,6 +24,7 @@ from zarr.errors import BaseZarrError
 from deconvoy import tombstone
 from deconvoy.arrays import array_of, read
 from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnreadable
+from deconvoy.evolution import Evolution, evolution_of
 from deconvoy.figures import figure2
 from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
 from deconvoy.invariance import Invariance, invariance_of
@@ -405,6 +406,14 @@ class Run:
     @cached_property
     def _occluded(self) -> pa.Table:
         return occluded(self)
+
+    def evolution(self, layer: str) -> Evolution:
+        """What each unit of a layer saw at every checkpoint of training, and how early it settled.
+
+        Raises:
+            RunNotFound: the run has no such analysis, or not of this layer.
+        """
+        return evolution_of(self, layer)
 
     def invariance(self) -> Invariance:
         """Images shifted, scaled and turned, and how far that moves the features of every layer.

@@ -401,6 +401,91 @@ INVARIANCE_ARRAYS: tuple[ArrayField, ...] = (
 )
 """In the group ``invariance``: one image a chunk, but ``transformation`` and ``amount``."""
 
+EVOLUTION_GROUP = "evolution"
+
+_OVER_TIME = ("unit", "checkpoint")
+
+EVOLUTION_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "score",
+        _OVER_TIME,
+        "float32",
+        "activation",
+        "the unit's strongest activation at the checkpoint; −inf where it has none",
+        fill=MISSING_SCORE,
+    ),
+    ArrayField(
+        "image",
+        _OVER_TIME,
+        "int64",
+        "image id",
+        "the image of it; −1 where it has none",
+        fill=MISSING_IMAGE,
+    ),
+    ArrayField(
+        "position", (*_OVER_TIME, "yx"), "int32", "feature-map cells", "where it lies", fill=-1
+    ),
+    ArrayField(
+        "overlap",
+        _OVER_TIME,
+        "float32",
+        "share of images",
+        "share of the unit's strongest images at the end that are among its strongest at the "
+        "checkpoint; NaN where it has none at the end",
+        fill=float("nan"),
+    ),
+    ArrayField(
+        "cosine",
+        _OVER_TIME,
+        "float32",
+        "−1–1",
+        "of the angle between the unit's filter at the checkpoint and at the end; NaN where the "
+        "layer has no filter of its own",
+        fill=float("nan"),
+    ),
+    ArrayField(
+        "patch",
+        (*_OVER_TIME, "y", "x", "channel"),
+        "uint8",
+        "0–255",
+        "as a layer's, of the strongest activation at each checkpoint",
+        pictures=True,
+        only="of layers that are projected",
+    ),
+    ArrayField(
+        "projection",
+        (*_OVER_TIME, "y", "x", "channel"),
+        "int8 or float16",
+        "normalised input ÷ scale",
+        "as a layer's, by the network of the checkpoint",
+        pictures=True,
+        only="of layers that are projected",
+    ),
+    ArrayField(
+        "scale",
+        _OVER_TIME,
+        "float32",
+        "normalised input",
+        "factor of the stored projection",
+        only="of layers that are projected",
+    ),
+    ArrayField(
+        "projected",
+        ("unit",),
+        "bool",
+        "",
+        "whether patch, projection and scale of the unit were computed",
+        only="of layers that are projected",
+    ),
+)
+"""In a layer's group below ``evolution``."""
+
+
+def evolution_path(layer: str) -> str:
+    """Path of a layer's group below the evolution."""
+    return f"{EVOLUTION_GROUP}/{layer_path(layer).removeprefix('layers/')}"
+
+
 IMAGE_COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("id", "int64", "increases in reading order (folders in sorted path order)"),
     ("uri", "string", "path below the data set, or index of a generated image"),

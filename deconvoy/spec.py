@@ -38,6 +38,9 @@ class ModelSpec(Section):
     """Keyword arguments of the factory."""
     classes: str | tuple[str, ...] | None = None
     """A file with one name a line, or a list; default: the categories of the weights."""
+    checkpoints: tuple[str, ...] = ()
+    """Weights files of the same model in training order, for the evolution of its features;
+    ``weights`` is what they led to."""
 
 
 class Transform(Section):
@@ -317,6 +320,15 @@ class InvarianceSpec(Section):
         return self
 
 
+class EvolutionSpec(Section):
+    kind: Literal["evolution"]
+    layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
+    """Layers whose strongest activation is projected at every checkpoint: ``maps`` (those with
+    height × width > 1), or a list of names and globs.  How early they settle is found of all."""
+    units: Literal["all"] | Sample | Ids = "all"
+    """Which units of those layers are projected."""
+
+
 def amounts_of(given: Amounts) -> tuple[float, ...]:
     """One by one, as they were given or are spaced."""
     return given.amounts if isinstance(given, Steps) else given
@@ -356,7 +368,8 @@ class CorrespondenceSpec(Section):
 
 
 Analysis = Annotated[
-    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec, Field(discriminator="kind")
+    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec | EvolutionSpec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -456,6 +469,32 @@ class JobSpec(Section):
     @property
     def occlusion(self) -> OcclusionSpec | None:
         return next((a for a in self.analyses if isinstance(a, OcclusionSpec)), None)
+
+    @model_validator(mode="after")
+    def _checkpoints_lead_somewhere(self) -> "JobSpec":
+        if self.evolution is None:
+            return self
+        if not self.model.checkpoints or self.model.weights is None:
+            raise ValueError(
+                "an analysis of kind evolution needs model.checkpoints, weights files in training "
+                "order, and model.weights, what they led to (here: "
+                f"{len(self.model.checkpoints)} checkpoints, weights {self.model.weights!r})"
+            )
+        if self.top.outliers:
+            raise ValueError(
+                "analyses.top.outliers leaves images out by what they do at the end, so an "
+                "analysis of kind evolution cannot compare it with before: leave one of the two out"
+            )
+        if self.data.where is not None and self.data.where.wrong:
+            raise ValueError(
+                "data.where.wrong takes other images at every checkpoint, so an analysis of kind "
+                "evolution cannot compare them: leave one of the two out"
+            )
+        return self
+
+    @property
+    def evolution(self) -> EvolutionSpec | None:
+        return next((a for a in self.analyses if isinstance(a, EvolutionSpec)), None)
 
     @property
     def invariance(self) -> InvarianceSpec | None:

@@ -9,14 +9,15 @@ from PIL import Image
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figure5, figure7, figures, panels, queries
+from deconvoy import figure4, figure5, figure7, figures, panels, queries
 from deconvoy.errors import RequestError, RunNotFound
+from deconvoy.evolution import evolved_layers
 from deconvoy.occlusion import Occlusion
 from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
-Analysis = Literal["projection", "occlusion", "invariance"]
+Analysis = Literal["projection", "occlusion", "invariance", "evolution"]
 
 SHOWN_IMAGES = 3
 """Rows of a Fig. 7 whose images nobody named."""
@@ -58,7 +59,8 @@ def figure(
         typer.Option(min=16, max=512, help="Side of a tile (64), or of a panel (176), in pixels."),
     ] = None,
     analysis: Annotated[
-        Analysis | None, typer.Option(help="Fig. 2 (projection), 7 (occlusion) or 5 (invariance).")
+        Analysis | None,
+        typer.Option(help="Fig. 2 (projection), 7 (occlusion), 5 (invariance) or 4 (evolution)."),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -85,6 +87,19 @@ def figure(
         _require_none(given, analysis)
         path = path or Path(f"{layer or 'invariance'}.png")
         figures.save(figure5.figure5(deconvoy.open(url).invariance(), layer), path)
+        out.print(escape(str(path)), soft_wrap=True)
+        return
+    if analysis == "evolution":
+        _require_none({"--image": image or None, "--patch": patch, "--stride": stride}, analysis)
+        opened = deconvoy.open(url)
+        if layer is None:
+            raise RequestError(
+                f"--analysis evolution draws one layer: name it, as in `deconvoy figure {url} "
+                f"{evolved_layers(opened)[-1]} --analysis evolution`."
+            )
+        path = path or Path(f"{layer}-evolution.png")
+        look = {"tile": tile or TILE, "grey": grey, **_look_of(opened, layer, zoom, smooth)}
+        figures.save(figure4.figure4(opened.evolution(layer), numbers(units), **look), path)
         out.print(escape(str(path)), soft_wrap=True)
         return
     occlusion = analysis == "occlusion" or (analysis is None and bool(image))
@@ -231,9 +246,14 @@ def draw_layer(
     **look: Any,
 ) -> Any:
     """Fig. 2; deep layers are zoomed and smoothed unless told."""
+    return run.figure(layer, units, **_look_of(run, layer, zoom, sigma), **look)
+
+
+def _look_of(
+    run: deconvoy.Run, layer: str, zoom: bool | None, sigma: float | None
+) -> dict[str, Any]:
     told = {"zoom": zoom, "sigma": sigma}
-    chosen = {key: value for key, value in told.items() if value is not None}
-    return run.figure(layer, units, **{**run.look(layer), **chosen}, **look)
+    return {**run.look(layer), **{key: value for key, value in told.items() if value is not None}}
 
 
 def _overview(run: deconvoy.Run, **look: Any) -> Any:

@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from playwright.sync_api import Browser, expect
+from safetensors.torch import save_file
 
 import deconvoy
 from deconvoy import queries
@@ -16,6 +18,7 @@ from tests import visitor
 from tests.runs import run_inline, small_spec
 from tests.upped import Service
 from tests.visitor import NARROW, WIDE, Visitor
+from workers.zfnet import zfnet_small
 
 pytestmark = [
     pytest.mark.ray,
@@ -32,6 +35,14 @@ def runs(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(small_run, place / "small")
     shown = [{"kind": "top"}, {"kind": "projection"}]
     run_inline(small_spec(name="other weights", seed=5, analyses=shown), place / "other")
+    first, last = (place.parent / f"{place.name}-{name}.safetensors" for name in ("first", "last"))
+    for weights, seed in ((first, 1), (last, 2)):
+        torch.manual_seed(seed)
+        save_file(zfnet_small().state_dict(), weights)
+    evolved = {"kind": "evolution", "layers": ["relu5"], "units": {"ids": [0, 1, 9]}}
+    model = {"weights": str(last), "checkpoints": [str(first)]}
+    trained = small_spec(name="a training", model=model, analyses=[{"kind": "top"}, evolved])
+    run_inline(trained, place / "trained")
     shutil.copytree(small_run, place / "broken")
     (place / "broken" / "zarr.json").write_text('{"zarr_format": 3')
     return place
@@ -177,6 +188,18 @@ def test_an_analysis_and_one_that_is_absent(visit: Visitor, runs: Path) -> None:
     assert [int(a.rpartition("=")[2]) for a in addresses] == ids
     visit.goes("/analysis?run=other&kind=invariance", "Invariance")
     expect(visit.page.get_by_text("This run has no invariance")).to_be_visible()
+
+
+def test_units_through_time(visit: Visitor, runs: Path) -> None:
+    visit.goes("/analysis?run=trained", "Evolution")
+    found = deconvoy.open(runs / "trained").evolution("relu5")
+    tiles = visit.page.locator(".wall .tile")
+    expect(tiles).to_have_count(3)
+    assert f"{found.score[9, -1]:.4g}" in tiles.nth(2).inner_text()
+    visit.page.get_by_role("slider").press("ArrowLeft")
+    expect(tiles.nth(2)).to_contain_text(f"{found.score[9, 0]:.4g}")
+    assert visit.state == "/analysis?run=trained&at=0"
+    expect(visit.page.locator(".rows tbody tr")).to_have_count(4)
 
 
 def test_two_runs_side_by_side(visit: Visitor, runs: Path) -> None:

@@ -24,6 +24,7 @@ EVERYTHING: dict[str, Any] = {
         "weights_key": "ema",
         "arguments": {"num_classes": 16},
         "classes": ["cat", "dog"],
+        "checkpoints": ["epoch-1.safetensors"],
     },
     "data": {
         "uri": "photos",

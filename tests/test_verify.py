@@ -159,7 +159,7 @@ def test_what_is_all_nothing_has_a_file_so_that_its_loss_is_seen(run: Path) -> N
         "projected": np.zeros(64, bool),
         "patch": np.zeros((64, 9, side, side, 3), np.uint8),
     }
-    write_pictures(RunStore(run), "relu2", 0, 64, nothing)
+    write_pictures(RunStore(run), "layers/relu2", 0, 64, nothing)
     assert files and all(file.is_file() for file in files)
 
 

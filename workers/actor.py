@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +26,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped, RunUnreachable
-from deconvoy.schema import image_part_path, images_schema
+from deconvoy.schema import evolution_path, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
+from workers import topk
 from workers.datasets import ImageRef
+from workers.evolving import Checkpoint, Checkpoints
 from workers.examples import Entries, ExampleScan, Floor, Maxima, folded
 from workers.graph import Layer, Network
 from workers.images import Picture, PictureCache, chunks, normalise, on_device, read_ahead
 from workers.leases import (
     Assignment,
+    EvolutionProjectionLease,
+    EvolutionScanLease,
+    EvolutionScanResult,
     InvarianceLease,
     InvarianceResult,
     Lease,
@@ -50,12 +55,12 @@ from workers.moving import Mover
 from workers.numerics import require_fast
 from workers.occluding import Occluder
 from workers.outliers import Norms, NormScan
-from workers.pictures import cut, cut_patches, quantised, stored_size
+from workers.pictures import cut, cut_patches, quantised
 from workers.projector import Batch, Hits, Projector
 from workers.scan import Prediction, ShardScan, combined
 from workers.topk import Partial, UnitIndex
 from workers.warmup import warm_up
-from workers.writer import projection_dtype, write_pictures
+from workers.writer import empty_pictures, write_pictures
 
 CACHE_BYTES = 512 * 2**20
 """Decoded pictures a worker keeps for its next projection items: 3,500 of 224 px."""
@@ -95,6 +100,21 @@ class _Lane:
 
     def entries(self) -> dict[str, Entries]:
         return {name: example.entries() for name, example in self.examples.items()}
+
+
+class _PerThread(Generic[T]):
+    """One of something for each thread that asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make, self._own = make, threading.local()
+        self.made: list[T] = []
+
+    def own(self) -> T:
+        if not hasattr(self._own, "value"):
+            self._own.value = self._make()
+            self.made.append(self._own.value)
+        value: T = self._own.value
+        return value
 
 
 @dataclass(frozen=True)
@@ -213,6 +233,10 @@ class Actor:
                 return self.occlude(lease)
             case InvarianceLease():
                 return self.move(lease)
+            case EvolutionScanLease():
+                return self.scan_checkpoints(lease)
+            case EvolutionProjectionLease():
+                return self.project_checkpoints(lease)
 
     # Scan -------------------------------------------------------------------------------------
 
@@ -220,18 +244,10 @@ class Actor:
         floor = torch.from_numpy(lease.floor.copy()).to(self._device)
         network = self._fast if lease.candidates else self._network
         kept = self._job.kept if lease.candidates else self._job.k + self._job.spare
-        lanes: list[_Lane] = []
-        own = threading.local()
-
-        def lane_of_thread() -> _Lane:
-            if not hasattr(own, "lane"):
-                own.lane = self._lane(network, kept, floor, lease.example_floors)
-                lanes.append(own.lane)
-            lane: _Lane = own.lane
-            return lane
+        lanes = _PerThread(lambda: self._lane(network, kept, floor, lease.example_floors))
 
         def scan_batch(batch: ScanBatch) -> list[dict[str, Any]]:
-            rows = self._scan_batch(lane_of_thread(), batch)
+            rows = self._scan_batch(lanes.own(), batch)
             self._advance(len(rows))
             return rows
 
@@ -244,8 +260,8 @@ class Actor:
         read = [row for row in rows if row["predicted"] is not None]
         judged = [row for row in read if row["label"] is not None]
         bad = [(row["uri"], row["skipped"]) for row in rows if row["predicted"] is None]
-        hits, sums = combined([lane.scan for lane in lanes])
-        examples = folded([lane.entries() for lane in lanes], self._job.rankings)
+        hits, sums = combined([lane.scan for lane in lanes.made])
+        examples = folded([lane.entries() for lane in lanes.made], self._job.rankings)
         if self._job.distinct:
             hits = replace(hits, content=_looked_up(contents, hits.image))
         partial = Partial(
@@ -256,7 +272,7 @@ class Actor:
             correct=sum(row["label"] == row["predicted"] for row in judged),
             labelled=len(judged),
             examples=examples,
-            norms=self._norms(lanes),
+            norms=self._norms(lanes.made),
         )
         return ScanResult(partial, images_table(rows), tuple(bad[:BAD_SHOWN]))
 
@@ -412,50 +428,66 @@ class Actor:
 
     def project(self, lease: ProjectionLease) -> ProjectionResult:
         layer = self._network.layer(lease.layer)
-        storage = self._job.storage
-        size = stored_size(layer.field.window_size, storage.max_side)
-        rows, ranks = (lease.image >= 0).nonzero()
-        order = np.argsort(lease.image[rows, ranks], kind="stable")
-        rows, ranks = rows[order], ranks[order]
+        arrays = empty_pictures(layer, lease.stop - lease.start, self._job.k, self._job.storage)
+        rows, projector = lease.units - lease.start, self._projector
+        tables = lease.image, lease.score, lease.position
+        found = self._project(projector, layer, lease.units, rows, tables, arrays, lease.reuse)
+        arrays["projected"][rows] = True
+        with self._writing():
+            write_pictures(self._run, layer_path(lease.layer), lease.start, lease.stop, arrays)
+        return found
 
-        shape = (lease.stop - lease.start, self._job.k, *size, 3)  # grey fills all three alike
-        patch = np.zeros(shape, np.uint8)
-        projection = np.zeros(shape, projection_dtype(storage))
-        scale = np.zeros(shape[:2], np.float32)
-        place = lease.units[rows] - lease.start, ranks
+    def _project(
+        self,
+        projector: Projector,
+        layer: Layer,
+        units: Int64[np.ndarray, " unit"],
+        places: Int64[np.ndarray, " unit"],
+        tables: tuple[np.ndarray, np.ndarray, np.ndarray],
+        arrays: Mapping[str, np.ndarray],
+        reuse: float = 1.0,
+    ) -> ProjectionResult:
+        """Project the hits of some units, into the arrays ``patch``, ``projection``, ``scale``.
+
+        Args:
+            places: of the units in the arrays.
+            tables: image, score and position of their hits, "unit rank".
+        """
+        image, score, position = tables
+        size = arrays["patch"].shape[2:4]
+        rows, ranks = (image >= 0).nonzero()
+        order = np.argsort(image[rows, ranks], kind="stable")
+        rows, ranks = rows[order], ranks[order]
         hits = Hits(
-            lease.image[rows, ranks],
-            lease.units[rows],
-            lease.position[rows, ranks].astype(np.int64),
-            _seeds(layer, lease.score[rows, ranks]),
+            image[rows, ranks],
+            units[rows],
+            position[rows, ranks].astype(np.int64),
+            _seeds(layer, score[rows, ranks]),
         )
+        place = places[rows], ranks
 
         def project_batch(batch: Batch) -> None:
             side = self._job.transform.crop
             pixels = torch.stack([batch.pictures[i].pixels for i in batch.picture_of_hit.tolist()])
             windows = torch.from_numpy(layer.field.windows(hits.position[batch.hits]))
             at = place[0][batch.hits], place[1][batch.hits]
-            patch[at] = cut_patches(pixels, windows, size).numpy()
-            for which, projected in self._projector.project(layer, hits, batch):
+            arrays["patch"][at] = cut_patches(pixels, windows, size).numpy()
+            for which, projected in projector.project(layer, hits, batch):
                 signal = projected.whole(side, side)
                 windows = torch.from_numpy(layer.field.windows(hits.position[which]))
-                values, factors = quantised(cut(signal, windows, size, 0.0), storage.projection)
+                values, factors = quantised(
+                    cut(signal, windows, size, 0.0), self._job.storage.projection
+                )
                 at = place[0][which], place[1][which]
-                projection[at], scale[at] = values.cpu().numpy(), factors.cpu().numpy()
+                arrays["projection"][at] = values.cpu().numpy()
+                arrays["scale"][at] = factors.cpu().numpy()
                 self._advance(len(which))
 
-        batches = self._projector.batches(layer, hits, lease.reuse, self._decoded, self._in_lanes)
-        for _ in self._in_lanes(project_batch, batches):
+        for _ in self._in_lanes(
+            project_batch, projector.batches(layer, hits, reuse, self._decoded, self._in_lanes)
+        ):
             pass
-        images = len(np.unique(hits.image))
-        projected = np.zeros(shape[0], bool)
-        projected[lease.units - lease.start] = True
-        arrays = {"patch": patch, "projection": projection, "scale": scale, "projected": projected}
-        try:
-            write_pictures(self._run, lease.layer, lease.start, lease.stop, arrays)
-        except OSError as error:  # another attempt would find the disk as it is
-            raise self._run.refused(error) from error
-        return ProjectionResult(len(rows), images)
+        return ProjectionResult(len(rows), len(np.unique(hits.image)))
 
     def _decoded(self, ids: Sequence[int]) -> Iterator[Picture]:
         futures = read_ahead(self._pool, self._pictures, ids, 2 * self._job.threads + 8)
@@ -474,6 +506,81 @@ class Actor:
     def move(self, lease: InvarianceLease) -> InvarianceResult:
         with self._writing():
             return self._mover.image(lease, self._pictures(lease.image), self._run)
+
+    # Evolution --------------------------------------------------------------------------------
+
+    @cached_property
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(
+            self._job.checkpoints,
+            self._job.layers,
+            self._network.input_shape,
+            self._job.transform,
+            self._device,
+        )
+
+    def scan_checkpoints(self, lease: EvolutionScanLease) -> EvolutionScanResult:
+        """The images are decoded once, then scanned by one network after the other."""
+        ids = lease.images.tolist()
+        refs = [ImageRef(image, self._uri(image), None) for image in ids]
+        contents: dict[int, int] = {}
+        batches: Iterator[ScanBatch] = (
+            ScanBatch(list(some), list(self._decoded([r.id for r in some])), [True] * len(some))
+            for some in chunks(refs, self._job.batch_size)
+        )
+        marked = list(self._with_copies(batches, contents))
+        found = []
+        for checkpoint, floor in zip(self._checkpoints, lease.floor, strict=True):
+            hits = self._hits_at(checkpoint, marked, floor)
+            if self._job.distinct:
+                hits = replace(hits, content=_looked_up(contents, hits.image))
+            found.append(hits)
+        return EvolutionScanResult(tuple(found))
+
+    def _hits_at(
+        self, checkpoint: Checkpoint, batches: Sequence[ScanBatch], floor: np.ndarray
+    ) -> topk.Hits:
+        least = torch.from_numpy(floor.copy()).to(self._device)
+        network, layers, k = checkpoint.network, checkpoint.layers, self._job.k
+        lanes = _PerThread(lambda: ShardScan(network, layers, k, least))
+
+        def scan_batch(batch: ScanBatch) -> None:
+            images, ids = self._normalised(batch)
+            missing = [False] * (len(images) - len(batch.refs))
+            taken, copies = (
+                torch.tensor([*flags, *missing]).to(self._device)
+                for flags in (batch.taken, batch.copies)
+            )
+            uris = [ref.uri for ref in batch.refs]
+            lanes.own().add(images, ids.to(self._device), taken, uris, copies)
+            self._go_on(len(batch.refs))
+
+        for _ in self._in_lanes(scan_batch, batches):
+            pass
+        return combined(lanes.made)[0]
+
+    def project_checkpoints(self, lease: EvolutionProjectionLease) -> ProjectionResult:
+        """Column by column, each by the network of its checkpoint; the last is the end."""
+        columns = lease.image.shape[1]
+        whole = empty_pictures(
+            self._network.layer(lease.layer), lease.stop - lease.start, columns, self._job.storage
+        )
+        rows, projections, images = lease.units - lease.start, 0, 0
+        for column in range(columns):
+            projector, network = self._projector, self._network
+            if column < len(self._checkpoints):
+                checkpoint = self._checkpoints[column]
+                projector, network = checkpoint.projector, checkpoint.network
+            one = slice(column, column + 1)
+            tables = lease.image[:, one], lease.score[:, one], lease.position[:, one]
+            arrays = {name: whole[name][:, one] for name in ("patch", "projection", "scale")}
+            layer = network.layer(lease.layer)
+            found = self._project(projector, layer, lease.units, rows, tables, arrays)
+            projections, images = projections + found.projections, images + found.images
+        whole["projected"][rows] = True
+        with self._writing():
+            write_pictures(self._run, evolution_path(lease.layer), lease.start, lease.stop, whole)
+        return ProjectionResult(projections, images)
 
     # All --------------------------------------------------------------------------------------
 
@@ -496,8 +603,7 @@ class Actor:
         return self._network, image, self._occluder.colour_of(fill)
 
     def _read_id(self, image_id: int) -> Picture:
-        part, row = divmod(image_id, self._job.shard_size)
-        uri = self._uris(part)[row]
+        uri = self._uri(image_id)
         try:
             return self._job.source.read(uri, self._job.transform)
         except ImageUnreadable as error:
@@ -505,6 +611,10 @@ class Actor:
                 f"The image {uri!r} was read in the scan and cannot be read any more ({error}): "
                 "put it back as it was, then resume."
             ) from error
+
+    def _uri(self, image_id: int) -> str:
+        part, row = divmod(image_id, self._job.shard_size)
+        return self._uris(part)[row]
 
     def _read_uris(self, part: int) -> list[str]:
         """Images of one part of the images table; ids are counted through in reading order."""

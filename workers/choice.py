@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from deconvoy.errors import RequestError
-from deconvoy.spec import Ids, ProjectionSpec
+from deconvoy.spec import EvolutionSpec, Ids, ProjectionSpec
 from workers.graph import Layer
 
 
@@ -33,7 +33,9 @@ def choose(layers: Sequence[Layer], patterns: Sequence[str], field: str) -> tupl
     return tuple(layer for layer in layers if layer.name in chosen)
 
 
-def chosen_units(layer: Layer, asked: ProjectionSpec, seed: int) -> Int64[np.ndarray, " unit"]:
+def chosen_units(
+    layer: Layer, asked: ProjectionSpec | EvolutionSpec, seed: int
+) -> Int64[np.ndarray, " unit"]:
     """Units of a layer the projection takes, sorted."""
     if asked.units == "all":
         return np.arange(layer.units, dtype=np.int64)

@@ -24,6 +24,7 @@ from deconvoy.store import RunStore
 from workers.boxes import Boxes, boxes_of, digest_of
 from workers.choice import choose, chosen_units
 from workers.datasets import ImageRef, Listing, list_images
+from workers.evolution_items import Evolving, evolving_of
 from workers.examples import Ranking, rankings_of
 from workers.graph import Layer, Network
 from workers.image_choice import require_readable
@@ -80,6 +81,7 @@ class Job:
     batch_size: int
     occluding: Occluding | None = None
     moving: Moving | None = None
+    evolving: Evolving | None = None
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
     part_boxes: PartBoxes | None = None
@@ -203,6 +205,7 @@ class Job:
             kept=kept_by(self.spec),
             precision=self.spec.compute.precision,
             labelled=self.listing.labelled,
+            checkpoints=self.evolving.checkpoints if self.evolving else (),
             cuda=self.spec.compute.gpus_per_worker != 0,
         )
 
@@ -280,6 +283,9 @@ class Job:
             }
         }
 
+    def _checkpoints_sha256(self) -> list[str]:
+        return [packed.sha256 for packed in self.evolving.checkpoints] if self.evolving else []
+
     def _digests(self) -> dict[str, str]:
         """Of the files that say where objects and their parts are, where there are any."""
         digests = {
@@ -303,6 +309,7 @@ class Job:
             "batch_size": self.batch_size,
             "dtype": "float32",
             "layout": LAYOUTS,
+            **({"checkpoints_sha256": shas} if (shas := self._checkpoints_sha256()) else {}),
             **self._digests(),
             **self._candidates_from(),
             "versions": versions(),
@@ -366,10 +373,21 @@ def settle(
     chosen = batch_size or asked
     occluding = occluding_of(spec, packed.transform, network, layers, listing)
     moving = moving_of(spec, packed.transform, network, listing)
+    evolving = evolving_of(spec, packed, layers)
     boxes = boxes_of(spec.data, listing)
     parts = part_boxes_of(spec.data, listing)
     job = Job(
-        spec, packed, listing, tuple(layers), outputs, chosen, occluding, moving, boxes, parts
+        spec,
+        packed,
+        listing,
+        tuple(layers),
+        outputs,
+        chosen,
+        occluding,
+        moving,
+        evolving,
+        boxes,
+        parts,
     )
     if job.example_entries() > MAX_EXAMPLES:
         raise RequestError(

@@ -13,7 +13,7 @@ from workers.examples import Floor, Ranking
 from workers.grids import Grid
 from workers.models import PackedModel
 from workers.sources import Source
-from workers.topk import Partial
+from workers.topk import Hits, Partial
 from workers.transformations import Border, Move
 
 
@@ -50,6 +50,8 @@ class Assignment:
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True
     """Compute on a GPU where there is one."""
+    checkpoints: tuple[PackedModel, ...] = ()
+    """The same model as it was before, in training order."""
     roots: tuple[str, ...] | None = None
     """Below which alone images may be read (``deconvoy.fence``); None: anywhere."""
 
@@ -182,5 +184,54 @@ class InvarianceResult:
     moves: int
 
 
-Lease = ScanLease | ProjectionLease | OcclusionLease | UnitOcclusionLease | InvarianceLease
-Result = ScanResult | ProjectionResult | OcclusionResult | InvarianceResult
+@dataclass(frozen=True)
+class EvolutionScanLease:
+    """Scan these images by the network of every checkpoint."""
+
+    item: str
+    images: Int64[np.ndarray, " image"]
+    """Ids; all were read by the scan."""
+    floor: Float32[np.ndarray, "checkpoint unit"]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "EvolutionScanLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class EvolutionScanResult:
+    hits: tuple[Hits, ...]
+    """Of each checkpoint."""
+
+
+@dataclass(frozen=True)
+class EvolutionProjectionLease:
+    """Project the strongest hit of these units at every checkpoint and at the end, and write the
+    Zarr shard they fill."""
+
+    item: str
+    layer: str
+    start: int
+    """First unit of the Zarr shard."""
+    stop: int
+    units: Int64[np.ndarray, " unit"]
+    score: Float32[np.ndarray, "unit checkpoint"]
+    """The last one is the end."""
+    image: Int64[np.ndarray, "unit checkpoint"]
+    position: Int32[np.ndarray, "unit checkpoint yx"]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "EvolutionProjectionLease":
+        return replace(self, attempt=attempt)
+
+
+Lease = (
+    ScanLease
+    | ProjectionLease
+    | OcclusionLease
+    | UnitOcclusionLease
+    | InvarianceLease
+    | EvolutionScanLease
+    | EvolutionProjectionLease
+)
+Result = ScanResult | ProjectionResult | OcclusionResult | InvarianceResult | EvolutionScanResult

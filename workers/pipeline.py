@@ -32,6 +32,7 @@ from deconvoy.spec import JobSpec, Transform
 from deconvoy.store import METADATA, RunStore
 from workers.candidates import Judgement
 from workers.datasets import Listing
+from workers.evolution_stage import CheckpointFolds, projection_work, write_tables
 from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
 from workers.invariance_stage import invariance_work
 from workers.job import Job, ProjectionItem, settle
@@ -169,17 +170,24 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     # A run that is older than a field of the transform has its default: compared as read, not as
     # written.
     same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
-    for key in ("model_sha256", "listing_fingerprint", "transform", "boxes_sha256", "parts_sha256"):
+    for key in _MUST_BE_THE_SAME:
         then, today = began.get(key), now.get(key)
         if not same.get(key, then == today):
             raise RequestError(
                 f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
-                "with the same weights, images, boxes and parts. Put them back, or start a new run."
+                "with the same weights, checkpoints, images, boxes and parts. Put them back, or "
+                "start a new run."
             )
     for key in ("versions", "layout"):
         if now[key] != began.get(key):
             logger.warning("The run began with %s %s, now %s.", key, began.get(key), now[key])
     return job, run
+
+
+_MUST_BE_THE_SAME = (
+    "model_sha256", "checkpoints_sha256", "listing_fingerprint", "transform", "boxes_sha256",
+    "parts_sha256",
+)  # fmt: skip
 
 
 def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> dict[str, Any]:
@@ -200,6 +208,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             driver.project(fold)
             driver.occlude(fold)
             driver.move()
+            driver.evolve(fold)
         finally:
             executor.shutdown()
         run.sweep()  # what a worker that was killed had half written
@@ -427,6 +436,18 @@ class _Driver:
         work = invariance_work(self.job, self.run)
         if work is not None:
             self._stage(work)
+
+    # Evolution --------------------------------------------------------------------------------
+
+    def evolve(self, fold: Fold) -> None:
+        """Scan the checkpoints, write how early layers settle, and project what units saw."""
+        evolving = self.job.evolving
+        if evolving is None:
+            return
+        checkpoints = CheckpointFolds(self.job, self.run, evolving)
+        self._stage(checkpoints.work())
+        write_tables(self.job, self.run, evolving, checkpoints.folds, fold)
+        self._stage(projection_work(self.job, self.run, evolving, checkpoints.folds, fold))
 
     # All -------------------------------------------------------------------------------------
 

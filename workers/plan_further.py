@@ -5,9 +5,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from workers.evolution_items import evolution_items
+from workers.graph import Layer
 from workers.image_choice import count_of
 from workers.job import Job
+from workers.pictures import stored_size
 from workers.plan_occlusion import MARKER_BYTES, SMALL_FILE_BYTES
+from workers.writer import projection_dtype
+
+HIT_BYTES = 32
+"""What a marker holds of a hit before compression."""
 
 METADATA_BYTES = 9_000
 """Of a group: its attributes and those of its ten arrays."""
@@ -18,7 +25,7 @@ class Further:
     """What one analysis is expected to be."""
 
     work: int
-    """In the unit of its progress: moves of images."""
+    """In the unit of its progress: moves of images, images by checkpoints, projections."""
     leases: tuple[float, ...]
     """Seconds of each."""
     bytes: int
@@ -35,7 +42,7 @@ Passes = Callable[[int], float]
 
 def further_of(job: Job, passes: Passes) -> dict[str, Further]:
     """By kind, in the order of the stages."""
-    found = {"invariance": _invariance(job, passes)}
+    found = {"invariance": _invariance(job, passes), **_evolution(job, passes)}
     return {kind: one for kind, one in found.items() if one is not None}
 
 
@@ -49,3 +56,32 @@ def _invariance(job: Job, passes: Passes) -> Further | None:
     each = floats + 7 * SMALL_FILE_BYTES + MARKER_BYTES
     size = METADATA_BYTES + 10 * moves + images * each
     return Further(images * moves, (passes(batches),) * images, size)
+
+
+def _evolution(job: Job, passes: Passes) -> dict[str, Further | None]:
+    """Both of its stages; a projection is taken for two passes, down and the forward one before."""
+    evolving = job.evolving
+    if evolving is None:
+        return {}
+    checkpoints, size = len(evolving.checkpoints), job.spec.compute.shard_size
+    shards = [stop - start for start, stop in map(job.shard, range(job.shards))]
+    leases = tuple(checkpoints * passes(math.ceil(n / job.batch_size)) for n in shards)
+    marker = checkpoints * job.index.total * min(job.k, size) * HIT_BYTES
+    scan = Further(checkpoints * len(job.listing), leases, len(shards) * marker)
+    items = evolution_items(evolving, job.spec.storage, job.spec.seed)
+    projected = [len(item.units) * evolving.columns for item in items]
+    tables = job.index.total * evolving.columns * (4 + 8 + 8 + 4 + 4)
+    metadata = METADATA_BYTES * (1 + len(job.layers))
+    pictures = sum(
+        count * raw_picture_bytes(job, item.layer)
+        for count, item in zip(projected, items, strict=True)
+    )
+    each = tuple(passes(math.ceil(2 * count / job.batch_size)) for count in projected)
+    stored = tables + metadata + pictures + MARKER_BYTES * len(items)
+    return {"evolution-scan": scan, "evolution": Further(sum(projected), each, stored)}
+
+
+def raw_picture_bytes(job: Job, layer: Layer) -> int:
+    """Of one patch and one projection, before compression."""
+    height, width = stored_size(layer.field.window_size, job.spec.storage.max_side)
+    return height * width * 3 * (1 + projection_dtype(job.spec.storage).itemsize)

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from workers.leases import Lease
 
-Stage = Literal["scan", "rescan", "projection", "occlusion", "unit-occlusion", "invariance"]
+Stage = Literal[
+    "scan",
+    "rescan",
+    "projection",
+    "occlusion",
+    "unit-occlusion",
+    "invariance",
+    "evolution-scan",
+    "evolution",
+]
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ from workers.tables import (
     sums_of,
 )
 from workers.topk import Fold, Partial, UnitIndex, empty_fold, outliers_of, without_outliers
+from workers.verify_evolution import Evolutions
 from workers.verify_groups import Invariance
 from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
 
@@ -95,7 +96,7 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
-    for analysis in (ImageOcclusion, UnitOcclusions, Invariance):
+    for analysis in (ImageOcclusion, UnitOcclusions, Invariance, Evolutions):
         further = analysis(chunks, opened.attributes)
         report.faults += list(further.faults())[:SHOWN]
         report.files += further.files

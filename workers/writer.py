@@ -182,13 +182,27 @@ def _write_new(run: RunStore, layer: Layer, fields: Sequence[ArrayField], arrays
         _array(run.zarr("r+"), layer.name, field.name)[...] = values
 
 
+def empty_pictures(
+    layer: Layer, units: int, ranks: int, storage: StorageSpec
+) -> dict[str, np.ndarray]:
+    """Room for the pictures of so many units: patch, projection, scale, projected."""
+    size = stored_size(layer.field.window_size, storage.max_side)
+    shape = (units, ranks, *size, 3)  # grey fills all three alike
+    return {
+        "patch": np.zeros(shape, np.uint8),
+        "projection": np.zeros(shape, projection_dtype(storage)),
+        "scale": np.zeros(shape[:2], np.float32),
+        "projected": np.zeros(units, bool),
+    }
+
+
 def write_pictures(
-    run: RunStore, layer: str, start: int, stop: int, arrays: Mapping[str, np.ndarray]
+    run: RunStore, path: str, start: int, stop: int, arrays: Mapping[str, np.ndarray]
 ) -> None:
-    """Write the whole shards of units ``start`` to ``stop``."""
+    """Write the whole shards of units ``start`` to ``stop`` of a group."""
     group = run.zarr("r+")
     for name, values in arrays.items():
-        _array(group, layer, name)[start:stop] = values
+        kept_whole(group, f"{path}/{name}")[start:stop] = values
 
 
 def _array(group: zarr.Group, layer: str, name: str) -> zarr.Array[Any]:

@@ -6,17 +6,25 @@ from dashboard import library, pieces
 from dashboard.addresses import view
 from dashboard.library import Json
 from dashboard.pieces import element, heading, pills, text
-from dashboard.views import asked, invariance
+from dashboard.views import asked, evolution, invariance
 from deconvoy.errors import RequestError
 
-KINDS = {"invariance": ("Invariance", invariance.show, invariance.TOLD)}
+KINDS = {
+    "evolution": ("Evolution", evolution.show, evolution.TOLD),
+    "invariance": ("Invariance", invariance.show, invariance.TOLD),
+}
 """By kind: its title, what shows it, and what it is, for people."""
+
+ADDED = {
+    "evolution": "model:\n  weights: end.safetensors\n  checkpoints: [first.safetensors, …]\n",
+}
+"""What a spec needs besides."""
 
 
 def show() -> None:
     run, state = asked.run(), asked.state()
     name = run["name"] or run["id"]
-    kind = state.get("kind") or next(iter(KINDS))
+    kind = state.get("kind") or _first(run)
     if kind not in KINDS:
         raise RequestError(
             f"The address says kind={kind!r}, but analyses with a view are {', '.join(KINDS)}: "
@@ -39,6 +47,11 @@ def show() -> None:
         _absent(run, kind)
 
 
+def _first(run: Json) -> str:
+    """Of those the run has; else of all."""
+    return next((kind for kind in KINDS if kind in _asked(run)), next(iter(KINDS)))
+
+
 def _asked(run: Json) -> list[str]:
     return [each["kind"] for each in run["spec"]["analyses"]]
 
@@ -49,7 +62,7 @@ def _absent(run: Json, kind: str) -> None:
         "job:"
     )
     pieces.put(element("p", told, class_="empty"))
-    st.code(f"analyses:\n  - kind: top\n  - kind: {kind}", language="yaml")
+    st.code(f"{ADDED.get(kind, '')}analyses:\n  - kind: top\n  - kind: {kind}", language="yaml")
     if library.takes_jobs():
         form = view("new", run=run["id"], add=kind)
         pieces.put(pieces.link(form, "Fill in the form with it", class_="pill"))

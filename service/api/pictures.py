@@ -98,6 +98,38 @@ async def draw_unit(
     return await _drawn(request, run_id, draw, suffix, v)
 
 
+@router.get("/evolution/{layer:path}/units/{unit}.{suffix}", responses=BOTH)
+async def draw_evolution(
+    request: Request,
+    run_id: RunId,
+    layer: Layer,
+    unit: UnitNumber,
+    suffix: Suffix,
+    show: Annotated[
+        figures.Show,
+        Query(description="Projections, the patches they explain, or both.", examples=["both"]),
+    ] = "both",
+    smooth: Smooth = None,
+    zoom: Zoom = None,
+    grey: Grey = False,
+    tile: Tile = 64,
+    v: Version = None,
+) -> Response:
+    """What one unit saw at every checkpoint of training, as a grid of tiles, the last one the
+    end."""
+
+    def draw(shelved: Shelved) -> Image.Image:
+        with problems.about("layer"):
+            found = shelved.run.evolution(layer)
+        with problems.about("unit"):
+            _require_fitting(request, 1, len(found.checkpoints), tile)
+            pictures = found.pictures(unit)
+        look = _look(shelved, layer, zoom, smooth)
+        return figures.unit_picture(pictures, show=show, tile=tile, grey=grey, **look)
+
+    return await _drawn(request, run_id, draw, suffix, v)
+
+
 @router.get("/figures/{layer:path}.png", responses=PNG)
 async def draw_layer(
     request: Request,
