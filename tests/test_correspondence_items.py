@@ -13,6 +13,7 @@ from deconvoy.errors import ModelUnsupported, RequestError
 from deconvoy.spec import CorrespondenceSpec, Transform
 from tests import networks
 from tests.runs import small_spec, write_photographs
+from workers import correspondence as engine
 from workers.correspondence_items import (
     Corresponding,
     corresponding_of,
@@ -40,8 +41,8 @@ def job() -> Job:
 
 def come_down(job: Job, spec: CorrespondenceSpec, **changes: Any) -> Corresponding:
     network = Network(job.packed.build(), (3, SIDE, SIDE))
-    given = {"transform": job.packed.transform, "network": network, "listing": job.listing,
-             "boxes": job.part_boxes}  # fmt: skip
+    given = {"transform": job.packed.transform, "network": network, "layers": job.layers,
+             "listing": job.listing, "boxes": job.part_boxes}  # fmt: skip
     found = corresponding_of(spec, **{**given, **changes})
     assert found is not None
     return found
@@ -136,7 +137,8 @@ def test_without_parts_there_is_nothing_to_cover(job: Job) -> None:
 
 def test_an_analysis_that_nobody_asks_for_comes_to_nothing(job: Job) -> None:
     network = trace(job.packed)
-    assert corresponding_of(None, job.packed.transform, network, job.listing, None) is None
+    transform, layers = job.packed.transform, job.layers
+    assert corresponding_of(None, transform, network, layers, job.listing, None) is None
 
 
 def test_named_images_are_found_and_must_have_the_parts(job: Job) -> None:
@@ -178,6 +180,16 @@ def test_a_sample_of_which_the_crop_or_the_reading_leaves_one_is_refused(job: Jo
     for left in ({first: placed[first]}, {first: placed[first], second: {}}):
         with pytest.raises(RequestError, match="but 1 of them has all of the parts 'nose', 'mou"):
             drawn_images(found, left, 0)
+
+
+def test_more_images_than_there_is_room_for_are_refused_before_the_scan(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_image = sum(16 * engine.words_of(engine.dimension_of(layer)) for layer in job.layers)
+    monkeypatch.setattr(engine, "SIGN_BYTES", 3 * an_image)
+    come_down(job, asked(parts=["nose"], images={"sample": 3}))
+    with pytest.raises(RequestError, match="compares 4 images, .*take at most 3 images"):
+        come_down(job, asked(parts=["nose"]))  # as many as there are, of the 20
 
 
 def test_three_colours_are_none_for_a_model_of_grey_images(job: Job) -> None:

@@ -256,9 +256,9 @@ def test_a_command_traces_and_tries_its_model_once_for_all_its_images(
     for name in ("trace", "require_independent"):
         before: Any = getattr(fresh, name)
 
-        def told(model: Any, name: str = name, before: Any = before) -> Any:
+        def told(*given: Any, name: str = name, before: Any = before) -> Any:
             done.append(name)
-            return before(model)
+            return before(*given)
 
         monkeypatch.setattr(fresh, name, told)
     images = [str(tmp_path / "3.png"), "5", "2", str(tmp_path / "4.png")]

@@ -30,9 +30,9 @@ from workers.images import normalise, normalise_levels
 from workers.portions import MIB
 
 SIGN_BYTES = 512 * MIB
-"""Of all signs that are held at a time.  Those of one covering must fit, of 370 images over all
-layers of squeezenet1_1, or 150 over those of vgg16; several are done together as long as they do,
-which spares forward passes of the clean images."""
+"""Of all signs that are held at a time.  Those of one way of covering must fit: of 830 images over
+all layers of squeezenet1_1, or 160 over those of vgg16.  Several ways are done together as long as
+they do, which spares forward passes of the clean images."""
 
 CLEAN_BYTES = 256 * MIB
 """Of a batch's features in the clean images, over all layers, in float32: fewer images go together
@@ -275,7 +275,7 @@ class _Clean:
             seen = torch.from_numpy(_seeing(layer, boxes)).to(values.device)[:, None]
             own = slice(batch.stop - batch.start)
             above, below = (
-                (changed & seen)[own].flatten(1).cpu().numpy()
+                _in_memory_order(changed.bitwise_and_(seen))[own].cpu().numpy()
                 for changed in (clean > values, clean < values)
             )
             signs[number].put(slice(batch.start, batch.stop), above, below)
@@ -301,6 +301,8 @@ class _Clean:
         self._network.forward(images, visit)
 
     def _require_finite(self, layer: Layer, values: Float[Tensor, "row unit y x"]) -> None:
+        if bool(values.sum().isfinite()):  # of numbers that are, unless it overflows
+            return
         finite = torch.isfinite(values).flatten(1).all(1)
         if bool(finite.all()):
             return
@@ -312,6 +314,11 @@ class _Clean:
             "covered, but activations must be finite: check the weights for NaN and the transform "
             "for the right mean and deviation, and start a new run."
         )
+
+
+def _in_memory_order(values: Tensor) -> Bool[Tensor, "row value"]:
+    """Channels last, as maps lie in memory on a CPU: what counts is that it is always the same."""
+    return values.permute(0, 2, 3, 1).flatten(1)
 
 
 def _cover(

@@ -13,10 +13,10 @@ from jaxtyping import Int32
 
 from deconvoy.errors import RequestError
 from deconvoy.spec import CorrespondenceSpec, NamedImages, Transform
-from workers.correspondence import FEWEST
+from workers.correspondence import FEWEST, coverings_together
 from workers.datasets import Listing
-from workers.graph import Network
-from workers.image_choice import drawn, places_of
+from workers.graph import Layer, Network
+from workers.image_choice import count_of, drawn, places_of
 from workers.independence import require_independent
 from workers.occlusion_items import fill_of
 from workers.part_boxes import PartBoxes, names_of
@@ -73,14 +73,18 @@ def corresponding_of(
     asked: CorrespondenceSpec | None,
     transform: Transform,
     network: Network,
+    layers: Sequence[Layer],
     listing: Listing,
     boxes: PartBoxes | None,
 ) -> Corresponding | None:
     """What a correspondence analysis comes down to; None where none is asked for.
 
+    Args:
+        layers: of the job.
+
     Raises:
         RequestError: nothing is known of parts, a part or an image is not there, too few images
-            have all the parts, or the colour does not fit.
+            have all the parts, too many are to be compared, or the colour does not fit.
         ModelUnsupported: an image's activations depend on the other images of its batch.
     """
     if asked is None:
@@ -100,7 +104,9 @@ def corresponding_of(
         named = places_of(asked.images.ids, listing, KIND)
         for place in named:
             require_parts(listing.uris[place], boxes.of(listing.uris[place]), parts)
-    _require_pair(len(named) if named else len(able), parts)
+    images = count_of(asked.images, named, len(able))
+    _require_pair(images, parts)
+    coverings_together(layers, images)
     return Corresponding(asked, parts, fill_of(asked, transform), named, able)
 
 
