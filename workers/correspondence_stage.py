@@ -5,6 +5,7 @@ import json
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from deconvoy.errors import RequestError
 from deconvoy.spec import NamedImages
 from deconvoy.store import RunStore
 from workers.correspondence import coverings
@@ -77,15 +78,7 @@ def _placed(
         readable = set(read_images(job, run))
         ids = [image for image in ids if image in readable]
     sizes = file_sizes(job, run, ids)
-    assert job.part_boxes is not None
-    placed = {
-        image: parts_in_input(
-            job.part_boxes.of(job.listing.uris[job.place_of(image)]),
-            sizes[image],
-            job.packed.transform,
-        )
-        for image in ids
-    }
+    placed = {image: _parts_of(job, image, sizes[image]) for image in ids}
     if named:
         for image in ids:
             uri = job.listing.uris[job.place_of(image)]
@@ -94,3 +87,13 @@ def _placed(
         ids = drawn_images(corresponding, placed, job.spec.seed)
     boxes = [[placed[image][part] for image in ids] for part in corresponding.parts]
     return np.array(ids, np.int64), np.array(boxes, np.int32)
+
+
+def _parts_of(job: Job, image: int, size: tuple[int, int]) -> dict[str, Int32[np.ndarray, "4"]]:
+    """Those that the crop leaves, in the preprocessed image."""
+    assert job.part_boxes is not None
+    uri = job.listing.uris[job.place_of(image)]
+    try:
+        return parts_in_input(job.part_boxes.of(uri), size, job.packed.transform)
+    except RequestError as error:
+        raise RequestError(f"data.parts {job.spec.data.parts!r}, {uri!r}: {error}") from None

@@ -383,7 +383,9 @@ def settle(
     evolving = evolving_of(spec, packed, layers)
     boxes = boxes_of(spec.data, listing)
     parts = part_boxes_of(spec.data, listing)
-    corresponding = corresponding_of(spec.correspondence, packed.transform, network, listing, parts)
+    corresponding = corresponding_of(
+        spec.correspondence, packed.transform, network, layers, listing, parts
+    )
     job = Job(
         spec=spec,
         packed=packed,
