@@ -191,8 +191,17 @@ class TopSpec(Section):
     lists them."""
 
 
+Method = Literal["deconvnet", "guided", "gradient"]
+"""What a projection's rectifiers let pass."""
+
+
 class ProjectionSpec(Section):
     kind: Literal["projection"]
+    method: Method = "deconvnet"
+    """Where a rectifier lets the signal pass on its way down: ``deconvnet``, where the signal is
+    positive (Zeiler & Fergus 2013); ``gradient``, where its forward input was, and below its
+    ceiling if it has one (Simonyan et al. 2013); ``guided``, where both were (Springenberg et al.
+    2014).  All else is alike, so projections of the same hits can be compared."""
     layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
     """``maps``: every layer with height × width > 1; or a list of names and globs."""
     units: Literal["all"] | Sample | Ids = "all"

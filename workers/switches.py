@@ -1,26 +1,32 @@
-"""Switches: where in its window each max pool found its maximum, for the way back down.
+"""What the forward pass records for the way back down: switches, and masks of rectifiers.
 
-One byte a pooled value, not the eight of an index: the number of the kernel's place, row by row.
-(Zeiler & Fergus 2013, section 2.1 "Unpooling".)
+A switch says where in its window a max pool found its maximum (Zeiler & Fergus 2013, section 2.1
+"Unpooling"): one byte a pooled value, not the eight of an index, the number of the kernel's place,
+row by row.  A mask says where a rectifier's input was positive and below its ceiling, one byte a
+value; the deconvnet needs none (``workers.ops.RECTIFICATIONS``).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor, nn
 
+from deconvoy.spec import Method
 from workers.fields import Window
+from workers.ops import RECTIFICATIONS, Down
 from workers.sight import padding_of, sliding_window
+from workers.steps import Step
 
 
 @dataclass(frozen=True)
 class Switches:
-    """Of some images, for every max pool on a path."""
+    """Of some images, for every step on a path that is recorded."""
 
-    codes: Mapping[int, Integer[Tensor, "image row col channel"]]
-    """By step; channels last, so that the switches of one place lie side by side."""
+    codes: Mapping[int, Integer[Tensor, "image row col channel"] | Bool[Tensor, "image *value"]]
+    """By step: switches, or a mask.  Of maps channels are last, so that those of one place lie side
+    by side."""
 
     @staticmethod
     def joined(parts: Sequence["Switches"]) -> "Switches":
@@ -43,10 +49,30 @@ class Switches:
 
 @dataclass(frozen=True)
 class WindowSwitches:
-    """Of the hits of one group, in its windows, for every max pool on a path."""
+    """Of the hits of one group, in its windows, for every step on a path that is recorded."""
 
-    codes: Mapping[int, Integer[Tensor, "hit row col channel"]]
-    """By step."""
+    codes: Mapping[
+        int, Integer[Tensor, "hit row col channel"] | Bool[Tensor, "hit row col channel"]
+    ]
+    """By step: switches, or a mask."""
+
+
+def recorded(path: Sequence[Step], method: Method) -> list[int]:
+    """Steps of which a method of projection needs to know how the forward pass went, by index."""
+    kinds = {Down.UNPOOL} | ({Down.RECTIFY} if RECTIFICATIONS[method].by_input else set())
+    return [step.index for step in path if step.depends and step.rule and step.rule.down in kinds]
+
+
+def passed(inputs: Float[Tensor, "image *value"], ceiling: float | None) -> Bool[Tensor, "..."]:
+    """The mask of a rectifier: where its input is positive and below the ceiling.
+
+    Returns:
+        Like ``inputs``, but of maps with the channels last.
+    """
+    mask = inputs > 0
+    if ceiling is not None:
+        mask &= inputs < ceiling
+    return (mask.permute(0, 2, 3, 1) if mask.ndim == 4 else mask).contiguous()
 
 
 def pooled(
