@@ -362,6 +362,11 @@ class JobSpec(Section):
         return next((a for a in self.analyses if isinstance(a, ProjectionSpec)), None)
 
     @property
+    def method(self) -> Method:
+        """Of the projections of hits; those of occlusion figures are always the deconvnet's."""
+        return self.projection.method if self.projection else "deconvnet"
+
+    @property
     def occlusion(self) -> OcclusionSpec | None:
         return next((a for a in self.analyses if isinstance(a, OcclusionSpec)), None)
 

@@ -75,8 +75,10 @@ def create_group(
             kept_whole(group, field.name)[...] = whole
         elif field.name in names:
             shape = tuple(lengths[dim] for dim in field.dims)
-            dtype = projection_dtype(storage) if field.name == "projection" else None
-            create_array(group, field, shape, (1, *shape[1:]), None, {}, dtype)
+            dtype, attributes = None, {}
+            if field.name == "projection":  # whatever the method of the hits' projections is
+                dtype, attributes = projection_dtype(storage), {"method": "deconvnet"}
+            create_array(group, field, shape, (1, *shape[1:]), None, attributes, dtype)
     # Last: a group that has them is whole.
     group.attrs.update(
         {
