@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Integer, UInt8
 from torch import Tensor, nn
 
 from deconvoy.spec import Method
@@ -31,7 +31,7 @@ from workers.portions import portions_on
 from workers.scattering import Landing, SparseFilter, send_maxima
 from workers.sight import sliding_window
 from workers.steps import Step
-from workers.switches import Switches, WindowSwitches
+from workers.switches import BITS, Switches, WindowSwitches, unpacked
 
 
 @dataclass(frozen=True)
@@ -400,12 +400,14 @@ class _Down:
             signal = torch.mul(signal, self._mask(step, spans), out=out)
         return signal
 
-    def _mask(self, step: Step, spans: Spans | None) -> Bool[Tensor, "hit *value"]:
-        """Where a rectifier let its input pass; any, where the window is not in the map."""
+    def _mask(self, step: Step, spans: Spans | None) -> UInt8[Tensor, "hit *value"]:
+        """1 where a rectifier let its input pass, 0 where not; beyond the map it may be either."""
         if spans is not None:
-            return self._codes(step, spans).permute(0, 3, 1, 2)
-        assert isinstance(self._switches, Switches), "a window has no whole maps"
-        mask = self._switches.codes[step.index][self._image_of_hit]
+            mask = self._codes(step, spans)
+        else:
+            assert isinstance(self._switches, Switches), "a window has no whole maps"
+            mask = self._switches.codes[step.index][self._image_of_hit]
+        mask = unpacked(mask, step.shape[0])
         return mask.permute(0, 3, 1, 2) if mask.ndim == 4 else mask
 
     def _rectified_point(self, step: Step, point: Point) -> Point | None:
@@ -419,18 +421,19 @@ class _Down:
             value = value * self._mask_at(step, point.unit)
         return Point(point.unit, value)
 
-    def _mask_at(self, step: Step, unit: Int[Tensor, " hit"]) -> Bool[Tensor, " hit"]:
-        """Whether a rectifier let the hits' own activations pass."""
+    def _mask_at(self, step: Step, unit: Int[Tensor, " hit"]) -> Integer[Tensor, " hit"]:
+        """1 where a rectifier let the hit's own activation pass, 0 where not."""
         mask, image, place = self._switches.codes[step.index], self._image_of_hit, self._position
+        byte, bit = unit // BITS, unit % BITS
         if mask.ndim == 2:
-            return mask[image, unit]
+            return mask[image, byte] >> bit & 1
         if isinstance(self._switches, WindowSwitches):
             spans = self._windows[step.index]
             assert spans is not None, f"{step.name} was run on windows and has none"
             place = place - self._placing.origins(spans)
             image = torch.arange(len(place), device=mask.device)
         y, x = torch.from_numpy(place).to(mask.device).unbind(1)
-        return mask[image, y, x, unit]
+        return mask[image, y, x, byte] >> bit & 1
 
     # Windows ------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ to another convolution or to the output without a rectifier between.  Names are 
 
 import copy
 import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from workers.fields import Field
 from workers.ops import Down, Rule, module_rule
 from workers.sight import Sight, field_of, sights
 from workers.steps import Program, Step, op_name
-from workers.switches import Switches, passed, pooled, recorded
+from workers.switches import Switches, passed, pooled, recorded, recorded_bytes
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ class Network:
     def switch_bytes(self, path: Sequence[Step], method: Method = "deconvnet") -> int:
         """Of what ``switches`` keeps of one image, at least 1."""
         kept = recorded(path, method)
-        return max(1, sum(math.prod(self.steps[index].shape) for index in kept))
+        return max(1, sum(recorded_bytes(self.steps[index]) for index in kept))
 
     def cast(self, dtype: torch.dtype) -> "Network":
         """Compute in another type, faster, but not the same; returns itself."""
