@@ -13,6 +13,7 @@ import streamlit as st
 from deconvoy.client import Client
 from deconvoy.connection import Connection
 from deconvoy.run import Run
+from deconvoy.spec import Method
 
 COOKIE = "deconvoy-session"
 SECONDS = 60.0
@@ -84,6 +85,15 @@ def has_pictures(run: Json, layer: str) -> bool:
         if row["layer"] == layer:
             return bool(row["projected_units"] + row["dead_units"] >= row["units"])
     return False
+
+
+def method_of(run: Json) -> Method:
+    """Of a run's projections; a run that is older than the field has those of the deconvnet."""
+    found: Method = "deconvnet"
+    for analysis in run["spec"]["analyses"]:
+        if analysis["kind"] == "projection":
+            found = analysis.get("method", found)
+    return found
 
 
 def top_ranks(run: Json) -> int:

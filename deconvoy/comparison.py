@@ -70,7 +70,8 @@ def overall(a: Run, b: Run) -> dict[str, Any]:
     return {
         "top1_before": a.top1(),
         "top1_after": b.top1(),
-        "differing": [name for key, name in BASIS.items() if of_a.get(key) != of_b.get(key)],
+        "differing": [name for key, name in BASIS.items() if of_a.get(key) != of_b.get(key)]
+        + ["method of projection"] * (a.spec.method != b.spec.method),
     }
 
 

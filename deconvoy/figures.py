@@ -33,6 +33,8 @@ from deconvoy.lettering import (
     text_width,
     wrapped,
 )
+from deconvoy.methods import METHODS
+from deconvoy.spec import Method
 
 Half = Literal["projection", "patch"]
 Show = Literal["projection", "patch", "both"]
@@ -68,6 +70,8 @@ class UnitPictures:
     projections: Float32[np.ndarray, "rank row col rgb"]
     name: str = ""
     """Of an output: its class."""
+    method: Method = "deconvnet"
+    """Of the projections."""
 
     def __post_init__(self) -> None:
         ranks = len(self.scores)
@@ -465,10 +469,11 @@ def _head(
 
 def _foot(units: Sequence[UnitPictures], wrap: int, look: Look) -> tuple[Line, ...]:
     colours = "Signed grey (mean of the channels)" if look.grey else "Colours signed"
+    methods = dict.fromkeys(METHODS[pictures.method].name for pictures in units)
     text = (
-        "Each unit: its number and largest activation; projections left, image patches right, "
-        f"strongest first. {colours}, mid-grey is zero, each projection scaled by the "
-        f"{100 * QUANTILE:g} % quantile of |p|."
+        f"Each unit: its number and largest activation; {' and '.join(methods)} projections left, "
+        f"image patches right, strongest first. {colours}, mid-grey is zero, each projection "
+        f"scaled by the {100 * QUANTILE:g} % quantile of |p|."
     )
     if look.zoom:
         text += f" Zoomed to support, |p| > {100 * SUPPORT_THRESHOLD:g} % of its largest."

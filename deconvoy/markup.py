@@ -14,6 +14,7 @@ from PIL import Image
 
 from deconvoy.errors import RunNotFound
 from deconvoy.figures import unit_picture
+from deconvoy.methods import METHODS
 
 if TYPE_CHECKING:
     from deconvoy.run import Run
@@ -127,8 +128,10 @@ def caption(unit: "Unit") -> str:
 
 def unit_figure(unit: "Unit", look: dict[str, Any]) -> str:
     """A unit with its pictures: nine projections beside nine patches."""
-    image = unit_picture(unit.pictures, tile=TILE, **look)
-    described = f"{unit.layer}, unit {unit.index}: projections left, image patches right"
+    pictures = unit.pictures
+    image = unit_picture(pictures, tile=TILE, **look)
+    method = METHODS[pictures.method].name
+    described = f"{unit.layer}, unit {unit.index}: {method} projections left, image patches right"
     return element("figure", element("figcaption", text(caption(unit))) + picture(image, described))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deconvoy.figures import QUANTILE, SUPPORT_THRESHOLD
 from deconvoy.markup import caption, element, layer_table, summary, table, text, unit_figure
+from deconvoy.methods import METHODS
 from deconvoy.run import Run
 
 UNITS = 16
@@ -36,6 +37,8 @@ def pages(run: Run, units: int = UNITS) -> Iterator[str]:
         labels=_LABELS[run.labels],
         links=" ".join(links),
         layers=layer_table(run),
+        method=text(METHODS[run.spec.method].name),
+        source=text(METHODS[run.spec.method].source),
         quantile=f"{100 * QUANTILE:g}",
         threshold=f"{100 * SUPPORT_THRESHOLD:g}",
     )
@@ -133,11 +136,11 @@ pre { overflow-x: auto; font-size: .8rem; }
 <body>
 <h1>$name</h1>
 <p>$summary. $labels</p>
-<p>For each unit: its strongest hits' deconvnet projections (left) and the image patches that caused
+<p>For each unit: its strongest hits' $method projections (left) and the image patches that caused
 them (right), strongest first; its number, its largest activation, and the commonest class of its
 hits. Colours are signed: mid-grey is zero, and each projection is scaled by the $quantile %
 quantile of its magnitudes. Zoomed tiles show where these exceed $threshold % of the largest. Dark
-tiles: no further image excites the unit. Method: Zeiler &amp; Fergus, 2013.</p>
+tiles: no further image excites the unit. Method: $source.</p>
 <nav>$links</nav>
 <div class="wide">$layers</div>
 """)

@@ -104,8 +104,10 @@ LAYER_ARRAYS: tuple[ArrayField, ...] = (
         ("unit", "rank", "y", "x", "channel"),
         "int8 or float16",
         "normalised input ÷ scale",
-        "the deconvnet projection in the window, signed; times scale it is in units of the "
-        "normalised input; three equal channels for a model of grey images",
+        "the hit projected to pixels, in the window, signed, by the method that the attribute "
+        "`method` names (`deconvnet`, `guided` or `gradient`; without it, `deconvnet`); times "
+        "scale it is in units of the normalised input; three equal channels for a model of grey "
+        "images",
         pictures=True,
     ),
     ArrayField(

@@ -198,8 +198,17 @@ class TopSpec(Section):
     lists them."""
 
 
+Method = Literal["deconvnet", "guided", "gradient"]
+"""What a projection's rectifiers let pass."""
+
+
 class ProjectionSpec(Section):
     kind: Literal["projection"]
+    method: Method = "deconvnet"
+    """Where a rectifier lets the signal pass on its way down: ``deconvnet``, where the signal is
+    positive (Zeiler & Fergus 2013); ``gradient``, where its forward input was, and below its
+    ceiling if it has one (Simonyan et al. 2013); ``guided``, where both were (Springenberg et al.
+    2014).  All else is alike, so projections of the same hits can be compared."""
     layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
     """``maps``: every layer with height × width > 1; or a list of names and globs."""
     units: Literal["all"] | Sample | Ids = "all"
@@ -323,8 +332,8 @@ class InvarianceSpec(Section):
 class EvolutionSpec(Section):
     kind: Literal["evolution"]
     layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
-    """Layers whose strongest activation is projected at every checkpoint: ``maps`` (those with
-    height × width > 1), or a list of names and globs.  How early they settle is found of all."""
+    """Layers whose strongest activation is projected at every checkpoint, by the method of the
+    projection analysis: ``maps`` (those with height × width > 1), or a list of names and globs.  How early they settle is found of all."""
     units: Literal["all"] | Sample | Ids = "all"
     """Which units of those layers are projected."""
 
@@ -465,6 +474,11 @@ class JobSpec(Section):
     @property
     def projection(self) -> ProjectionSpec | None:
         return next((a for a in self.analyses if isinstance(a, ProjectionSpec)), None)
+
+    @property
+    def method(self) -> Method:
+        """Of the projections of hits; those of occlusion figures are always the deconvnet's."""
+        return self.projection.method if self.projection else "deconvnet"
 
     @property
     def occlusion(self) -> OcclusionSpec | None:

@@ -55,7 +55,8 @@ class Unit:
 
     @cached_property
     def projections(self) -> Float32[np.ndarray, "rank h w 3"]:
-        """Deconvnet projections in the windows, signed, in units of the normalised input."""
+        """Projections in the windows, signed, in units of the normalised input; by the method that
+        ``Run.spec.method`` names."""
         stored = np.asarray(self._pictures("projection")).astype(np.float32)
         scale = self._run.hit_table(self.layer, "scale")[self.index].astype(np.float32)
         stored *= scale[:, None, None, None]
@@ -85,8 +86,9 @@ class Unit:
         """What figures are drawn from."""
         name = self._run.output_name(self.layer, self.index)
         return UnitPictures(
-            self.layer, self.index, self.score, self.labels, self.patches, self.projections, name
-        )
+            self.layer, self.index, self.score, self.labels, self.patches, self.projections, name,
+            self._run.spec.method,
+        )  # fmt: skip
 
     def figure(self, **look: Any) -> Image.Image:
         """The unit as in Fig. 2: nine projections beside nine patches (see ``figures.figure2``)."""

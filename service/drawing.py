@@ -225,7 +225,9 @@ def _stored(
 
 
 def other_projections(run: deconvoy.Run, one: Occlusion, layer: str | None) -> panels.Projections:
-    """The same map's projections in other images, where the run has them."""
+    """The same map's projections in other images, where the run has them by the same method."""
+    if run.spec.method != "deconvnet":
+        return ()
     name = layer or one.default_layer()
     if name not in run.layer_names or one.unit.get(name) not in run.projected_units(name):
         return ()

@@ -10,6 +10,7 @@ from rich.table import Table
 
 import deconvoy
 from deconvoy import markup, progress, queries
+from deconvoy.methods import METHODS
 
 Row = dict[str, Any]
 
@@ -116,7 +117,7 @@ def plan_lines(planned: Row) -> Iterator[str]:
         "images": f"{planned['images']:,} in {planned['shards']:,} leases, batches of "
         f"{planned['batch_size']}; labels: {planned['labels_from']}",
         "work": f"{planned['multiply_adds_per_image'] / 1e9:.2f} billion multiply-adds an image, "
-        f"{planned['projections']:,} projections"
+        f"{planned['projections']:,} {METHODS[planned['method']].name} projections"
         + (f", {planned['squares']:,} squares" if planned["squares"] else "")
         + "".join(f", {n:,} {progress.WORDS[kind]}" for kind, n in planned["further"].items()),
         "workers": f"{planned['workers']} × {planned['threads']} threads",

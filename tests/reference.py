@@ -18,6 +18,12 @@ section 2.1; its figures 2 to 4 show the nine strongest images of a map.  Rules,
 - BatchNorm (eval), average pool, sum, concatenation, slicing, padding, a constant factor: linear or
   affine, hence the transposed linear map;
 - anything else that bends (sigmoid, softmax, a product of two signals …) is refused by name.
+
+Two other methods of projection have a rule of their own for the rectifier, and no other:
+
+- the gradient (Simonyan et al. 2013, arXiv 1312.6034): torch's own, of the model's own call;
+- guided backpropagation (Springenberg et al. 2014, arXiv 1412.6806, Fig. 1): the signal passes
+  where it is positive and the input was positive too, and below the ceiling of ReLU6.
 """
 
 import math
@@ -360,7 +366,18 @@ def deconvnets(
     model: nn.Module, image: Tensor, seeds: Sequence[Seed], also: Sequence[str] = ()
 ) -> list[Tensor]:
     """Several projections into one image, each "channel row col": one forward, a backward each."""
-    ascent = _ascend(model, image, also)
+    return projections(model, image, seeds, "deconvnet", also)
+
+
+def projections(
+    model: nn.Module,
+    image: Tensor,
+    seeds: Sequence[Seed],
+    method: str,
+    also: Sequence[str] = (),
+) -> list[Tensor]:
+    """``deconvnets``, or what another method has in their place: ``gradient`` or ``guided``."""
+    ascent = _ascend(model, image, also, method)
     return [_descend(ascent, seed, [ascent.pixels])[0][0] for seed in seeds]
 
 
@@ -383,9 +400,11 @@ class _Ascent:
     pools: list[_Pool]
 
 
-def _ascend(model: nn.Module, image: Tensor, also: Sequence[str]) -> _Ascent:
+def _ascend(
+    model: nn.Module, image: Tensor, also: Sequence[str], method: str = "deconvnet"
+) -> _Ascent:
     pixels = image.detach()[None].clone().requires_grad_()
-    mode = _DeconvnetRules()
+    mode = _Rules(RECTIFIERS[method])
     with torch.enable_grad(), _watched(model, also, mode.tap), mode:
         mode.layers.append(_forward(model, pixels.clone()))  # a clone: in-place ops on a leaf fail
     return _Ascent(pixels, mode.layers, mode.pools)
@@ -405,15 +424,16 @@ def _descend(ascent: _Ascent, seed: Seed, targets: Sequence[Tensor]) -> list[Ten
     return list(arrived)
 
 
-class _DeconvnetRules(TorchFunctionMode):
+class _Rules(TorchFunctionMode):
     """Runs the model forward unaltered and gives each op the backward rule named in the head.
 
     The model always gets a copy and we keep the original, so an in-place write of the model cannot
     turn a kept layer into something later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rectifier: Callable[..., Tensor]) -> None:
         super().__init__()
+        self.rectifier = rectifier
         self.layers: list[Tensor] = []
         self.pools: list[_Pool] = []
 
@@ -428,7 +448,7 @@ class _DeconvnetRules(TorchFunctionMode):
         kwargs = kwargs or {}
         ceiling = rectifier_ceiling(func, args, kwargs)
         if ceiling is not None:
-            handed_on = self.tap(_Rectify.apply(_first(args, kwargs), ceiling))
+            handed_on = self.tap(self.rectifier(func, args, kwargs, ceiling))
             if _is_in_place(func, args, kwargs):
                 return _first(args, kwargs).copy_(handed_on)  # others may hold this very tensor
             return handed_on
@@ -462,6 +482,33 @@ class _Rectify(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
         return signal.clamp(min=0), None
+
+
+class _RectifyByBoth(torch.autograd.Function):
+    """Forward: clamp to [0, ceiling].  Down: ReLU of the signal, where the input was inside."""
+
+    @staticmethod
+    def forward(ctx: Any, signal: Tensor, ceiling: float) -> Tensor:
+        ctx.inside = (signal > 0) & (signal < ceiling)
+        return signal.clamp(0, ceiling)
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> tuple[Tensor, None]:
+        return torch.where(ctx.inside, signal.clamp(min=0), 0.0), None
+
+
+def _by_torch(func: Callable[..., Any], args: Any, kwargs: Any, ceiling: float) -> Tensor:
+    """The model's own call, on a copy, which it may overwrite."""
+    own = _first(args, kwargs).clone()
+    called: Tensor = func(own, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+    return called
+
+
+RECTIFIERS: dict[str, Callable[..., Tensor]] = {
+    "deconvnet": lambda func, args, kwargs, top: _Rectify.apply(_first(args, kwargs), top),
+    "guided": lambda func, args, kwargs, top: _RectifyByBoth.apply(_first(args, kwargs), top),
+    "gradient": _by_torch,
+}
 
 
 class _PassUnchanged(torch.autograd.Function):

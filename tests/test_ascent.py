@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from deconvoy.spec import Method
 from tests import networks
 from tests.networks import RELU, chain, conv, pool
 from workers.ascent import Ascent
@@ -31,6 +32,8 @@ CASES = {
     ),
 }  # fmt: skip
 
+METHODS: tuple[Method, ...] = ("deconvnet", "guided", "gradient")
+
 FORWARD = [
     "pool_overlapping", "pool_padded", "pool_ceil_mode", "pool_dilated", "pool_first",
     "concat_of_strides", "alexnet", "vgg11", "squeezenet1_1", "resnet18", "zfnet_small",
@@ -47,8 +50,11 @@ def hits(layer: Layer, count: int) -> tuple[np.ndarray, torch.Tensor, torch.Tens
     return position, unit, image
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", FORWARD)
-def test_projections_with_switches_of_windows_equal_those_of_whole_images(name: str) -> None:
+def test_projections_with_switches_of_windows_equal_those_of_whole_images(
+    name: str, method: Method
+) -> None:
     case = CASES[name]
     images = case.images(2)
     network = Network(case.model(), case.shape)
@@ -57,17 +63,18 @@ def test_projections_with_switches_of_windows_equal_those_of_whole_images(name: 
     layers = [layer for layer in network.layers if layer.is_map]
     for layer in layers[:: max(1, len(layers) // 6)] + layers[-1:]:
         cone = Cone(network, layer)
-        ascent = Ascent(network, cone)
+        ascent = Ascent(network, cone, method)
         assert ascent.possible, layer.name
         position, unit, image = hits(layer, 12)
         seed = torch.ones(len(unit), dtype=torch.float64)
         with torch.no_grad():
-            whole = network.switches(images, cone.path)
+            whole = network.switches(images, cone.path, method)
             for group in cone.groups(position):
                 own, at = position[group.hits], torch.from_numpy(group.hits)
                 switches = ascent.switches(images, image[at], group, own)
+                hits_of_group = image[at], unit[at], own, seed[at], method
                 ours, theirs = (
-                    deconvnet.project(cone, group, s, image[at], unit[at], own, seed[at]).signal
+                    deconvnet.project(cone, group, s, *hits_of_group).signal
                     for s in (switches, whole)
                 )
                 error = (ours - theirs).abs().max()

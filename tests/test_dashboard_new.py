@@ -83,6 +83,11 @@ FORM: list[tuple[str, Any, dict[str, Any]]] = [
     ),
     ("Project them to pixels (Fig. 2)", False, {"analyses": [{"kind": "top"}]}),
     (
+        "Method of projection",
+        "guided",
+        {"analyses": [{"kind": "top"}, {"kind": "projection", "method": "guided"}]},
+    ),
+    (
         "Slide a grey square over images (Fig. 7)",
         True,
         {"analyses": [{"kind": "top"}, {"kind": "projection"}, {"kind": "occlusion"}]},

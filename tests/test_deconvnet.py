@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deconvoy.spec import Method
 from tests import networks, reference
 from tests.networks import Case
 from tests.reference import Seed
@@ -19,6 +20,11 @@ from workers.graph import Layer, Network
 
 EXACT = 1e-9
 
+METHODS: tuple[Method, ...] = ("deconvnet", "guided", "gradient")
+
+BY_INPUT = METHODS[1:]
+"""Those that ask what the rectifiers let pass in the forward pass."""
+
 
 def strongest_places(activation: Tensor, units: Tensor) -> Tensor:
     """Where each unit is strongest, "unit yx"; ``activation`` is "unit row col"."""
@@ -28,19 +34,26 @@ def strongest_places(activation: Tensor, units: Tensor) -> Tensor:
 
 def projected(
     network: Network, layer: Layer, images: Tensor, image_of_hit: Tensor, unit: Tensor,
-    position: Tensor, seed: Tensor,
+    position: Tensor, seed: Tensor, method: Method = "deconvnet",
 ) -> Tensor:  # fmt: skip
     with torch.no_grad():
-        switches = network.switches(images, network.path_to(layer))
-        return project(network, layer, switches, image_of_hit, unit, position, seed)
+        switches = network.switches(images, network.path_to(layer), method)
+        return project(network, layer, switches, image_of_hit, unit, position, seed, method)
 
 
-def assert_projections_equal_the_oracles(case: Case, every: int, device: str = "cpu") -> None:
+def assert_projections_equal_the_oracles(
+    case: Case,
+    every: int,
+    device: str = "cpu",
+    method: Method = "deconvnet",
+    contrast: float = 1.0,
+) -> None:
     """Of every ``every``-th layer and the last: four units, two images, strong and border places.
 
     All hits of a layer are projected in one batch; the oracle takes them one by one.
     """
-    model, images = case.model(), case.images(2)
+    model, images = case.model(), case.images(2) * contrast
+    arrived = False
     network = Network(model, case.shape).to(device)
     activations = reference.layer_outputs(model, images.clone(), case.unrectified)
     for number in sorted({*range(0, len(network.layers), every), len(network.layers) - 1}):
@@ -53,20 +66,22 @@ def assert_projections_equal_the_oracles(case: Case, every: int, device: str = "
         seed = activation[image_of_hit, unit, position[:, 0], position[:, 1]]
         seed[3] = 1.5
         hits = [tensor.to(device) for tensor in (images, image_of_hit, unit, position, seed)]
-        ours = projected(network, layer, *hits).cpu()
+        ours = projected(network, layer, *hits, method).cpu()
         for hit in range(4):
             y, x = position[hit].tolist()
             value = float(seed[hit])
             oracle_seed = Seed(number, int(unit[hit]), y, x, value)
             image = images[image_of_hit[hit]]
-            (theirs,) = reference.deconvnets(model, image, [oracle_seed], case.unrectified)
+            (theirs,) = reference.projections(model, image, [oracle_seed], method, case.unrectified)
             assert ours[hit].shape == theirs.shape
+            arrived = arrived or bool(theirs.any())
             error = (ours[hit] - theirs).abs().max()
             assert error <= EXACT * theirs.abs().max(), (layer.name, hit)
             y0, x0, y1, x1 = layer.field.boxes(position[hit : hit + 1].numpy())[0]
             outside = ours[hit].clone()
             outside[:, y0:y1, x0:x1] = 0
             assert not outside.any(), (layer.name, hit)
+    assert arrived
 
 
 @pytest.mark.parametrize("name", networks.TINY)
@@ -74,15 +89,34 @@ def test_projections_of_a_tiny_network_equal_the_oracles(name: str) -> None:
     assert_projections_equal_the_oracles(networks.TINY[name], every=1)
 
 
+@pytest.mark.parametrize("method", BY_INPUT)
+@pytest.mark.parametrize("name", networks.TINY)
+def test_gradients_of_a_tiny_network_equal_the_oracles(name: str, method: Method) -> None:
+    assert_projections_equal_the_oracles(networks.TINY[name], every=1, method=method)
+
+
+@pytest.mark.parametrize("method", BY_INPUT)
+@pytest.mark.parametrize("name", [name for name in networks.TINY if "relu6" in name])
+def test_gradients_of_saturated_rectifiers_equal_the_oracles(name: str, method: Method) -> None:
+    case = networks.TINY[name]
+    saturated = reference.layer_outputs(case.model(), case.images(2) * 8.0)[0] == 6
+    assert 0.05 < saturated.double().mean() < 0.5
+    assert_projections_equal_the_oracles(case, every=1, method=method, contrast=8.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", [name for name in networks.TINY if "pool" in name])
 def test_on_whole_tensors_as_on_a_gpu_they_equal_the_oracles_too(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loops, "serve", lambda device: False)
-    assert_projections_equal_the_oracles(networks.TINY[name], every=1)
+    assert_projections_equal_the_oracles(networks.TINY[name], every=1, method=method)
 
 
-def test_what_grows_on_its_way_down_goes_on_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_what_grows_on_its_way_down_goes_on_in_parts(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = networks.TINY["pool_ceil_mode"]
     network = Network(case.model(), case.shape)
     layer, images = network.layers[-1], case.images(2)
@@ -90,18 +124,22 @@ def test_what_grows_on_its_way_down_goes_on_in_parts(monkeypatch: pytest.MonkeyP
     image, unit = (torch.randint(n, (40,), generator=generator) for n in (2, layer.units))
     sides = torch.tensor([layer.height, layer.width])
     position = (torch.rand(40, 2, generator=generator) * sides).long()
-    hits = network, layer, images, image, unit, position, torch.ones(40, dtype=torch.float64)
+    one = torch.ones(40, dtype=torch.float64)
+    hits = network, layer, images, image, unit, position, one, method
     together = projected(*hits)
     small = replace(portions.portions_on("cpu"), signal_bytes=3 * 8 * 13 * 11 * 4)
     monkeypatch.setitem(portions.PORTIONS, "cpu", small)
     assert torch.equal(projected(*hits), together)
-    assert together.flatten(1).abs().amax(1).min() > 0
+    arrived = together.flatten(1).any(1)
+    assert arrived.all() if method == "deconvnet" else arrived.sum() >= 8  # of active units
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", networks.REAL)
-def test_projections_of_a_real_network_equal_the_oracles(name: str) -> None:
+def test_projections_of_a_real_network_equal_the_oracles(name: str, method: Method) -> None:
     case = networks.REAL[name]
-    assert_projections_equal_the_oracles(case, every=max(len(case.unrectified) // 2, 4))
+    every = max(len(case.unrectified) // 2, 4)
+    assert_projections_equal_the_oracles(case, every, method=method)
 
 
 @needs_shared
@@ -135,7 +173,13 @@ def one_filter(weight: list[list[float]], **options: int) -> nn.Conv2d:
 
 
 def project_at(
-    model: nn.Module, pixels: list[list[float]], layer: int, y: int, x: int, seed: float
+    model: nn.Module,
+    pixels: list[list[float]],
+    layer: int,
+    y: int,
+    x: int,
+    seed: float,
+    method: Method = "deconvnet",
 ) -> list[list[float]]:
     """One unit of one picture of one channel, down to the pixels."""
     images = torch.tensor([[pixels]])
@@ -143,7 +187,7 @@ def project_at(
     zero = torch.zeros(1, dtype=torch.int64)
     ours = projected(
         network, network.layers[layer], images, zero, zero, torch.tensor([[y, x]]),
-        torch.tensor([seed]),
+        torch.tensor([seed]), method,
     )  # fmt: skip
     return ours[0, 0].tolist()
 
@@ -158,6 +202,30 @@ def test_the_signal_is_rectified_by_its_own_sign_not_by_the_forward_one() -> Non
     # The forward mask would leave (0, -1), both masks (0, 0).
     model = nn.Sequential(nn.ReLU(), one_filter([[1.0, -1.0]]))
     assert project_at(model, [[-1.0, 2.0]], 1, 0, 0, seed=1.0) == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("method", "arrives"),
+    [
+        ("deconvnet", [2.0, 0.0, 4.0, 5.0]),  # it forgets the ceiling, like the mask
+        ("gradient", [0.0, -3.0, 4.0, 0.0]),
+        ("guided", [0.0, 0.0, 4.0, 0.0]),
+    ],
+)
+def test_methods_differ_in_what_a_rectifier_lets_pass(method: Method, arrives: list[float]) -> None:
+    # Image (-1, 5, 1, 6) -> ReLU6 (0, 5, 1, 6); filter (2, -3, 4, 5), seed 1: the signal is the
+    # filter. The inputs of the second and third place alone are inside (0, 6).
+    model = nn.Sequential(nn.ReLU6(), one_filter([[2.0, -3.0, 4.0, 5.0]]))
+    pixels = [[-1.0, 5.0, 1.0, 6.0]]
+    assert project_at(model, pixels, 1, 0, 0, seed=1.0, method=method) == [arrives]
+
+
+@pytest.mark.parametrize("method", BY_INPUT)
+def test_a_saturated_activation_has_no_gradient(method: Method) -> None:
+    # 3 · 1 = 3 is inside (0, 6), 3 · 2 = 6 and 3 · 3 = 9 are not.
+    model = nn.Sequential(one_filter([[3.0]]), nn.ReLU6())
+    for pixel, arrives in (1.0, 6.0), (2.0, 0.0), (3.0, 0.0), (-1.0, 0.0):
+        assert project_at(model, [[pixel]], 0, 0, 0, seed=2.0, method=method) == [[arrives]]
 
 
 def test_the_layers_own_rectifier_rectifies_the_seed() -> None:

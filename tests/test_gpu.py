@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import deconvoy
+from deconvoy.spec import Method
 from tests import networks, test_scan
 from tests.runs import run_inline, small_spec
-from tests.test_deconvnet import assert_projections_equal_the_oracles
+from tests.test_deconvnet import METHODS, assert_projections_equal_the_oracles
 from tests.test_occlusion import EXACT, GRID_OF_TYPES, assert_sweep_equals_the_oracles
 from workers.graph import Network
 
@@ -29,16 +30,18 @@ ALL = [
 ]
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", networks.TINY)
-def test_projections_of_a_tiny_network_equal_the_oracles(name: str) -> None:
-    assert_projections_equal_the_oracles(networks.TINY[name], every=1, device=GPU)
+def test_projections_of_a_tiny_network_equal_the_oracles(name: str, method: Method) -> None:
+    assert_projections_equal_the_oracles(networks.TINY[name], 1, device=GPU, method=method)
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", networks.REAL)
-def test_projections_of_a_real_network_equal_the_oracles(name: str) -> None:
+def test_projections_of_a_real_network_equal_the_oracles(name: str, method: Method) -> None:
     case = networks.REAL[name]
     every = max(len(case.unrectified) // 2, 4)
-    assert_projections_equal_the_oracles(case, every, device=GPU)
+    assert_projections_equal_the_oracles(case, every, device=GPU, method=method)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

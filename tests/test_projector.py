@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deconvoy.spec import Transform
+from deconvoy.spec import Method, Transform
 from tests import networks
 from workers import portions
 from workers.graph import Network
@@ -22,6 +22,7 @@ SIDE = 96
 TRANSFORM = Transform(resize=SIDE, crop=SIDE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 CPU = torch.device("cpu")
 LAYER = "features.4"
+METHODS: tuple[Method, ...] = ("deconvnet", "guided", "gradient")
 
 
 def network(dtype: torch.dtype = torch.float32) -> Network:
@@ -101,24 +102,30 @@ def test_reuse_counts_for_nothing_where_the_switches_cannot_be_kept(
     assert projected(by, net, hits_on([0, 1, 2], net), reuse=50.0)[1] == [False] * 3
 
 
-def test_whole_or_on_its_cone_a_hit_projects_alike() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_whole_or_on_its_cone_a_hit_projects_alike(method: Method) -> None:
     net = network()
     hits = hits_on(CROWDED, net)
-    mixed, _ = projected(Projector(net, TRANSFORM, CPU), net, hits)
-    all_whole, whole = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse=50.0)
-    assert all(whole)
+    mixed, some = projected(Projector(net, TRANSFORM, CPU, method), net, hits)
+    all_whole, whole = projected(Projector(net, TRANSFORM, CPU, method), net, hits, reuse=50.0)
+    assert all(whole) and not all(some)
+    assert all_whole.any()
     assert (mixed - all_whole).abs().max() <= 1e-5 * all_whole.abs().max()
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reuse", [1.0, 50.0])
-def test_the_bits_depend_neither_on_lanes_nor_on_what_was_done_before(reuse: float) -> None:
+def test_the_bits_depend_neither_on_lanes_nor_on_what_was_done_before(
+    reuse: float, method: Method
+) -> None:
     net = network()
     hits = hits_on([*CROWDED, 7, 8, 9, 9], net)
-    fresh, _ = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse)
-    used = Projector(net, TRANSFORM, CPU)
+    fresh, _ = projected(Projector(net, TRANSFORM, CPU, method), net, hits, reuse)
+    used = Projector(net, TRANSFORM, CPU, method)
     projected(used, net, hits_on([9, 3, 5, 11, 8], net), reuse=50.0)
     again, _ = projected(used, net, hits, reuse)
-    in_lanes, _ = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse, in_two_lanes)
+    apart = Projector(net, TRANSFORM, CPU, method)
+    in_lanes, _ = projected(apart, net, hits, reuse, in_two_lanes)
     assert torch.equal(fresh, again)
     assert torch.equal(fresh, in_lanes)
 
@@ -136,18 +143,22 @@ def test_images_run_forward_together_give_the_same_as_alone(
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5 * float(alone.abs().max()))
 
 
-def test_of_more_switches_than_may_be_kept_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_of_more_switches_than_may_be_kept_the_oldest_go(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = network()
     hits = hits_on(list(range(12)), net)
-    keep_switches_of(12 * net.switch_bytes(net.path_to(net.layer(LAYER))), monkeypatch)
-    by = Projector(net, TRANSFORM, CPU)
+    each = net.switch_bytes(net.path_to(net.layer(LAYER)), method)
+    keep_switches_of(12 * each, monkeypatch)
+    by = Projector(net, TRANSFORM, CPU, method)
     by._kept._most_bytes //= 4
-    expected, whole = projected(Projector(net, TRANSFORM, CPU), net, hits, reuse=50.0)
+    expected, whole = projected(Projector(net, TRANSFORM, CPU, method), net, hits, reuse=50.0)
     for _ in range(2):
         assert torch.equal(projected(by, net, hits, reuse=50.0)[0], expected)
     assert all(whole)
     assert len(by._kept._known) == 3
-    assert by._kept._bytes <= by._kept._most_bytes
+    assert by._kept._bytes == 3 * each == by._kept._most_bytes
 
 
 def test_an_image_is_in_as_many_leases_as_its_hits_spread_over() -> None:

@@ -87,7 +87,7 @@ def test_every_stored_projection_equals_the_slow_deconvnet_to_half_a_step(calm: 
                 y, x = unit.position[rank].tolist()
                 image = images[int(unit.image[rank])]
                 whole = reference.deconvnet(model, image, place_of[name], index, y, x)
-                expected = _in_window(whole, unit.window[rank])
+                expected = in_window(whole, unit.window[rank])
                 step = np.abs(expected).max() / 127
                 np.testing.assert_allclose(
                     unit.projections[rank], expected, rtol=0, atol=0.501 * step
@@ -96,7 +96,7 @@ def test_every_stored_projection_equals_the_slow_deconvnet_to_half_a_step(calm: 
     assert compared >= 6
 
 
-def _in_window(picture: torch.Tensor, window: np.ndarray, fill: float = 0.0) -> np.ndarray:
+def in_window(picture: torch.Tensor, window: np.ndarray, fill: float = 0.0) -> np.ndarray:
     """The part of a picture ("channel row col") in a window, as "row col channel"."""
     y0, x0, y1, x1 = window.tolist()
     height, width = picture.shape[1:]
@@ -116,7 +116,7 @@ def test_every_stored_patch_is_the_image_in_its_window(calm: Path) -> None:
         for rank in np.flatnonzero(unit.image >= 0):
             uri = job.listing.uris[int(unit.image[rank])]
             pixels = job.listing.source.read(uri, job.packed.transform).pixels
-            shown = _in_window(pixels, unit.window[rank], PAD_PIXEL)
+            shown = in_window(pixels, unit.window[rank], PAD_PIXEL)
             np.testing.assert_array_equal(unit.patches[rank], shown)
             beyond += int((unit.window[rank] != unit.box[rank]).any())
     assert beyond, "no window reaches beyond its image, so the padding was not tested"

@@ -43,7 +43,12 @@ EVERYTHING: dict[str, Any] = {
             "bands": {"count": 3, "examples": 4},
             "outliers": {"multiple": 2.5, "at_most": 7},
         },
-        {"kind": "projection", "layers": ["features.3"], "units": {"sample": 0.25}},
+        {
+            "kind": "projection",
+            "method": "guided",
+            "layers": ["features.3"],
+            "units": {"sample": 0.25},
+        },
         {
             "kind": "occlusion",
             "images": {"top_of": [{"layer": "features.3", "unit": 7}]},
@@ -214,6 +219,11 @@ def test_a_file_that_is_not_there_is_told_with_the_remedy(tmp_path: Path) -> Non
             "analyses",
             [{"kind": "top"}, {"kind": "projection", "units": {"ids": 3}}],
             ["projection.units.ids' is 3", "it takes a list."],
+        ),
+        (
+            "analyses",
+            [{"kind": "top"}, {"kind": "projection", "method": "lrp"}],
+            ["projection.method' is 'lrp'", "'deconvnet', 'guided' or 'gradient'."],
         ),
         *(
             ("analyses", [{"kind": "top"}, {"kind": "occlusion", **wrong}], said)

@@ -154,7 +154,9 @@ class Actor:
         network = Network(assignment.model.build(), (assignment.transform.channels, side, side))
         self._network = network.to(self._device)
         warm_up(self._device)
-        self._projector = Projector(self._network, assignment.transform, self._device)
+        self._projector = Projector(
+            self._network, assignment.transform, self._device, assignment.method
+        )
         self._layers = [self._network.layer(name) for name in assignment.layers]
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
         # A thread has all cores until torch is told so there: the first matrix product would have
@@ -546,6 +548,7 @@ class Actor:
             self._network.input_shape,
             self._job.transform,
             self._device,
+            self._job.method,
         )
 
     def scan_checkpoints(self, lease: EvolutionScanLease) -> EvolutionScanResult:

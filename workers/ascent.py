@@ -1,4 +1,5 @@
-"""The forward pass on cones: switches of the places alone that a hit's projection goes through.
+"""The forward pass on cones: switches of the places alone that a hit's projection goes through, and
+masks where its method needs them.
 
 An image that few hits lie on need not be run as a whole.  The windows of a cone hold, step by step,
 all that a position of the layer is computed from, so each hit is run forward from its part of the
@@ -18,13 +19,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from deconvoy.spec import Method
 from workers.cones import Cone, Group, touched
 from workers.extents import can_be_windowed
 from workers.graph import Network
 from workers.ops import Down, Reach
 from workers.placing import Placing, Spans
 from workers.steps import Step
-from workers.switches import WindowSwitches, pooled
+from workers.switches import WindowSwitches, passed, pooled, recorded
 
 OVERHEAD = 1.3
 """How much longer a multiply-add takes on windows than on whole maps: copies at every step."""
@@ -34,14 +36,15 @@ POOLED = 200
 
 
 class Ascent:
-    """The way up to the last max pool below a layer."""
+    """The way up to the last step that is recorded: a max pool or, where the method of projection
+    asks what rectifiers let pass, one of these."""
 
-    def __init__(self, network: Network, cone: Cone) -> None:
+    def __init__(self, network: Network, cone: Cone, method: Method = "deconvnet") -> None:
         self._network, self._cone = network, cone
-        pools = [step.index for step in cone.path if _is_pool(step)]
-        self.pools = tuple(pools)
-        """Steps, of all max pools on the way."""
-        self.path = [step for step in cone.path if pools and step.index <= pools[-1]]
+        self.recorded = recorded(cone.path, method)
+        """Steps, by index."""
+        last = self.recorded[-1] if self.recorded else -1
+        self.path = [step for step in cone.path if step.index <= last]
 
     @cached_property
     def possible(self) -> bool:
@@ -69,7 +72,7 @@ class Ascent:
         group: Group,
         position: Int64[np.ndarray, "hit yx"],
     ) -> WindowSwitches:
-        """Those in the windows of a group.
+        """Those in the windows of a group, and masks.
 
         Args:
             position: of the group's hits, on the layer's map.
@@ -95,6 +98,8 @@ class Ascent:
                     values[step.index] = placing.filled(values[step.index], spans, 0.0, mask=True)
             else:
                 moved = self._moved(step, spans, values, group.windows, placing)
+                if step.index in self.recorded and step.rule is not None:
+                    codes[step.index] = passed(moved[step.inputs[0]], step.rule.ceiling)
                 values[step.index] = self._network.run(step, moved, images)
             for done in last_use.get(step.index, ()):
                 values.pop(done, None)

@@ -3,7 +3,9 @@
 Follows Zeiler & Fergus (2013, arXiv:1311.2901) section 2.1: all activations of a layer but one are
 set to zero, then the signal goes down: unpool with the recorded switches, rectify, filter with the
 transposed weights.  What the paper's network does not have (sums, concatenations, average pools,
-BatchNorm) is said in ``workers.ops``.
+BatchNorm) is said in ``workers.ops``.  Two other methods go the same way and differ in what a
+rectifier lets pass alone (``workers.ops.RECTIFICATIONS``): the gradient (Simonyan et al. 2013,
+arXiv:1312.6034) and guided backpropagation (Springenberg et al. 2014, arXiv:1412.6806).
 
 A signal is computed on its cone alone (``workers.cones``): a window of each map, in which hits of
 many units and images lie one behind the other.  Where one activation meets a filter or a matrix
@@ -15,20 +17,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Float, Int, Int64, Integer, UInt8
 from torch import Tensor, nn
 
+from deconvoy.spec import Method
 from workers import loops
 from workers.adjoints import FilterBack, average_back, transpose, unpool
 from workers.cones import Cone, Group, Span, slides, touched
 from workers.graph import Layer, Network
-from workers.ops import Down, Reach
+from workers.ops import RECTIFICATIONS, Down, Reach, Rectification
 from workers.placing import Placing, Spans, fitted, pasted
 from workers.portions import portions_on
 from workers.scattering import Landing, SparseFilter, send_maxima
 from workers.sight import sliding_window
 from workers.steps import Step
-from workers.switches import Switches, WindowSwitches
+from workers.switches import BITS, Switches, WindowSwitches, unpacked
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,10 @@ class Deconvnet:
         unit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
         seed: Float[Tensor, " hit"],
+        method: Method = "deconvnet",
     ) -> Projection:
         """Project hits of one group of a cone; ``parts`` in one piece."""
-        found = list(self.parts(cone, group, switches, image_of_hit, unit, position, seed))
+        found = list(self.parts(cone, group, switches, image_of_hit, unit, position, seed, method))
         return Projection(
             torch.cat([projection.signal for _, projection in found]),
             np.concatenate([projection.origin for _, projection in found]),
@@ -90,13 +94,15 @@ class Deconvnet:
         unit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
         seed: Float[Tensor, " hit"],
+        method: Method = "deconvnet",
     ) -> Iterator[tuple[slice, Projection]]:
         """Project hits of one group of a cone, some at a time: as signals grow on their way down,
         fewer go together, so that one takes at most its portion (``workers.portions``), or is that
         of one hit.
 
         Args:
-            switches: of the images, or of the hits' windows of this group.
+            switches: of the images, or of the hits' windows of this group; with the masks that
+                ``method`` asks for.
             image_of_hit: row of each hit's image among those that gave the switches.
             position: on the layer's map.
             seed: the recorded activation of each hit; all else of the layer is zero.
@@ -104,7 +110,10 @@ class Deconvnet:
         Yields:
             Which of the hits, in their order, and what they have come down to.
         """
-        down = _Down(self, self._network, cone, group, switches, image_of_hit, position)
+        rectification = RECTIFICATIONS[method]
+        down = _Down(
+            self, self._network, cone, group, switches, image_of_hit, position, rectification
+        )
         yield from down.run(Point(unit, seed))
 
     def filter_of(self, step: Step) -> FilterBack:
@@ -128,8 +137,12 @@ def project(
     unit: Int[Tensor, " hit"],
     position: Int[Tensor, "hit yx"],
     seed: Float[Tensor, " hit"],
+    method: Method = "deconvnet",
 ) -> Float[Tensor, "hit channel row col"]:
     """Project hits of one layer, of any units and images, to whole images.
+
+    Args:
+        switches: with the masks that ``method`` asks for.
 
     Returns:
         Signed, in units of the normalised input.
@@ -140,7 +153,7 @@ def project(
     for group in cone.groups(places):
         at = torch.from_numpy(group.hits).to(seed.device)
         projection = deconvnet.project(
-            cone, group, switches, image_of_hit[at], unit[at], places[group.hits], seed[at]
+            cone, group, switches, image_of_hit[at], unit[at], places[group.hits], seed[at], method
         )
         found[at] = projection.whole(*network.input_shape[1:])
     return found
@@ -158,13 +171,14 @@ class _Down:
         switches: Switches | WindowSwitches,
         image_of_hit: Int[Tensor, " hit"],
         position: Int64[np.ndarray, "hit yx"],
+        rectification: Rectification,
         first: int = 0,
     ) -> None:
         self._deconvnet, self._network = deconvnet, network
         self._cone, self._group, self._windows = cone, group, group.windows
         self._switches, self._image_of_hit = switches, image_of_hit
         self._position, self._placing = position, Placing(position)
-        self._first = first
+        self._rectification, self._first = rectification, first
 
     def run(self, point: Point) -> Iterator[tuple[slice, Projection]]:
         yield from self._on({self._cone.layer.step: point}, len(self._cone.path))
@@ -220,6 +234,7 @@ class _Down:
             switches,
             self._image_of_hit[which],
             self._position[which],
+            self._rectification,
             self._first + which.start,
         )
 
@@ -264,7 +279,7 @@ class _Down:
             case Down.COPY:
                 signal = _unbroadcast(signal, (*below.shape[:-2], *signal.shape[-2:]))
             case Down.RECTIFY:
-                signal = signal.clamp_(min=0)
+                signal = self._rectified(step, signal, above_window, signal)
             case Down.RESHAPE:
                 signal = signal.reshape(len(signal), *below.shape[:-2], *signal.shape[-2:])
             case Down.FILTER:
@@ -321,7 +336,7 @@ class _Down:
             case Down.PASS | Down.SPLIT:
                 return signal
             case Down.RECTIFY:
-                return signal.clamp(min=0)
+                return self._rectified(step, signal, None)
             case Down.COPY:
                 return _unbroadcast(signal, below.shape)
             case Down.RESHAPE:
@@ -354,7 +369,7 @@ class _Down:
             case Down.PASS if step.shape == below.shape:
                 return point
             case Down.RECTIFY:
-                return Point(point.unit, point.value.clamp(min=0))
+                return self._rectified_point(step, point)
             case Down.MATRIX if len(step.shape) == 1:
                 assert isinstance(step.module, nn.Linear)
                 return step.module.weight[point.unit] * point.value[:, None]
@@ -371,6 +386,54 @@ class _Down:
                     below, self._placed(kernels, touched(step, below, spans), below)
                 )
         return None
+
+    # Rectifiers ---------------------------------------------------------------------------------
+
+    def _rectified(
+        self, step: Step, signal: Tensor, spans: Spans | None, out: Tensor | None = None
+    ) -> Tensor:
+        """What the method lets pass, of a signal in a window or, without ``spans``, on whole maps;
+        written into ``out``, if there is one."""
+        if self._rectification.by_signal:
+            signal = torch.clamp(signal, min=0, out=out)
+        if self._rectification.by_input:
+            signal = torch.mul(signal, self._mask(step, spans), out=out)
+        return signal
+
+    def _mask(self, step: Step, spans: Spans | None) -> UInt8[Tensor, "hit *value"]:
+        """1 where a rectifier let its input pass, 0 where not; beyond the map it may be either."""
+        if spans is not None:
+            mask = self._codes(step, spans)
+        else:
+            assert isinstance(self._switches, Switches), "a window has no whole maps"
+            mask = self._switches.codes[step.index][self._image_of_hit]
+        mask = unpacked(mask, step.shape[0])
+        return mask.permute(0, 3, 1, 2) if mask.ndim == 4 else mask
+
+    def _rectified_point(self, step: Step, point: Point) -> Point | None:
+        """None of maps that are turned: their masks are, too."""
+        value = point.value
+        if self._rectification.by_signal:
+            value = value.clamp(min=0)
+        if self._rectification.by_input:
+            if self._cone.layer.order not in ((0, 1, 2), (0,)):
+                return None
+            value = value * self._mask_at(step, point.unit)
+        return Point(point.unit, value)
+
+    def _mask_at(self, step: Step, unit: Int[Tensor, " hit"]) -> Integer[Tensor, " hit"]:
+        """1 where a rectifier let the hit's own activation pass, 0 where not."""
+        mask, image, place = self._switches.codes[step.index], self._image_of_hit, self._position
+        byte, bit = unit // BITS, unit % BITS
+        if mask.ndim == 2:
+            return mask[image, byte] >> bit & 1
+        if isinstance(self._switches, WindowSwitches):
+            spans = self._windows[step.index]
+            assert spans is not None, f"{step.name} was run on windows and has none"
+            place = place - self._placing.origins(spans)
+            image = torch.arange(len(place), device=mask.device)
+        y, x = torch.from_numpy(place).to(mask.device).unbind(1)
+        return mask[image, y, x, byte] >> bit & 1
 
     # Windows ------------------------------------------------------------------------------------
 
@@ -409,7 +472,7 @@ class _Down:
         return signal if spans is None else self._placing.filled(signal, spans)
 
     def _codes(self, step: Step, spans: Spans) -> Tensor:
-        """The switches in the window of a pool's output, (hit, row, col, channel)."""
+        """The switches, or the mask, in the window of a step's output, (hit, row, col, channel)."""
         if isinstance(self._switches, WindowSwitches):
             return self._switches.codes[step.index]
         codes = self._switches.codes[step.index].permute(0, 3, 1, 2)

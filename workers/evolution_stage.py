@@ -102,7 +102,7 @@ def write_tables(job: Job, run: RunStore, evolving: Evolving, folds: list[Fold],
         )
         create_layer_evolution(run, layer, table)
         if layer in evolving.layers:
-            create_pictures(run, layer, evolving.columns, job.spec.storage)
+            create_pictures(run, layer, evolving.columns, job.spec.storage, job.spec.method)
     told = {
         "checkpoints": list(evolving.names),
         "layers": [layer.name for layer in job.layers],

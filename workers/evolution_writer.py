@@ -11,7 +11,7 @@ import zarr
 from jaxtyping import Float32, Int32, Int64
 
 from deconvoy.schema import EVOLUTION_ARRAYS, EVOLUTION_GROUP, evolution_path
-from deconvoy.spec import StorageSpec
+from deconvoy.spec import Method, StorageSpec
 from deconvoy.store import RunStore
 from workers.graph import Layer
 from workers.pictures import stored_size
@@ -44,7 +44,9 @@ def create_layer_evolution(run: RunStore, layer: Layer, table: Table) -> None:
         kept_whole(group, name)[...] = values
 
 
-def create_pictures(run: RunStore, layer: Layer, columns: int, storage: StorageSpec) -> None:
+def create_pictures(
+    run: RunStore, layer: Layer, columns: int, storage: StorageSpec, method: Method
+) -> None:
     """Make the arrays that work items fill: one unit a chunk, an item a shard."""
     group: Any = run.zarr("r+")[evolution_path(layer.name)]
     assert isinstance(group, zarr.Group)
@@ -52,9 +54,11 @@ def create_pictures(run: RunStore, layer: Layer, columns: int, storage: StorageS
     item = units_per_item(layer, columns, storage)
     chunk = (1, columns, height, width, 3)
     for name in ("patch", "projection"):
-        dtype = projection_dtype(storage) if name == "projection" else None
+        dtype, told = None, {}
+        if name == "projection":
+            dtype, told = projection_dtype(storage), {"method": method}
         create_array(
-            group, FIELDS[name], (layer.units, *chunk[1:]), chunk, (item, *chunk[1:]), {}, dtype
+            group, FIELDS[name], (layer.units, *chunk[1:]), chunk, (item, *chunk[1:]), told, dtype
         )
     create_array(group, FIELDS["scale"], (layer.units, columns), (item, columns), None, {})
     create_array(group, FIELDS["projected"], (layer.units,), (item,), None, {})

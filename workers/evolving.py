@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deconvoy.spec import Transform
+from deconvoy.spec import Method, Transform
 from workers.graph import Layer, Network
 from workers.models import PackedModel
 from workers.projector import Projector
@@ -38,7 +38,9 @@ class Checkpoints:
         input_shape: tuple[int, int, int],
         transform: Transform,
         device: torch.device,
+        method: Method,
     ) -> None:
+        self._method = method
         self._packed, self._layers, self._shape = packed, layers, input_shape
         self._transform, self._device = transform, device
         self._kept: OrderedDict[int, Checkpoint] = OrderedDict()
@@ -54,7 +56,7 @@ class Checkpoints:
         made = Checkpoint(
             network,
             [network.layer(name) for name in self._layers],
-            Projector(network, self._transform, self._device),
+            Projector(network, self._transform, self._device, self._method),
         )
         self._kept[number] = made
         each = max(1, len(self._packed[number].tensors))

@@ -8,7 +8,6 @@ to another convolution or to the output without a rectifier between.  Names are 
 
 import copy
 import difflib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +18,13 @@ from torch import Tensor, device, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deconvoy.errors import ModelUnsupported, RequestError
+from deconvoy.spec import Method
 from workers import numerics
 from workers.fields import Field
 from workers.ops import Down, Rule, module_rule
 from workers.sight import Sight, field_of, sights
 from workers.steps import Program, Step, op_name
-from workers.switches import Switches, pooled
+from workers.switches import Switches, passed, pooled, recorded, recorded_bytes
 
 
 @dataclass(frozen=True)
@@ -179,32 +179,38 @@ class Network:
         return [step for step in self.steps if step.index in needed]
 
     def switches(
-        self, images: Float[Tensor, "image channel row col"], path: Sequence[Step]
+        self,
+        images: Float[Tensor, "image channel row col"],
+        path: Sequence[Step],
+        method: Method = "deconvnet",
     ) -> Switches:
-        """Run ``path`` and keep the place of every maximum its max pools take."""
-        pools = [step.index for step in path if step.rule and step.rule.down is Down.UNPOOL]
-        if not pools:
+        """Run ``path`` and keep the place of every maximum its max pools take and, for methods that
+        ask for it, what its rectifiers let pass."""
+        kept = recorded(path, method)
+        if not kept:
             return Switches({})
         codes: dict[int, Tensor] = {}
         values: dict[int, Any] = {}
         images = images.to(memory_format=self.layout)
         last_use = self.last_uses(path)
         for step in path:
-            if step.index > pools[-1]:
+            if step.index > kept[-1]:
                 break
-            if step.index in pools and isinstance(step.module, nn.MaxPool2d):
+            if step.index in kept and isinstance(step.module, nn.MaxPool2d):
                 pool = step.module
                 values[step.index], codes[step.index] = pooled(values[step.inputs[0]], pool)
             else:
+                if step.index in kept and step.rule is not None:  # before it is overwritten
+                    codes[step.index] = passed(values[step.inputs[0]], step.rule.ceiling)
                 values[step.index] = self._program.run(step, values, images)
             for done in last_use.get(step.index, ()):
                 values.pop(done, None)
         return Switches(codes)
 
-    def switch_bytes(self, path: Sequence[Step]) -> int:
-        """Of the switches of one image, at least 1."""
-        pools = (step for step in path if step.rule and step.rule.down is Down.UNPOOL)
-        return max(1, sum(math.prod(step.shape) for step in pools))
+    def switch_bytes(self, path: Sequence[Step], method: Method = "deconvnet") -> int:
+        """Of what ``switches`` keeps of one image, at least 1."""
+        kept = recorded(path, method)
+        return max(1, sum(recorded_bytes(self.steps[index]) for index in kept))
 
     def cast(self, dtype: torch.dtype) -> "Network":
         """Compute in another type, faster, but not the same; returns itself."""

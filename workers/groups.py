@@ -23,6 +23,7 @@ def create_group(
     whole: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
     dtypes: Mapping[str, np.dtype[Any]] | None = None,
+    told: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Make a group, over an older one if there is one.
 
@@ -30,6 +31,7 @@ def create_group(
         lengths: of the axes.
         whole: values of those arrays that are known at once, and have one chunk.
         dtypes: of arrays whose type the schema leaves open.
+        told: further attributes of arrays.
     """
     group = run.zarr("r+").create_group(name, overwrite=True)
     for field in fields:
@@ -40,7 +42,8 @@ def create_group(
         else:
             shape = tuple(lengths[dim] for dim in field.dims)
             dtype = (dtypes or {}).get(field.name)
-            create_array(group, field, shape, (1, *shape[1:]), None, {}, dtype)
+            more = (told or {}).get(field.name, {})
+            create_array(group, field, shape, (1, *shape[1:]), None, more, dtype)
     group.attrs.update(dict(attributes))
 
 

@@ -200,6 +200,7 @@ class Job:
             storage=self.spec.storage,
             url=RunStore(url).absolute,
             threads=threads,
+            method=self.spec.method,
             distinct=self.spec.data.distinct,
             only_wrong=self.spec.data.where is not None and self.spec.data.where.wrong,
             rankings=self.rankings,

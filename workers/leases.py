@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from deconvoy.spec import StorageSpec, Transform
+from deconvoy.spec import Method, StorageSpec, Transform
 from workers.datasets import ImageRef
 from workers.examples import Floor, Ranking
 from workers.grids import Grid
@@ -34,6 +34,8 @@ class Assignment:
     url: str
     """Of the run."""
     threads: int
+    method: Method = "deconvnet"
+    """Of the projections of hits."""
     distinct: bool = False
     """Images with the same pixels count once among the hits."""
     only_wrong: bool = False

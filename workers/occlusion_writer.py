@@ -84,6 +84,8 @@ def create_group(
             "boxes": lengths["box"],
         },
         {"projection": projection_dtype(storage)},
+        # Whatever the method of the hits' projections is.
+        {"projection": {"method": "deconvnet"}},
     )
 
 

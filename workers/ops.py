@@ -3,7 +3,8 @@
 One row an operation; everything else in ``workers`` reads the rows and knows no operation and no
 model by name.  ``reach`` is what an output position sees of the input, ``down`` the deconvnet's
 step back through it (Zeiler & Fergus 2013, section 2.1; what the paper does not have is said in
-the row).  An operation without a row can be scanned, but not projected.
+the row).  An operation without a row can be scanned, but not projected.  Other methods of
+projection differ in their rectifiers alone.
 """
 
 import operator
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import stochastic_depth
+
+from deconvoy.spec import Method
 
 
 class Reach(Enum):
@@ -45,7 +48,8 @@ class Down(Enum):
     UNPOOL = auto()
     """Send values to the recorded places of the maxima; overlapping windows accumulate."""
     RECTIFY = auto()
-    """ReLU on the signal coming down, whatever the forward sign was."""
+    """Let pass what the method of projection does (``RECTIFICATIONS``); the deconvnet's is ReLU on
+    the signal coming down, whatever the forward sign was."""
     PASS = auto()
     """Unchanged (contrast normalisation is not inverted; dropout is off)."""
     TRANSPOSE = auto()
@@ -70,6 +74,26 @@ class Rule:
     rectifier: bool = False
     ceiling: float | None = None
     """Largest value the rectifier lets through."""
+
+
+@dataclass(frozen=True)
+class Rectification:
+    """Where a rectifier lets the signal pass on its way down; all that is asked must hold."""
+
+    by_signal: bool
+    """Where the signal is positive."""
+    by_input: bool
+    """Where the rectifier's forward input was positive and below its ceiling.  At zero and at the
+    ceiling, where there are two slopes, nothing passes, as in torch's ``relu`` and ``relu6``."""
+
+
+RECTIFICATIONS: Mapping[Method, Rectification] = {
+    "deconvnet": Rectification(by_signal=True, by_input=False),
+    "guided": Rectification(by_signal=True, by_input=True),
+    "gradient": Rectification(by_signal=False, by_input=True),
+}
+"""Zeiler & Fergus 2013 (arXiv:1311.2901), section 2.1; Springenberg et al. 2014 (arXiv:1412.6806),
+Fig. 1, which has all three; Simonyan et al. 2013 (arXiv:1312.6034), section 3."""
 
 
 _RECTIFIER = Rule("relu", Reach.SAME, Down.RECTIFY, rectifier=True)

@@ -171,7 +171,8 @@ class _Trial:
         sums = drawn(self.fold.sums, self.fold.images, len(self.job.listing), self.rng)
         merge_seconds, table_bytes, metadata = self._tables(layers, sums)
         for layer in layers:
-            create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
+            spec = self.job.spec
+            create_pictures(self.run, layer, self.job.k, spec.storage, spec.method)
         picture_metadata = (self._weigh("zarr.json") - metadata) / len(layers)
         decode_seconds = self._decode(measured[0]) if measured else 0.0
         samples = [self._project(item) for item in measured]

@@ -363,7 +363,8 @@ class _Driver:
         }
         for layer in self.job.projected_layers():
             if layer.name not in started:
-                create_pictures(self.run, layer, self.job.k, self.job.spec.storage)
+                spec = self.job.spec
+                create_pictures(self.run, layer, self.job.k, spec.storage, spec.method)
         self._take_over(list(items.values()), fold)
         left = [name for name in items if not self.run.exists(marker_path(name))]
 

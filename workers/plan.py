@@ -18,7 +18,7 @@ from jaxtyping import Float64, Int64
 from torch import nn
 
 from deconvoy.errors import DiskTooSmall
-from deconvoy.spec import ComputeSpec, Transform
+from deconvoy.spec import ComputeSpec, Method, Transform
 from deconvoy.store import RunStore
 from workers.actor import CACHE_BYTES
 from workers.examples import Ranking
@@ -124,6 +124,8 @@ class Plan:
     """Of the whole scan."""
     projections: int
     """About so many hits will be projected."""
+    method: Method
+    """Of these."""
     squares: int
     """About so many positions of a square, over images and over hits."""
     further: Mapping[str, int]
@@ -182,6 +184,7 @@ def plan(job: Job, at: str = ".", measuring: Callable[[], None] = lambda: None) 
         multiply_adds_per_image=total,
         multiply_adds=total * len(job.listing),
         projections=round(sum(cost.hits for cost in forecast.costs)),
+        method=job.spec.method,
         squares=forecast.occlusion.positions if forecast.occlusion else 0,
         further={kind: one.work for kind, one in forecast.further.items()},
         seconds=_totalled(forecast.seconds()),

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from deconvoy.spec import Transform
+from deconvoy.spec import Method, Transform
 from workers.ascent import Ascent
 from workers.cones import Cone, Group
 from workers.deconvnet import Deconvnet, Projection
@@ -81,8 +81,15 @@ def expected_reuse(leases: int, hits: int, images: int) -> float:
 class Projector:
     """Projects the hits of one network's layers."""
 
-    def __init__(self, network: Network, transform: Transform, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: Network,
+        transform: Transform,
+        device: torch.device,
+        method: Method = "deconvnet",
+    ) -> None:
         self._network, self._transform, self._device = network, transform, device
+        self._method: Method = method
         self.deconvnet = Deconvnet(network)
         self._cones: dict[str, tuple[Cone, Ascent]] = {}
         self._portions = portions_on(device.type)
@@ -103,7 +110,7 @@ class Projector:
             distinct, first = np.unique(hits.image[which], return_index=True)
             ends = [*first[1:].tolist(), len(which)]
             shared = bool(len(which)) and bool(whole[which[0]])
-            fitting = self._portions.switch_bytes // self._network.switch_bytes(cone.path)
+            fitting = self._portions.switch_bytes // self._switch_bytes(cone)
             for part in chunks(range(len(distinct)), max(8, fitting) if shared else HELD_IMAGES):
                 own = which[int(first[part[0]]) : ends[part[-1]]]
                 ids = distinct[part[0] : part[-1] + 1]
@@ -131,7 +138,7 @@ class Projector:
         unit = torch.from_numpy(hits.unit[at]).to(self._device)
         seed = hits.seed[torch.from_numpy(at)].to(self._device)
         for part, projection in self.deconvnet.parts(
-            cone, batch.group, switches, row.to(self._device), unit, own, seed
+            cone, batch.group, switches, row.to(self._device), unit, own, seed, self._method
         ):
             yield at[part], projection
 
@@ -141,8 +148,11 @@ class Projector:
     def _cone(self, layer: Layer) -> tuple[Cone, Ascent]:
         if layer.name not in self._cones:
             cone = Cone(self._network, layer)
-            self._cones[layer.name] = cone, Ascent(self._network, cone)
+            self._cones[layer.name] = cone, Ascent(self._network, cone, self._method)
         return self._cones[layer.name]
+
+    def _switch_bytes(self, cone: Cone) -> int:
+        return self._network.switch_bytes(cone.path, self._method)
 
     def _whole(self, layer: Layer, hits: Hits, reuse: float) -> Bool[np.ndarray, " hit"]:
         """Whether each hit's image is run as a whole: its hits' cones together are more work."""
@@ -154,7 +164,7 @@ class Projector:
             work[group.hits] = ascent.of_a_hit(group)
         _, row = np.unique(hits.image, return_inverse=True)
         again = 1.0
-        needed = len(np.unique(hits.image)) * self._network.switch_bytes(cone.path)
+        needed = len(np.unique(hits.image)) * self._switch_bytes(cone)
         if needed <= self._portions.switch_bytes:
             again = reuse
         found: Bool[np.ndarray, " hit"] = np.bincount(row, work)[row] * again >= ascent.whole
@@ -171,7 +181,7 @@ class Projector:
         """Of whole images, as many at a time as the device takes."""
         if not ascent.path:
             return Switches({})
-        known = [self._kept.get(image, ascent.pools) for image in ids.tolist()]
+        known = [self._kept.get(image, ascent.recorded) for image in ids.tolist()]
         missing = [row for row, switches in enumerate(known) if switches is None]
         size = self._portions.images
 
@@ -180,7 +190,8 @@ class Projector:
             if len(rows) < size:
                 images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(rows)))
             with torch.no_grad():
-                return self._network.switches(images, ascent.path).each(len(rows))
+                switches = self._network.switches(images, ascent.path, self._method)
+                return switches.each(len(rows))
 
         parts = list(chunks(missing, size))
         for rows, found in zip(parts, in_lanes(forward, parts), strict=True):
@@ -202,14 +213,14 @@ class _Kept:
         self._known: OrderedDict[int, Switches] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, image: int, pools: Iterable[int]) -> Switches | None:
-        """Those of the max pools ``pools``; None unless all are known."""
+    def get(self, image: int, steps: Iterable[int]) -> Switches | None:
+        """Those of some steps; None unless all are known."""
         with self._lock:
             known = self._known.get(image)
-            if known is None or not set(pools) <= set(known.codes):
+            if known is None or not set(steps) <= set(known.codes):
                 return None
             self._known.move_to_end(image)
-        return Switches({pool: known.codes[pool] for pool in pools})
+        return Switches({step: known.codes[step] for step in steps})
 
     def put(self, image: int, switches: Switches) -> None:
         with self._lock:

@@ -1,26 +1,41 @@
-"""Switches: where in its window each max pool found its maximum, for the way back down.
+"""What the forward pass records for the way back down: switches, and masks of rectifiers.
 
-One byte a pooled value, not the eight of an index: the number of the kernel's place, row by row.
-(Zeiler & Fergus 2013, section 2.1 "Unpooling".)
+A switch says where in its window a max pool found its maximum (Zeiler & Fergus 2013, section 2.1
+"Unpooling"): one byte a pooled value, not the eight of an index, the number of the kernel's place,
+row by row.  A mask says where a rectifier's input was positive and below its ceiling, one bit a
+value; the deconvnet needs none (``workers.ops.RECTIFICATIONS``).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64, Integer
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Integer, UInt8
 from torch import Tensor, nn
 
+from deconvoy.spec import Method
 from workers.fields import Window
+from workers.ops import RECTIFICATIONS, Down
 from workers.sight import padding_of, sliding_window
+from workers.steps import Step
+
+BITS = 8
+"""Of a mask in a byte."""
+
+GATHER = sum(1 << 56 - 7 * bit for bit in range(BITS))
+"""Eight bytes of 0 or 1, taken as one number and times this, have all their bits in the highest
+byte: that of byte i, at 8i, gets to 56 + i by the power 56 − 7i, and no two get to one place."""
 
 
 @dataclass(frozen=True)
 class Switches:
-    """Of some images, for every max pool on a path."""
+    """Of some images, for every step on a path that is recorded."""
 
-    codes: Mapping[int, Integer[Tensor, "image row col channel"]]
-    """By step; channels last, so that the switches of one place lie side by side."""
+    codes: Mapping[int, Integer[Tensor, "image row col channel"] | UInt8[Tensor, "image *byte"]]
+    """By step: switches, or a mask as ``packed`` gives it.  Of maps channels are last, so that
+    those of one place lie side by side."""
 
     @staticmethod
     def joined(parts: Sequence["Switches"]) -> "Switches":
@@ -43,10 +58,50 @@ class Switches:
 
 @dataclass(frozen=True)
 class WindowSwitches:
-    """Of the hits of one group, in its windows, for every max pool on a path."""
+    """Of the hits of one group, in its windows, for every step on a path that is recorded."""
 
-    codes: Mapping[int, Integer[Tensor, "hit row col channel"]]
-    """By step."""
+    codes: Mapping[int, Integer[Tensor, "hit row col channel"] | UInt8[Tensor, "hit row col byte"]]
+    """By step: switches, or a mask as ``packed`` gives it."""
+
+
+def recorded(path: Sequence[Step], method: Method) -> list[int]:
+    """Steps of which a method of projection needs to know how the forward pass went, by index."""
+    kinds = {Down.UNPOOL} | ({Down.RECTIFY} if RECTIFICATIONS[method].by_input else set())
+    return [step.index for step in path if step.depends and step.rule and step.rule.down in kinds]
+
+
+def recorded_bytes(step: Step) -> int:
+    """Of what is recorded of a step, for one image."""
+    values = math.prod(step.shape)
+    if step.rule is None or step.rule.down is not Down.RECTIFY:
+        return values
+    return values // step.shape[0] * -(-step.shape[0] // BITS)
+
+
+def passed(inputs: Float[Tensor, "image *value"], ceiling: float | None) -> UInt8[Tensor, "..."]:
+    """The mask of a rectifier: where its input is positive and below the ceiling.
+
+    Returns:
+        Packed along the channels, which are last, or along the neurons.
+    """
+    mask = inputs > 0
+    if ceiling is not None:
+        mask &= inputs < ceiling
+    return packed(mask.permute(0, 2, 3, 1) if mask.ndim == 4 else mask)
+
+
+def packed(mask: Bool[Tensor, "*place value"]) -> UInt8[Tensor, "*place byte"]:
+    """Eight values a byte, the first in the lowest bit; the last byte is filled up with zeros."""
+    filled = F.pad(mask, (0, -mask.shape[-1] % BITS)).contiguous()
+    eights = filled.view(torch.uint8).view(torch.int64)
+    return (eights * GATHER >> 56 & 0xFF).to(torch.uint8)
+
+
+def unpacked(mask: UInt8[Tensor, "*place byte"], count: int) -> UInt8[Tensor, "*place value"]:
+    """The first ``count`` values, 0 or 1."""
+    bit = torch.arange(BITS, dtype=torch.uint8, device=mask.device)
+    values = torch.bitwise_right_shift(mask[..., None], bit).bitwise_and_(1)
+    return values.flatten(-2)[..., :count]
 
 
 def pooled(

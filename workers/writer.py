@@ -19,7 +19,7 @@ from deconvoy.schema import (
     histogram_edges,
     layer_path,
 )
-from deconvoy.spec import StorageSpec
+from deconvoy.spec import Method, StorageSpec
 from deconvoy.store import RunStore
 from workers.examples import Ranking
 from workers.graph import Layer
@@ -61,7 +61,9 @@ def create_layer(run: RunStore, layer: Layer, k: int) -> None:
         create_array(group, field, shape, shape, None, attributes)
 
 
-def create_pictures(run: RunStore, layer: Layer, k: int, storage: StorageSpec) -> None:
+def create_pictures(
+    run: RunStore, layer: Layer, k: int, storage: StorageSpec, method: Method
+) -> None:
     """Make the arrays the projection's work items write: one unit a chunk, an item a shard."""
     group = run.zarr("r+")[layer_path(layer.name)]
     assert isinstance(group, zarr.Group)
@@ -71,8 +73,10 @@ def create_pictures(run: RunStore, layer: Layer, k: int, storage: StorageSpec) -
         if field.pictures:
             chunk = (1, k, height, width, 3)
             shape, shard = (layer.units, *chunk[1:]), (item, *chunk[1:])
-            dtype = projection_dtype(storage) if field.name == "projection" else None
-            create_array(group, field, shape, chunk, shard, {}, dtype)
+            dtype, attributes = None, {}
+            if field.name == "projection":
+                dtype, attributes = projection_dtype(storage), {"method": method}
+            create_array(group, field, shape, chunk, shard, attributes, dtype)
     by_name = {field.name: field for field in LAYER_ARRAYS}
     create_array(group, by_name["scale"], (layer.units, k), (item, k), None, {})
     create_array(group, by_name["projected"], (layer.units,), (item,), None, {})

@@ -11,6 +11,7 @@ from dashboard.pieces import card, element, facts, heading, number, text
 from dashboard.views import asked
 from deconvoy import progress
 from deconvoy.errors import DeconvoyError
+from deconvoy.methods import METHODS
 from deconvoy.spec import JobSpec
 
 PLAN = "new.plan"
@@ -166,6 +167,8 @@ def _analyses() -> None:
     _of_analysis("Strongest images of each unit", "top", "k", top, top.get("k", 9))
     projection = draft.analysis("projection")
     _switch("Project them to pixels (Fig. 2)", "projection", projection)
+    if projection is not None:
+        _method(projection)
     occlusion = draft.analysis("occlusion")
     _switch("Slide a grey square over images (Fig. 7)", "occlusion", occlusion)
     if occlusion is not None:
@@ -216,6 +219,27 @@ def _of_analysis(
         draft.put_analysis(kind, {**inner, name: read(st.session_state[key])})
 
     st.number_input(label, min_value=1, step=1, key=key, on_change=changed)
+
+
+def _method(given: dict[str, Any]) -> None:
+    usual, *_ = names = tuple(METHODS)
+    key = "new.projection.method"
+    known = given.get("method")
+    st.session_state[key] = known if known in names else usual
+
+    def changed() -> None:
+        inner = {each: at for each, at in given.items() if each not in ("kind", "method")}
+        chosen = st.session_state[key]
+        draft.put_analysis("projection", inner | ({} if chosen == usual else {"method": chosen}))
+
+    st.selectbox(
+        "Method of projection",
+        names,
+        format_func=lambda name: f"{METHODS[name].name} ({METHODS[name].source})",
+        help="Where a rectifier lets the signal pass on its way down to the pixels.",
+        key=key,
+        on_change=changed,
+    )
 
 
 PRECISIONS = ("float32", "bfloat16")
@@ -272,7 +296,7 @@ def _planned(plan: dict[str, Any]) -> None:
         ("labels", plan["labels_from"]),
         ("layers", number(len(plan["layers"]))),
         ("units", number(sum(layer["units"] for layer in plan["layers"]))),
-        ("projections", number(plan["projections"])),
+        ("projections", f"{number(plan['projections'])}, {METHODS[plan['method']].name}"),
         ("positions of a square", number(plan["squares"]) if plan["squares"] else ""),
         *((progress.WORDS[kind], number(count)) for kind, count in plan["further"].items()),
         ("workers × threads", f"{plan['workers']} × {plan['threads']}"),

@@ -7,6 +7,7 @@ from dashboard.addresses import view
 from dashboard.library import Json
 from dashboard.pieces import Markup, card, element, facts, heading, link, number, percent, text
 from dashboard.views import asked
+from deconvoy.methods import METHODS
 
 
 def show() -> None:
@@ -87,10 +88,12 @@ def _data(run: Json) -> str:
 
 def _made(run: Json) -> str:
     made = run["provenance"]
+    projects = any(analysis["kind"] == "projection" for analysis in run["spec"]["analyses"])
     rows = [
         ("made", (run["created"] or "").replace("T", " ")[:16]),
         ("took", "" if run["seconds"] is None else pieces.duration(run["seconds"])),
         ("precision", made.get("dtype")),
+        ("projections", METHODS[library.method_of(run)].name if projects else ""),
         ("device", ", ".join(made.get("device", []))),
         ("commit", run["commit"]),
     ]

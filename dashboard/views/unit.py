@@ -23,6 +23,7 @@ from dashboard.pieces import (
 )
 from dashboard.views import asked
 from deconvoy.errors import RequestError
+from deconvoy.methods import METHODS
 
 TILE = 160
 """Side of a hit in pixels."""
@@ -137,10 +138,13 @@ def _halves(run: Json, layer: Json, unit: Json, state: dict[str, str]) -> str:
         rows = "".join(_listed(run, hit) for hit in unit["hits"])
         hits = element("ol", rows, class_="hits") if rows else ""
         return element("div", element("p", told, class_="empty") + hits, class_="half both")
-    look = _look(layer, state)
+    look, method = _look(layer, state), library.method_of(run)
+    projections = "Projections"
+    if method != "deconvnet":
+        projections += f": {METHODS[method].name}"
     return "".join(
         _half(run, layer, unit, half, title, look)
-        for half, title in (("projection", "Projections"), ("patch", "Image patches"))
+        for half, title in (("projection", projections), ("patch", "Image patches"))
     )
 
 

@@ -57,7 +57,7 @@ def spec_of(run: Json, uri: str, name: str, projected: bool) -> dict[str, Any]:
         {"kind": "occlusion", "images": {"ids": [0]}},
     ]
     if projected:
-        analyses.append({"kind": "projection"})
+        analyses.append({"kind": "projection", "method": library.method_of(run)})
     return {
         "name": name,
         "seed": given["seed"],
