@@ -19,7 +19,7 @@ COPY workers workers
 COPY service service
 COPY dashboard dashboard
 RUN pip install --constraint constraints.txt --build-constraint constraints.txt \
-    '.[figures,cloud,workers,ray,service]'
+    '.[figures,cloud,workers,ray,service,dashboard]'
 
 USER deconvoy
 WORKDIR /home/deconvoy

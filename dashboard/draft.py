@@ -26,6 +26,14 @@ EMPTY: dict[str, Any] = {
 
 Place = tuple[str, ...]
 
+KINDS = {
+    kind: number
+    for number, kind in enumerate(
+        ("top", "projection", "occlusion", "invariance", "correspondence", "evolution")
+    )
+}
+"""Kinds of analyses in the order in which they are written."""
+
 
 def begin(fields: dict[str, Any] | None = None) -> None:
     """Begin with these, or where there is no draft yet with an empty one."""
@@ -89,11 +97,16 @@ def analysis(kind: str) -> dict[str, Any] | None:
 def put_analysis(kind: str, given: dict[str, Any] | None) -> None:
     """Ask for an analysis; None: do not."""
     known = fields().get("analyses")
-    others = [each for each in known if each.get("kind") != kind] if isinstance(known, list) else []
+    others = [each for each in known if _kind(each) != kind] if isinstance(known, list) else []
     mine = [] if given is None else [{"kind": kind, **given}]
-    order = ("top", "projection", "occlusion", "invariance")
-    every = sorted(others + mine, key=lambda each: order.index(each["kind"]))
+    # What the text has besides stays as it is, and last: the spec says what is wrong with it.
+    every = sorted(others + mine, key=lambda each: KINDS.get(_kind(each), len(KINDS)))
     put(("analyses",), every)
+
+
+def _kind(given: Any) -> str:
+    """Of an analysis as it is written, which need not be one."""
+    return str(given.get("kind", "")) if isinstance(given, dict) else ""
 
 
 def read_text() -> None:

@@ -79,12 +79,22 @@ def between(run: Json, other: Json, *layer: str, **given: str | int | None) -> J
     return _kept(path, run["commit"] + other["commit"], tuple(sorted(given.items())))
 
 
-def has_pictures(run: Json, layer: str) -> bool:
-    """Whether every unit of a layer that has hits has pictures."""
+def has_pictures(run: Json, layer: str, unit: int) -> bool:
+    """Whether a unit has pictures."""
     for row in layers(run):
         if row["layer"] == layer:
-            return bool(row["projected_units"] + row["dead_units"] >= row["units"])
+            whole = row["projected_units"] + row["dead_units"] >= row["units"]
+            return bool(whole or unit in _projected(run, layer))
     return False
+
+
+def _projected(run: Json, layer: str) -> frozenset[int]:
+    return _projected_units(run["id"], run["commit"], layer, opened(run))
+
+
+@st.cache_data(max_entries=256, ttl=KEPT_SECONDS, show_spinner=False)
+def _projected_units(run: str, commit: str, layer: str, _opened: Run) -> frozenset[int]:
+    return frozenset(_opened.projected_units(layer))
 
 
 def method_of(run: Json) -> Method:
@@ -132,6 +142,13 @@ def _connection(address: str, token: str) -> Connection:
 @st.cache_resource(max_entries=64, ttl=KEPT_SECONDS, show_spinner=False)
 def _client(address: str, token: str) -> Client:
     return Client(address, token, SECONDS)
+
+
+def opening(run: Json) -> str:
+    """Lines of Python that open a run, from wherever this page is looked at."""
+    address = urlsplit(st.context.url or _address())
+    here = f"{address.scheme}://{address.netloc}"
+    return f"import deconvoy\n\nrun = deconvoy.Client({here!r}).run({run['id']!r})\n"
 
 
 def takes_jobs() -> bool:

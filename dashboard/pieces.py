@@ -1,14 +1,16 @@
 """Pieces of pages, as HTML.  What comes from data is escaped here."""
 
+import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import streamlit as st
 
 from dashboard.addresses import changed
+from deconvoy.errors import DeconvoyError
 from deconvoy.markup import element, text
 
 __all__ = ["element", "text"]
@@ -19,6 +21,19 @@ def put(*markup: str) -> None:
     content = "".join(markup)
     if content:
         st.html(content)
+
+
+def telling(show: Callable[..., None]) -> Callable[..., None]:
+    """What runs by itself, outside the script: it tells an error as its sentence, too."""
+
+    @functools.wraps(show)
+    def told(*given: Any) -> None:
+        try:
+            show(*given)
+        except DeconvoyError as error:
+            put(element("p", text(error), class_="refusal", role="alert"))
+
+    return told
 
 
 def link(address: str, content: str, **attributes: str) -> str:

@@ -113,7 +113,9 @@ class ClientJob(BaseModel):
 
     def logs(self, after: int = 0) -> list[str]:
         """What its driver says, line by line, from line ``after`` on."""
-        return self._connection.text(f"{self._path}/logs", {"after": after}).splitlines()
+        # By line feeds alone, as the service counts them.
+        text = self._connection.text(f"{self._path}/logs", {"after": after})
+        return text.removesuffix("\n").split("\n") if text else []
 
     def run(self) -> Run:
         """Its run, read through the service.

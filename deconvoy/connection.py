@@ -146,7 +146,7 @@ class Connection:
             with self._client.stream("GET", path, headers=headers, timeout=timeout) as response:
                 self._require_good(response)
                 if response.headers.get("content-type", "").startswith("text/event-stream"):
-                    yield from events_in(response.iter_lines())
+                    yield from events_in(lines_of(response.iter_text()))
         except httpx.HTTPError as error:
             raise self._away(error) from error
 
@@ -207,6 +207,17 @@ def kind_of(status: int, path: str, field: str | None) -> type[DeconvoyError]:
     if status in NOT_NOW:
         return ServiceUnreachable
     return RequestError if status < 500 else ServiceError
+
+
+def lines_of(pieces: Iterable[str]) -> Iterator[str]:
+    """Lines as they come, ended by line feeds alone: names of people may hold what Python takes for
+    the end of a line, too."""
+    rest = ""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
+    if rest:
+        yield rest
 
 
 def events_in(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -66,7 +66,19 @@ def attributes_in(content: bytes, url: str) -> dict[str, Any]:
             f"{url!r} has the format {attributes.get('format')!r}, but this version of deconvoy "
             f"reads {FORMAT!r}: use the version that wrote it."
         )
+    lacking = [name for name in _NEEDED if name not in attributes]
+    state = attributes.get("state")
+    if lacking or not isinstance(state, dict) or "status" not in state:
+        told = ", ".join(lacking) or "a status"
+        raise RunUnreadable(
+            f"The run at {url!r} is broken: its attributes lack {told}; copy its zarr.json again "
+            "from where it is whole, or make the run anew."
+        )
     return attributes
+
+
+_NEEDED = ("spec", "state", "layers", "classes", "labels", "provenance")
+"""Attributes that every run has from its beginning."""
 
 
 def _broken(url: str, error: Exception) -> RunUnreadable:

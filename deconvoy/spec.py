@@ -333,7 +333,8 @@ class EvolutionSpec(Section):
     kind: Literal["evolution"]
     layers: Literal["maps"] | Annotated[tuple[str, ...], Field(min_length=1)] = "maps"
     """Layers whose strongest activation is projected at every checkpoint, by the method of the
-    projection analysis: ``maps`` (those with height × width > 1), or a list of names and globs.  How early they settle is found of all."""
+    projection analysis: ``maps`` (those with height × width > 1), or a list of names and globs.
+    How early they settle is found of all."""
     units: Literal["all"] | Sample | Ids = "all"
     """Which units of those layers are projected."""
 

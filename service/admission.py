@@ -5,7 +5,7 @@ What its images are is known when they are listed; ``deconvoy.fence`` holds then
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,9 +24,7 @@ def admit(spec: JobSpec, settings: Settings) -> None:
     Raises:
         RequestError: names the field and what to do.
     """
-    if is_python(spec) and not any(
-        fnmatchcase(spec.model.name, allowed) for allowed in settings.python_models
-    ):
+    if is_python(spec) and not _listed(spec.model.name, settings.python_models):
         raise FieldInvalid(
             f"model.name is {spec.model.name!r}, which is Python code, and this service runs none "
             "but what its operator lists (DECONVOY_PYTHON_MODELS): name a torchvision or deconvoy "
@@ -42,6 +40,11 @@ def admit(spec: JobSpec, settings: Settings) -> None:
                 "add its place.",
                 field,
             )
+
+
+def _listed(name: str, allowed: Sequence[str]) -> bool:
+    """Whether a name of Python code matches what the operator lists; ``..`` leads nowhere."""
+    return ".." not in name.split("/") and any(fnmatchcase(name, one) for one in allowed)
 
 
 def require_storable(given: Mapping[str, Any]) -> None:

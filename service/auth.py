@@ -217,7 +217,8 @@ def _allowed(caller: Caller, needed: Scope) -> Caller:
     if caller.scope < needed:
         raise HTTPException(
             403,
-            f"This needs a token of scope {needed.value!r}, and yours has {caller.scope.value!r}.",
+            f"This needs a token of scope {needed.value!r}, and yours has {caller.scope.value!r}: "
+            "ask an operator for one (`deconvoy token create`).",
             {"WWW-Authenticate": _challenge("insufficient_scope", scope=needed.value)},
         )
     return caller

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.csv
@@ -83,7 +84,8 @@ def stream(
     tables = iter(tables)
     first = next(tables)
     suffix = "arrows" if form == "arrow" else form
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{suffix}"'}
+    file = quote(f"{name}.{suffix}", safe="")  # a run's folder may be called anything
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{file}"}
     pieces = iter(()) if request.method == "HEAD" else _pieces(first, tables, form)
     return StreamingResponse(pieces, media_type=MEDIA_TYPES[form], headers=headers)
 

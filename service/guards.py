@@ -36,9 +36,15 @@ def guards(settings: Settings) -> list[Middleware]:
     ]
 
 
-def problem_response(status: int, title: str, detail: str) -> JSONResponse:
-    """As RFC 9457 has it."""
-    content = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+def problem_response(status: int, title: str, detail: str, field: str) -> JSONResponse:
+    """As RFC 9457 has it.
+
+    Args:
+        field: what of the request is wrong: a header, say.
+    """
+    content = {
+        "type": "about:blank", "title": title, "status": status, "detail": detail, "field": field,
+    }  # fmt: skip
     return JSONResponse(content, status, media_type="application/problem+json")
 
 
@@ -76,7 +82,7 @@ class HostGuard:
                     f"The Host {shown!r} is no name of this service: use the address it printed, "
                     f"or add the name to DECONVOY_HOSTS."
                 )
-                await _refuse(HTTPStatus.MISDIRECTED_REQUEST, detail, scope, receive, send)
+                await _refuse(HTTPStatus.MISDIRECTED_REQUEST, detail, "Host", scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -101,14 +107,14 @@ class OriginGuard:
                 f"A page of the Origin {headers.get('origin', '')[:100]!r} may not do this: only "
                 f"pages of this service may."
             )
-            await _refuse(HTTPStatus.FORBIDDEN, detail, scope, receive, send)
+            await _refuse(HTTPStatus.FORBIDDEN, detail, "Origin", scope, receive, send)
             return
         if not asks and self._looks_for_another(scope):
             detail = (
                 "A page of another origin may not look in the name of this browser's session: open "
                 "the address itself, or send a token."
             )
-            await _refuse(HTTPStatus.FORBIDDEN, detail, scope, receive, send)
+            await _refuse(HTTPStatus.FORBIDDEN, detail, "Origin", scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -157,8 +163,12 @@ class BodyGuard:
         length = Headers(scope=scope).get("content-length")
         if length is not None:  # the server holds the body to it
             if not (length.isascii() and length.isdigit()):
-                detail = f"The Content-Length {length[:100]!r} is no whole number of bytes."
-                await _refuse(HTTPStatus.BAD_REQUEST, detail, scope, receive, send)
+                detail = (
+                    f"The Content-Length {length[:100]!r} is no whole number of bytes: send one."
+                )
+                await _refuse(
+                    HTTPStatus.BAD_REQUEST, detail, "Content-Length", scope, receive, send
+                )
             elif len(length) > 18 or int(length) > most:
                 await refuse(scope, receive, send)
             else:
@@ -195,16 +205,16 @@ class BodyGuard:
             f"The body of this request has more than {most} bytes, the most that "
             f"DECONVOY_{setting}_BYTES allows: send less."
         )
-        await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, scope, receive, send)
+        await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, "body", scope, receive, send)
 
 
 async def _refuse(
-    status: HTTPStatus, detail: str, scope: Scope, receive: Receive, send: Send
+    status: HTTPStatus, detail: str, field: str, scope: Scope, receive: Receive, send: Send
 ) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": detail[:120]})
         return
-    response = problem_response(status, status.phrase, detail)
+    response = problem_response(status, status.phrase, detail, field)
     # What is left of the body stays unread, so the connection is good for nothing more.
     response.headers["connection"] = "close"
     await response(scope, receive, send)

@@ -107,22 +107,29 @@ class LayerCache:
     def __init__(self, run: Run, most_bytes: int = KEPT_BYTES) -> None:
         self._run, self._most = run, most_bytes
         self._lock = threading.Lock()
+        self._readers: dict[str, threading.Lock] = {}
         self._hits: OrderedDict[str, LayerHits] = OrderedDict()
         self._rows: list[Row] | None = None
 
-    def at_hand(self, layer: str) -> bool:
-        """Whether a layer's tables are read already."""
-        return layer in self._hits
+    def at_hand(self, layer: str) -> LayerHits | None:
+        """A layer's tables, if they are read already: no waiting."""
+        return self._hits.get(layer)
 
     def hits(self, layer: str) -> LayerHits:
         """Raises RunNotFound: no such layer, or its scan is not done."""
-        with self._lock:  # whoever asks for it at the same time waits, and reads nothing
-            if layer not in self._hits:
-                self._hits[layer] = _read(self._run, layer)
+        with self._reading(layer):  # whoever asks for it at the same time waits, and reads nothing
+            found = self._hits.get(layer) or _read(self._run, layer)
+        with self._lock:
+            self._hits[layer] = found
             self._hits.move_to_end(layer)
             while len(self._hits) > 1 and self._bytes() > self._most:
                 self._hits.popitem(last=False)
-            return self._hits[layer]
+        return found
+
+    def _reading(self, layer: str) -> threading.Lock:
+        """One a layer: reading one holds up nobody who asks for another."""
+        with self._lock:
+            return self._readers.setdefault(layer, threading.Lock())
 
     def _bytes(self) -> int:
         return sum(hits.nbytes for hits in self._hits.values())
@@ -130,7 +137,7 @@ class LayerCache:
     def rows(self) -> list[Row]:
         """Of ``Run.layers``, each with its ``Run.look``.  Raises RunNotFound: the scan is not
         done."""
-        with self._lock:
+        with self._reading(""):
             if self._rows is None:
                 rows = self._run.layers().to_pylist()
                 self._rows = [{**row, "look": self._run.look(row["layer"])} for row in rows]

@@ -31,6 +31,9 @@ from service.settings import MIB
 
 LOGIN = "/login"
 
+UPLOADS = "/_stcore/upload_file/"
+"""Streamlit's address for files that people hand in."""
+
 WHERE = 'window.__streamlit={BACKEND_BASE_URL:location.origin+"/"}'
 
 PAGE_HEADERS = {
@@ -170,7 +173,9 @@ class Doorkeeper:
         if scope["type"] in ("http", "websocket"):
             connection = HTTPConnection(scope)
             try:
-                await to_thread.run_sync(self.gate.seen_by, connection, Scope.read)
+                # What is handed in stays in memory for as long as the browser looks.
+                needed = Scope.submit if UPLOADS in scope["path"] else Scope.read
+                await to_thread.run_sync(self.gate.seen_by, connection, needed)
             except HTTPException as refusal:
                 await self._turn_away(refusal, scope, receive, send)
                 return
@@ -191,7 +196,7 @@ class Doorkeeper:
             answer = RedirectResponse(f"{LOGIN}?next={asked}", HTTPStatus.SEE_OTHER)
         else:
             status = HTTPStatus(refusal.status_code)
-            answer = problem_response(status, status.phrase, refusal.detail)
+            answer = problem_response(status, status.phrase, refusal.detail, "Authorization")
         await answer(scope, receive, send)
 
 

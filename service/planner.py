@@ -5,6 +5,7 @@ The API loads no torch, and a model that does not fit must not take the service 
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deconvoy import fence
-from deconvoy.errors import DeconvoyError, JobFailed, RequestError
+from deconvoy.errors import DeconvoyError, FieldInvalid, JobFailed, RequestError
 from deconvoy.spec import JobSpec
 from service import launcher
 from service.cluster import without_secrets
@@ -50,7 +51,8 @@ def plan(
             f"machine has, or than {settings.plan_bytes:,} bytes (DECONVOY_PLAN_BYTES)."
         )
     if "refused" in answer:
-        raise RequestError(answer["refused"])
+        told = answer["refused"]
+        raise FieldInvalid(told, answer["field"]) if answer["field"] else RequestError(told)
     if "failed" in answer:
         raise JobFailed(answer["failed"])
     return dict(answer["plan"])
@@ -105,12 +107,18 @@ def main(most_bytes: int, roots: Sequence[str]) -> None:
             "plan": launcher.plan(JobSpec.parse(json.load(sys.stdin)), _silent)
         }
     except RequestError as error:
-        answer = {"refused": str(error)}
+        answer = {"refused": str(error), "field": _field_of(error)}
     except DeconvoyError as error:
         answer = {"failed": str(error)}
     except MemoryError:
         answer = {"failed": f"Planning needs more than {most_bytes:,} bytes of memory."}
     print(json.dumps(answer))
+
+
+def _field_of(error: RequestError) -> str | None:
+    """The one that a refusal is about: it says so, or its sentence begins with it."""
+    named = re.match(r"(model|data|layers|analyses|storage|compute)\b(\.\w+)*", str(error))
+    return getattr(error, "field", None) or (named.group() if named else None)
 
 
 def _silent(line: str) -> None:

@@ -220,8 +220,12 @@ async def _on_http(request: Request, error: Exception) -> ProblemResponse:
     elif status == 405:
         allowed = ", ".join(_methods_at(request))
         detail = f"{request.method} is no method of {path!r}: it takes {allowed}."
-        return answer(refused(status, detail, None, {"Allow": allowed}))
-    return answer(refused(status, detail, None, error.headers))
+        return answer(refused(status, detail, "method", {"Allow": allowed}))
+    return answer(refused(status, detail, FIELDS.get(status), error.headers))
+
+
+FIELDS = {401: "Authorization", 403: "Authorization", 404: "path", 429: "Authorization"}
+"""What of a request is wrong where a status alone tells."""
 
 
 def _undecodable(why: BaseException) -> str:

@@ -173,8 +173,9 @@ class Shelf:
         for name, url in _folders(self._settings.runs_root):
             if url not in below:
                 found.setdefault(name, url)
+        known = set(map(_place, found.values()))
         for url in self._settings.browse:
-            if _is_run(url):
+            if _place(url) not in known and _is_run(url):
                 found[_free(_name_of(url), found)] = url
         urls = dict(sorted(found.items()))
         with self._lock:
@@ -186,6 +187,11 @@ class Shelf:
         for job_id, url in self._job_urls().items():
             if _is_run(url):
                 yield job_id, url
+
+
+def _place(url: str) -> str:
+    """Where it is, however it is written."""
+    return url.rstrip("/") if "://" in url else os.path.realpath(url)
 
 
 def _folders(root: str) -> Iterator[tuple[str, str]]:

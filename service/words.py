@@ -11,7 +11,8 @@ MOST_TAGS = 32
 
 
 def storable(text: str) -> bool:
-    """No control characters (PostgreSQL refuses NUL), no half of a surrogate pair, not too long."""
+    """No control characters (PostgreSQL refuses NUL), no ends of lines, no half of a surrogate
+    pair, not too long."""
     return len(text) <= 4 * LINE_LENGTH and all(map(_legible, text))
 
 
@@ -46,4 +47,4 @@ def checked_tags(tags: Sequence[str]) -> list[str]:
 
 
 def _legible(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cs")
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")

@@ -113,6 +113,16 @@ def test_urls_are_compared_part_by_part(place: str, allowed: bool) -> None:
     assert below_any(place, ["s3://bucket/photos"]) is allowed
 
 
+def test_dots_lead_to_no_code_that_the_operator_lists_not(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (tmp_path / "evil.py").write_text("")
+    allowed = settings(str(tmp_path), python_models=[f"{models}/*.py:*"])
+    admit(small_spec(model={"name": f"{models}/mine.py:make"}), allowed)
+    with pytest.raises(RequestError, match=r"^model\.name is "):
+        admit(small_spec(model={"name": f"{models}/../evil.py:make"}), allowed)
+
+
 @pytest.mark.parametrize("name", ["python/mine.models:make", "{root}/model.py:make"])
 def test_code_runs_only_if_the_operator_lists_it(tmp_path: Path, name: str) -> None:
     spec = small_spec(model={"name": name.format(root=tmp_path)})

@@ -51,7 +51,7 @@ def read(answer: httpx.Response) -> pa.Table:
 def test_a_stream_is_the_table(client: httpx.Client, table: pa.Table, form: str) -> None:
     answer = client.get(TABLE, params={"format": form})
     assert read(answer).equals(table)
-    assert 'filename="small.' in answer.headers["content-disposition"]
+    assert "filename*=UTF-8''small." in answer.headers["content-disposition"]
     assert read(client.get(TABLE, headers={"accept": formats.MEDIA_TYPES[form]})).equals(table)
 
 

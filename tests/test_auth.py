@@ -58,7 +58,7 @@ def application(settings: Settings, gate: Gate) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def told(request: Request, error: HTTPException) -> Response:
-        response = problem_response(error.status_code, "Refused", error.detail)
+        response = problem_response(error.status_code, "Refused", error.detail, "Authorization")
         response.headers.update(error.headers or {})
         return response
 
@@ -264,6 +264,10 @@ def test_a_browser_logs_in_with_a_token_and_looks(service: Service) -> None:
         ("/unit?run=a&unit=3", "/unit?run=a&unit=3"),
         ("//elsewhere.example/unit", "./"),
         ("/\\elsewhere.example", "./"),
+        ("///elsewhere.example/x", "./"),
+        ("//[", "./"),
+        ("http://[", "./"),
+        ("/[", "/["),
         ("https://elsewhere.example", "./"),
         ("javascript:alert(1)", "./"),
         ("/a\nSet-Cookie: b", "./"),

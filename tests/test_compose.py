@@ -185,6 +185,8 @@ def test_the_image_holds_what_its_file_copies() -> None:
     assert "--constraint constraints.txt" in DOCKERFILE
     (extras,) = re.findall(r"'\.\[([a-z,]+)\]'", DOCKERFILE)
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    # `up` serves the dashboard, too, unless it is told not to.
+    assert {"workers", "ray", "service", "dashboard", "cloud"} <= set(extras.split(","))
     for extra in extras.split(","):
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
     (version,) = re.findall(r"^FROM python:(3\.\d+)-slim$", DOCKERFILE, re.MULTILINE)

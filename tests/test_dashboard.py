@@ -45,6 +45,10 @@ def runs(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_inline(trained, place / "trained")
     shutil.copytree(small_run, place / "broken")
     (place / "broken" / "zarr.json").write_text('{"zarr_format": 3')
+    (place / "halfway").mkdir()
+    (place / "halfway" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group", "attributes": {"format": "deconvoy-run/1"}}'
+    )
     return place
 
 
@@ -279,6 +283,10 @@ def test_an_image_of_ones_own(visit: Visitor, tmp_path: Path) -> None:
         ("/unit?run=small&layer=relu2", "names no unit"),
         ("/image?run=small&image=40", "40"),
         ("/compare?run=small&with=small2", "There is no run 'small2'"),
+        ("/unit?run=small&layer=relu2&unit=1&smooth=abc", "smooth is a number from 0"),
+        ("/unit?run=small&layer=relu2&unit=" + "9" * 5000, "unit is a whole number from 0"),
+        ("/analysis?run=small&kind=study", "kind='study'"),
+        ("/run?run=halfway", "its attributes lack"),
         ("/job?id=nobody", "There is no job 'nobody'"),
     ],
 )
@@ -297,6 +305,9 @@ VIEWS = {
     "/search?run=small&q=relu": "“relu”",
     "/compare?run=small&with=other": "Compare",
     "/compare?run=small&with=other&layer=relu2": "Compare",
+    "/analysis?run=small&kind=invariance": "Invariance",
+    "/analysis?run=trained": "Evolution",
+    "/image?run=small&image=0": "face",
     "/jobs": "Jobs",
     "/new": "New job",
     "/upload?run=small": "An image of your own",

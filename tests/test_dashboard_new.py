@@ -170,6 +170,15 @@ def test_a_text_of_the_wrong_shape_leaves_the_form_whole(api: httpx.Client) -> N
         assert not app.exception, wrong
 
 
+def test_odd_analyses_in_the_text_do_not_break_the_form(api: httpx.Client) -> None:
+    app = opened(api)
+    for text in ("analyses: [top]", "analyses: [{kind: nobody}, {kind: top}]", "analyses: 3"):
+        app.text_area(key="draft.text").set_value(text).run()
+        app.checkbox(key="new.with.occlusion").check().run()
+        assert not app.exception
+        assert any("occlusion" in str(each) for each in given(app)["analyses"])
+
+
 def test_it_begins_as_a_run_was_asked_for(api: httpx.Client, small_run: Path) -> None:
     said = given(opened(api, run="small"))
     assert JobSpec.parse(said).to_json() == deconvoy.open(small_run).spec.to_json()

@@ -1,5 +1,7 @@
 """What an address asks for."""
 
+import re
+
 import streamlit as st
 
 from dashboard import library
@@ -36,11 +38,27 @@ def number(name: str, least: int = 0) -> int | None:
     text = st.query_params.get(name)
     if text is None:
         return None
-    if not text.isdecimal() or int(text) < least:
+    if not (text.isdecimal() and len(text) < 19) or int(text) < least:
         raise RequestError(
             f"The address says {name}={text!r}; {name} is a whole number from {least}: mend it."
         )
     return int(text)
+
+
+def decimal(name: str, usual: float) -> float:
+    """A number of 0 or more.
+
+    Raises:
+        RequestError: it is none.
+    """
+    text = st.query_params.get(name)
+    if text is None:
+        return usual
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        raise RequestError(
+            f"The address says {name}={text!r}; {name} is a number from 0, as in 1.5: mend it."
+        )
+    return float(text)
 
 
 def required(name: str) -> str:

@@ -155,7 +155,7 @@ def _pair(run: Json, other: Json, layer: str, row: Json, shown: str) -> str:
 
 
 def _half(run: Json, layer: str, unit: int, score: float | None, shown: str, when: str) -> str:
-    if score is None or not library.has_pictures(run, layer):
+    if score is None or not library.has_pictures(run, layer, unit):
         why = "no hits" if score is None else "not projected"
         drawn = element("div", why, class_="none")
     else:

@@ -33,7 +33,7 @@ def show() -> None:
     if told is not None:
         pieces.put(element("p", text(told), class_="refusal", role="alert"))
     every = None if job.has_ended else LOOK_SECONDS
-    st.fragment(_moving, run_every=every)(id_, job.state)
+    st.fragment(pieces.telling(_moving), run_every=every)(id_, job.state)
     with st.expander("Spec"):
         st.code(yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True), language="yaml")
         pieces.put(link(view("new", job=id_), "A new job like this", class_="pill"))

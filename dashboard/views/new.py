@@ -55,7 +55,7 @@ def _begin() -> None:
         draft.begin(_given(library.client().job(job).spec))
     elif run is not None:
         draft.begin(_given(library.summary(run)["spec"]))
-    if add is not None and draft.analysis(add) is None:
+    if add in draft.KINDS and draft.analysis(add) is None:
         draft.put_analysis(add, {})
 
 

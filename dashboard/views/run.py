@@ -29,7 +29,7 @@ def show() -> None:
     with st.expander("Spec and provenance"):
         st.json({"spec": run["spec"], "provenance": run["provenance"]}, expanded=1)
     pieces.put(heading("From code"))
-    st.code(f'import deconvoy\n\nrun = deconvoy.Client().run("{run["id"]}")\nrun.layers()')
+    st.code(f"{library.opening(run)}run.layers()")
 
 
 def _strip(run: Json, layers: list[Json]) -> str:

@@ -10,6 +10,7 @@ from dashboard.addresses import view
 from dashboard.library import Json
 from dashboard.pieces import element, heading, link, text
 from dashboard.views import asked, images
+from deconvoy.errors import RunNotFound
 
 MOST = 24
 """Of a kind."""
@@ -99,7 +100,7 @@ def _selective(run: Json, row: Json) -> str:
     layer, unit = row["layer"], row["unit"]
     told = f"{round(row['purity'] * row['hits'])} of {row['hits']} hits"
     drawn = ""
-    if library.has_pictures(run, layer):
+    if library.has_pictures(run, layer, unit):
         address = addresses.unit_picture(
             run["id"], run["commit"], layer, unit, "jpg", show="patch", tile=TILE
         )
@@ -117,11 +118,23 @@ def _more(run: Json, names: list[str]) -> str:
     return f"Also: {shown}" + (" …" if len(names) > MOST else "")
 
 
+def _by_id(run: Json, words: str) -> list[Json]:
+    """The image of this number, if the words are one."""
+    if not words.isdecimal() or len(words) > 18:
+        return []
+    try:
+        return [library.about(run, "images", int(words))]
+    except RunNotFound:
+        return []
+
+
 def _images(run: Json, words: str) -> str:
     page = library.about(run, "images", text=words, limit=MOST)
-    if not page["total"]:
+    named = _by_id(run, words)
+    rows = named + [row for row in page["images"] if row["id"] not in [n["id"] for n in named]]
+    if not rows:
         return ""
-    tiles = "".join(images.tile(run, row) for row in page["images"])
+    tiles = "".join(images.tile(run, row) for row in rows)
     every = link(view("images", run=run["id"], text=words), f"all {page['total']:,}", class_="pill")
     head = "Images " + (every if page["total"] > MOST else "")
     return element("h2", head, class_="part") + element("div", tiles, class_="wall")

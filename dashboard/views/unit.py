@@ -101,7 +101,7 @@ def _look(layer: Json, state: dict[str, str]) -> dict[str, str | bool | None]:
 def _looks(run: Json, layer: Json, unit: Json, state: dict[str, str]) -> str:
     usual = layer["look"]
     grey = state.get("grey") == "true"
-    smooth = float(state.get("smooth", usual["sigma"])) > 0
+    smooth = asked.decimal("smooth", float(usual["sigma"])) > 0
     zoom = state.get("zoom", str(usual["zoom"]).lower()) == "true"
 
     def to(**changes: str | None) -> str:
@@ -236,7 +236,7 @@ def _neighbour(run: Json, row: Json) -> str:
         run["id"], run["commit"], name, unit, "jpg", show="projection", tile=NEAR_TILE
     )
     told = f"{name}:{unit} shares {row['shared']} images"
-    drawn = pieces.picture(address, told) if library.has_pictures(run, name) else ""
+    drawn = pieces.picture(address, told) if library.has_pictures(run, name, unit) else ""
     line = element("b", str(unit)) + element("span", f"{row['jaccard']:.2f}", class_="told")
     content = drawn + element("div", line, class_="line") + element("div", text(name),
                                                                     class_="class")  # fmt: skip
@@ -246,8 +246,8 @@ def _neighbour(run: Json, row: Json) -> str:
 
 def _code(run: Json, layer: Json, unit: Json) -> str:
     return (
-        f'run = deconvoy.Client().run("{run["id"]}")\n'
-        f'unit = run.unit("{layer["layer"]}", {unit["unit"]})\n'
+        f"{library.opening(run)}"
+        f"unit = run.unit({layer['layer']!r}, {unit['unit']})\n"
         "unit.projections   # rank × height × width × 3, float32, signed\n"
         "unit.patches       # rank × height × width × 3, uint8\n"
         "unit.figure()      # as in Fig. 2"

@@ -1,8 +1,11 @@
 """An image of one's own: a job looks at it as a run did, and occludes it."""
 
+import io
+import math
 from typing import Any
 
 import streamlit as st
+from PIL import Image
 
 from dashboard import going, library, pieces
 from dashboard.addresses import view
@@ -12,6 +15,12 @@ from dashboard.views import asked
 from deconvoy.errors import DeconvoyError
 
 KINDS = ["jpg", "jpeg", "png", "webp", "bmp", "gif"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MOST_PIXELS = 20_000_000
+"""Of what is decoded here, only to be shown."""
+
+SIDE = 320
 
 TOLD = """Drop a photograph: a job slides a grey square over it, as in Fig. 7 of the paper, and
 finds the units of every layer that it excites most, with the model of this run."""
@@ -36,7 +45,10 @@ def show() -> None:
     if file is None:
         return
     content = file.getvalue()
-    st.image(content, caption=file.name, width=320)
+    preview = _preview(content)
+    if preview is not None:
+        st.image(preview)
+    pieces.put(element("p", text(file.name), class_="told"))
     if not st.button("Look at it", type="primary"):
         return
     try:
@@ -47,6 +59,18 @@ def show() -> None:
         pieces.put(element("p", text(error), class_="refusal", role="alert"))
         return
     going.to(view("job", id=job.id))
+
+
+def _preview(content: bytes) -> Image.Image | None:
+    """Small; None of what is no image or too large: the service says so once it is handed in."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                return None
+            image.thumbnail((SIDE, SIDE))
+            return image.convert("RGB")
+    except Exception:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
+        return None
 
 
 def spec_of(run: Json, uri: str, name: str, projected: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from deconvoy.errors import RunUnreachable
 from deconvoy.files import Files
 from deconvoy.store import RunStore
 from service import caching, problems
@@ -38,7 +39,7 @@ HIDDEN = re.compile(r"^ledger/driver(\.lock)?(/|$)|(^|/)(\.[^/]*|[^/]*\.partial)
 """Which process of which machine is the driver; and what is half-written."""
 
 
-GROUP = re.compile(r"layers/[^/]+|occlusion")
+GROUP = re.compile(r"(layers|evolution)/[^/]+|occlusion|invariance|correspondence")
 """Groups that hold arrays, and nothing else."""
 
 PIECE = 2**20
@@ -150,7 +151,9 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
         raise _nothing(path) from None
     except OSError as error:
         if "://" in shelved.url:
-            raise
+            if isinstance(error, RunUnreachable):
+                raise
+            raise RunUnreachable(f"The run at {shelved.url!r} cannot be read: {error}.") from error
         raise _nothing(path) from error  # a name too long for the disk, a loop of links
     headers = {
         "ETag": f'"{tag.strip(chr(34))}"',

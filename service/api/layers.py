@@ -112,10 +112,11 @@ async def show_unit(request: Request, run_id: RunId, layer: Layer, unit: UnitNum
     """One unit with its strongest hits."""
     shelf: Shelf = request.app.state.shelf
     shelved = shelf.at_hand(run_id)
-    if shelved is not None and shelved.layers.at_hand(layer):
+    hits = None if shelved is None else shelved.layers.at_hand(layer)
+    if shelved is not None and hits is not None:
         # Under load the way to another thread and back takes longer than this.
-        return _unit(request, run_id, layer, unit)
-    return await run_in_threadpool(_unit, request, run_id, layer, unit)
+        return _unit(request, run_id, shelved, hits, unit)
+    return await run_in_threadpool(_read_unit, request, run_id, layer, unit)
 
 
 @router.get("/{layer:path}")
@@ -133,9 +134,13 @@ def show_layer(request: Request, run_id: RunId, layer: Layer) -> LayerRow:
 # -- parts -----------------------------------------------------------------------------------------
 
 
-def _unit(request: Request, run_id: str, layer: str, unit: int) -> Response:
+def _read_unit(request: Request, run_id: str, layer: str, unit: int) -> Response:
     shelved = opened(request, run_id)
-    hits = layer_hits(shelved, layer)
+    return _unit(request, run_id, shelved, layer_hits(shelved, layer), unit)
+
+
+def _unit(request: Request, run_id: str, shelved: Shelved, hits: LayerHits, unit: int) -> Response:
+    layer = hits.layer
     with problems.about("unit"):
         hits.require(unit)
     details = UnitDetails(

@@ -1,7 +1,7 @@
 """``/login`` and ``/logout``: a browser swaps a token, or a code it was given, for a cookie."""
 
 import html
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -107,9 +107,9 @@ def log_out(request: Request) -> Response:
 
 def _page(address: str) -> str:
     """Where to go on: that page of this service; the first, where it is none of this service."""
-    parts = urlsplit(address)
-    outside = parts.scheme or parts.netloc or "\\" in address or not address.isprintable()
-    return address if address.startswith("/") and not outside else FIRST
+    # Browsers take two slashes, of either kind, for the beginning of a host.
+    inside = address.startswith("/") and not address.startswith(("//", "/\\"))
+    return address if inside and "\\" not in address and address.isprintable() else FIRST
 
 
 def _form(to: str, refusal: str | None = None) -> Response:
