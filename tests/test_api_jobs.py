@@ -168,7 +168,7 @@ def test_a_plan_says_what_the_job_would_do_and_loads_no_torch_here(caller: Calle
     planned = answer.json()
     assert planned["images"] == 40 and planned["batch_size"] == 4
     assert "nowhere" in problem_of(
-        caller.http.post("/v1/plans", json={**SPEC, "layers": ["nowhere"]}), 422
+        caller.http.post("/v1/plans", json={**SPEC, "layers": ["nowhere"]}), 422, "layers"
     )
 
 

@@ -126,7 +126,8 @@ def test_a_token_does_what_its_scope_allows(
         assert answer.status_code == 403
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["detail"] == (
-            f"This needs a token of scope '{needed.value}', and yours has '{scope.value}'."
+            f"This needs a token of scope '{needed.value}', and yours has '{scope.value}': "
+            "ask an operator for one (`deconvoy token create`)."
         )
         assert f'scope="{needed.value}"' in answer.headers["www-authenticate"]
 
