@@ -88,6 +88,15 @@ def message_of(fields: Any) -> str:
     return str(caught.value)
 
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_example_is_a_spec_of_the_kind_it_is_named_by(path: Path) -> None:
+    spec = JobSpec.from_file(path)
+    assert path.stem in [analysis.kind for analysis in spec.analyses]
+
+
 def test_a_model_and_a_place_are_enough() -> None:
     spec = JobSpec.parse(LEAST)
     assert spec.layers == "all"
