@@ -82,18 +82,24 @@ def sweep(
         if OURS.fullmatch(name) is None:
             continue
         folder = RunStore(f"{settings.uploads}/{name}")
-        try:
-            since = datetime.fromisoformat(folder.read(HANDED_IN).decode())
-        except (RunNotFound, ValueError):  # nobody knows since when: from now on
-            folder.write(HANDED_IN, _text(now))
-            continue
-        if now - since > timedelta(days=settings.upload_days):
+        if _is_old(folder, settings, now):
             old.append(folder)
     kept = named() if old else ()
-    gone = [folder for folder in old if folder.url not in kept]
-    for folder in gone:
-        folder.remove()
+    gone = []
+    for folder in old:
+        if folder.url not in kept and _is_old(folder, settings, now):  # not handed in again since
+            folder.remove()
+            gone.append(folder)
     return [folder.url for folder in gone]
+
+
+def _is_old(folder: RunStore, settings: Settings, now: datetime) -> bool:
+    try:
+        since = datetime.fromisoformat(folder.read(HANDED_IN).decode())
+    except (RunNotFound, ValueError):  # nobody knows since when: from now on
+        folder.write(HANDED_IN, _text(now))
+        return False
+    return now - since > timedelta(days=settings.upload_days)
 
 
 def places_named(catalogue: Catalogue, shelf: Shelf) -> set[str]:
@@ -117,8 +123,9 @@ def _specs(catalogue: Catalogue, shelf: Shelf) -> Iterator[Any]:
 
 def _uris(spec: Any) -> Sequence[str]:
     """As they were submitted: an earlier version may have taken what this one does not."""
-    uri = spec["data"]["uri"]
-    return [uri] if isinstance(uri, str) else uri
+    data = spec.get("data") if isinstance(spec, dict) else None
+    uri = data.get("uri") if isinstance(data, dict) else None
+    return [uri] if isinstance(uri, str) else [one for one in uri or () if isinstance(one, str)]
 
 
 async def sweep_daily(settings: Settings, catalogue: Catalogue, shelf: Shelf) -> None:

@@ -259,6 +259,28 @@ def test_a_job_is_asked_for_watched_and_looked_at(visit: Visitor, service: Servi
     expect(visit.page.locator("tbody")).to_contain_text("from a form")
 
 
+def test_a_job_is_cancelled_and_resumed_by_its_buttons(visit: Visitor, service: Service) -> None:
+    client = deconvoy.Client(service.url, (service.home / "token").read_text().strip())
+    spec = small_spec(
+        name="a long one",
+        data={"uri": "shapes?size=6000"},
+        layers=["relu2"],
+        analyses=[{"kind": "top", "k": 3}],
+        compute={"shard_size": 64, "batch_size": 16},
+    )
+    job = client.submit(spec)
+    visit.goes(f"/job?id={job.id}", "a long one")
+    expect(visit.page.locator(".how-far")).to_contain_text("scan")
+    visit.page.get_by_role("button", name="Cancel").click()
+    expect(visit.page.locator(".state")).to_contain_text("stopped")
+    visit.waits()
+    assert client.job(job.id).state == "stopped"
+    visit.page.get_by_role("button", name="Resume").click()
+    expect(visit.page.locator(".how-far")).to_contain_text("done")
+    visit.waits()
+    assert client.job(job.id).state == "done"
+
+
 def test_an_image_of_ones_own(visit: Visitor, tmp_path: Path) -> None:
     from PIL import Image
 

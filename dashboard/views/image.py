@@ -136,6 +136,12 @@ def _hits(run: Json, image: Json, state: dict[str, str]) -> str:
         more = ""
         if only == name:
             more = link(changed("image", state, layer=None), "all layers", class_="pill")
+            if counts[name] > len(hits):
+                told = (
+                    f" the first {len(hits):,} of them; all by deconvoy query "
+                    f"image {image['id']} {name}"
+                )
+                more = element("span", text(told), class_="told") + more
         elif counts[name] > len(hits):
             more = link(changed("image", state, layer=name), f"all {counts[name]:,}", class_="pill")
         tiles = "".join(_hit(run, hit) for hit in hits)

@@ -269,12 +269,17 @@ def _act() -> None:
     plan, submit = st.columns(2)
     planned = plan.button("Plan", width="stretch", help="What it would do, take and need.")
     submitted = submit.button("Submit", type="primary", width="stretch")
+    known = st.session_state.get(PLAN)
+    seen = known is not None and known[0] == st.session_state[draft.TEXT]
     try:
-        if planned:
+        if planned or (submitted and not seen):
             with st.spinner("A few images are computed …"):
                 made = library.client().plan(draft.spec())
             st.session_state[PLAN] = (st.session_state[draft.TEXT], made)
-        if submitted:
+            if submitted:
+                told = "This is what it would take: press Submit again, and it begins."
+                pieces.put(element("p", told, class_="told", role="status"))
+        elif submitted:
             job = library.client().submit(draft.spec())
             going.to(view("job", id=job.id))
     except DeconvoyError as error:
