@@ -6,11 +6,13 @@ service that falls behind cannot hide it.
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import math
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -27,6 +30,8 @@ import zarr
 
 from benchmarks.comparison import Comparison, memory_mb
 from deconvoy.arrays import array_of
+from deconvoy.client import Client
+from deconvoy.errors import DeconvoyError
 from deconvoy.schema import layer_path
 from deconvoy.spec import JobSpec
 from workers.executors.inline import InlineExecutor
@@ -38,16 +43,17 @@ TURNS = 5
 HITS = 100_000
 
 UP_SECONDS, MEMORY_MB, P50_SECONDS, P99_SECONDS, TABLE_SECONDS = 4.0, 400.0, 0.015, 0.1, 1.0
+PROGRESS_SECONDS = 15.0
 """What is to be reached."""
 
-SERVE = """
-import sys
-import uvicorn
-from service.app import create_app
-from service.settings import Settings
-uvicorn.run(create_app(Settings()), host="127.0.0.1", port=int(sys.argv[1]),
-            log_level="warning", access_log=False)
-"""
+JOB: dict[str, Any] = {
+    "model": {"name": "torchvision/squeezenet1_1"},
+    "data": {"uri": "shapes?size=2000"},
+    "layers": ["features.12.*"],
+    "analyses": [{"kind": "top"}],
+    "compute": {"shard_size": 64},
+}
+"""One that takes a while; its first shard tells that it has begun."""
 
 BIG = tuple(f"big{number}" for number in range(8))
 """Layers that are made only to be read."""
@@ -59,14 +65,42 @@ def measure() -> Iterator[Comparison]:
         folder = Path(name)
         _make_run(folder / "runs" / "small")
         begin = time.perf_counter()
-        with _service(folder) as (process, client):
+        with _service(folder, "--ray", "none") as (process, client):
             up = time.perf_counter() - begin
-            yield _row("service up", "start", [up], UP_SECONDS)
+            yield _row("service up, without Ray", "start", [up], UP_SECONDS)
             yield from _unit_pages(client)
             yield from _table(client)
             yield _row(
                 "memory of the service", "peak", [memory_mb(process.pid, "VmHWM")], MEMORY_MB, "MB"
             )
+
+        yield from _beside_ray(folder)
+
+
+def _beside_ray(folder: Path) -> Iterator[Comparison]:
+    """Ray outlives a service that is killed; the next one finds it."""
+    with _service(folder, "--ray", "local", ends=False):
+        pass
+    begin = time.perf_counter()
+    with _service(folder, "--ray", "local") as (_, client):
+        yield _row("service up, beside a running Ray", "start", [time.perf_counter() - begin],
+                   UP_SECONDS)  # fmt: skip
+        token = client.headers["Authorization"].removeprefix("Bearer ")
+        service = Client(str(client.base_url), token)
+        taken = []
+        for turn in range(TURNS):
+            begin = time.perf_counter()
+            job = service.submit(JobSpec.parse({**JOB, "name": f"turn-{turn}"}))
+            while not (at := service.job(job.id)).has_ended and not (
+                at.progress is not None and at.progress.done
+            ):
+                time.sleep(0.05)
+            taken.append(time.perf_counter() - begin)
+            if not at.has_ended:
+                at.cancel()
+            with contextlib.suppress(DeconvoyError):  # it was stopped
+                at.wait()
+        yield _row("from submit to the first progress", "job", taken, PROGRESS_SECONDS)
 
 
 def _unit_pages(client: httpx.Client) -> Iterator[Comparison]:
@@ -137,8 +171,14 @@ def _row(
 
 
 @contextmanager
-def _service(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
-    """Its process, and somebody with a token who asks it."""
+def _service(
+    folder: Path, *options: str, ends: bool = True
+) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Client]]:
+    """``deconvoy up``'s process, and somebody with a token who asks it.
+
+    Args:
+        ends: as people end it; else it is killed, and its Ray stays.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -146,11 +186,10 @@ def _service(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Cl
         **os.environ,
         "DECONVOY_HOME": str(folder / "home"),
         "DECONVOY_RUNS": str(folder / "runs"),
-        "DECONVOY_RAY": "none",
     }
-    with (folder / "log").open("wb") as log:
-        command = [sys.executable, "-c", SERVE, str(port)]
-        process = subprocess.Popen(command, env=environment, stderr=log)
+    with (folder / "log").open("ab") as log:
+        command = [sys.executable, "-m", "service.cli", "up", "--no-dashboard", "--port", str(port)]
+        process = subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 _wait_for(client, process)
@@ -158,8 +197,8 @@ def _service(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", httpx.Cl
                 client.headers["Authorization"] = f"Bearer {token}"
                 yield process, client
         finally:
-            process.terminate()
-            process.wait(30)
+            process.send_signal(signal.SIGINT if ends else signal.SIGKILL)
+            process.wait(60)
 
 
 def _wait_for(client: httpx.Client, process: "subprocess.Popen[bytes]") -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,13 @@ class LocalCluster:
             return
         if not _is_head(pid):
             return
-        os.kill(pid, signal.SIGTERM)
-        begin = time.monotonic()
-        while _is_head(pid) and time.monotonic() - begin < END_SECONDS:
-            time.sleep(0.1)
-        if _is_head(pid):
-            os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it may end by itself meanwhile
+            os.kill(pid, signal.SIGTERM)
+            begin = time.monotonic()
+            while _is_head(pid) and time.monotonic() - begin < END_SECONDS:
+                time.sleep(0.1)
+            if _is_head(pid):
+                os.kill(pid, signal.SIGKILL)
         self._state.unlink(missing_ok=True)
 
     def _known(self) -> "_Head | None":
