@@ -29,7 +29,7 @@ Place = tuple[str, ...]
 KINDS = {
     kind: number
     for number, kind in enumerate(
-        ("top", "projection", "occlusion", "invariance", "correspondence", "evolution")
+        ("top", "projection", "occlusion", "invariance", "correspondence", "probe", "evolution")
     )
 }
 """Kinds of analyses in the order in which they are written."""

@@ -13,6 +13,8 @@ from deconvoy.schema import (
     LAYER_ARRAYS,
     OCCLUSION_ARRAYS,
     OUTLIER_ARRAYS,
+    PROBE_ARRAYS,
+    PROBE_FEATURES,
     UNIT_OCCLUSION,
     ArrayField,
 )
@@ -63,6 +65,9 @@ def _lines() -> Iterator[str]:
     yield _CORRESPONDENCE_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, CORRESPONDENCE_ARRAYS)
+    yield _PROBE_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, (*PROBE_ARRAYS, PROBE_FEATURES))
     yield _EVOLUTION_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, EVOLUTION_ARRAYS)
@@ -107,6 +112,14 @@ Only with an analysis of kind correspondence. Some draws of a part a chunk, writ
 a number a channel) and `size` (height and width of the preprocessed image).
 """
 
+_PROBE_PAGE = """
+## Other classes told apart, `probe/`
+
+Only with an analysis of kind probe. The group's attributes have the names of the axes (`weights`,
+`layers`, `classifiers`, `train`), `pooled` (how each layer's maps became features), `classes` (of
+the probe's images), `test` and `c`. `features` are in `probe/<weights>/<layer>`.
+"""
+
 _EVOLUTION_PAGE = """
 ## Features over time, `evolution/<layer>/`
 
@@ -132,6 +145,8 @@ An item is done when its marker is there, and only then.
 | `ledger/unit-occlusion/<layer>/item-NNNNNN.json` | marker of one item: its units, its positions |
 | `ledger/invariance/item-NNNNNN.json` | marker of one image: its id, its moves |
 | `ledger/correspondence/<part>/item-NNNNNN.json` | marker of some draws: which, images covered |
+| `ledger/probe-features/<weights>/item-NNNNNN.json` | marker of some images of the probe |
+| `ledger/probe/<weights>/item-NNNNNN.json` | marker of a layer: its name, its fits |
 | `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
 | `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |

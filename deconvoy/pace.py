@@ -11,7 +11,8 @@ class Progress:
 
     stage: str
     """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion``,
-    ``invariance``, ``correspondence``, ``evolution-scan`` or ``evolution``."""
+    ``invariance``, ``correspondence``, ``probe-features``, ``probe``, ``evolution-scan`` or
+    ``evolution``."""
     done: int
     """Images, projections, or positions of a square."""
     total: int

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from deconvoy.spec import JobSpec
+from deconvoy.spec import DataSpec, JobSpec, ProbeSpec
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 
@@ -12,13 +12,10 @@ WEIGHTS = (".safetensors", ".pt", ".pth")
 def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Field and place of everything that is read: images, labels, boxes, parts, weights, class
     names and Python files.  Built-in images and weights that are known by name are no places."""
-    data, model = spec.data, spec.model
-    read = {"uri": data.uri, "labels": data.labels, "boxes": data.boxes, "parts": data.parts}
-    for field, value in read.items():
-        for place in value if isinstance(value, tuple) else (value,):
-            drawn = field == "uri" and place is not None and _is_drawn(place)
-            if place is not None and not drawn:
-                yield f"data.{field}", place
+    model = spec.model
+    yield from _places_of_data(spec.data, "data")
+    if spec.probe is not None:
+        yield from _places_of_data(spec.probe.data, "analyses.probe.data")
     if model.weights is not None and _is_file(model.weights):
         yield "model.weights", model.weights
     for path in model.checkpoints:
@@ -28,6 +25,15 @@ def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
     file, colon, _ = model.name.rpartition(":")
     if colon and not model.name.startswith("python/"):
         yield "model.name", file
+
+
+def _places_of_data(data: DataSpec, section: str) -> Iterator[tuple[str, str]]:
+    read = {"uri": data.uri, "labels": data.labels, "boxes": data.boxes, "parts": data.parts}
+    for field, value in read.items():
+        for place in value if isinstance(value, tuple) else (value,):
+            drawn = field == "uri" and place is not None and _is_drawn(place)
+            if place is not None and not drawn:
+                yield f"{section}.{field}", place
 
 
 def is_python(spec: JobSpec) -> bool:
@@ -57,13 +63,23 @@ def anchored(spec: JobSpec) -> JobSpec:
             "classes": absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-    places = {
-        "uri": each(spec.data.uri),
-        "labels": each(spec.data.labels),
-        "boxes": absolute(spec.data.boxes),
-        "parts": absolute(spec.data.parts),
-    }
-    return spec.model_copy(update={"model": model, "data": spec.data.model_copy(update=places)})
+
+    def of_data(data: DataSpec) -> DataSpec:
+        places = {
+            "uri": each(data.uri),
+            "labels": each(data.labels),
+            "boxes": absolute(data.boxes),
+            "parts": absolute(data.parts),
+        }
+        return data.model_copy(update=places)
+
+    analyses = tuple(
+        one.model_copy(update={"data": of_data(one.data)}) if isinstance(one, ProbeSpec) else one
+        for one in spec.analyses
+    )
+    return spec.model_copy(
+        update={"model": model, "data": of_data(spec.data), "analyses": analyses}
+    )
 
 
 def _is_drawn(uri: str) -> bool:

@@ -33,6 +33,8 @@ WORDS = {
     "unit-occlusion": "squares on hits",
     "invariance": "moves of images",
     "correspondence": "images with a box covered",
+    "probe-features": "images of the probe",
+    "probe": "classifiers fitted",
     "evolution-scan": "images by checkpoints",
     "evolution": "projections by checkpoints",
 }

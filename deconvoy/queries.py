@@ -37,6 +37,7 @@ __all__ = [
     "invariance",
     "correspondence",
     "evolution",
+    "probe",
     "settled",
     "pointing_game",
     "diff",
@@ -261,6 +262,20 @@ def evolution(run: Run, layer: Layer = None) -> pa.Table:
     (overlap), and the cosine between the filters then and at the end.
     """
     return curves_of(run, evolved_layers(run) if layer is None else (layer,))
+
+
+@register
+def probe(run: Run, layer: Layer = None) -> pa.Table:
+    """Tables 4 to 7: how well other classes are told apart by the features of each layer.
+
+    A row a layer, weights (those of the model, and random ones), classifier and number of training
+    images of each class: the accuracy, a mean over classes and folds, and its deviation.
+    """
+    table = run.probe().table()
+    if layer is None:
+        return table
+    run.layer_group(layer)
+    return table.filter(pc.equal(table["layer"], layer))
 
 
 @register

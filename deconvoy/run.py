@@ -36,6 +36,7 @@ from deconvoy.occlusion import (
     occluded,
     occlusion_of,
 )
+from deconvoy.probe import Probe, probe_of
 from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import METADATA, RunStore
@@ -435,6 +436,14 @@ class Run:
             RunNotFound: the run has no such analysis, or not of this layer.
         """
         return evolution_of(self, layer)
+
+    def probe(self) -> Probe:
+        """How well linear classifiers tell other classes by the features of each layer.
+
+        Raises:
+            RunNotFound: the run has no such analysis, or has not finished it.
+        """
+        return probe_of(self)
 
     def invariance(self) -> Invariance:
         """Images shifted, scaled and turned, and how far that moves the features of every layer.

@@ -431,6 +431,63 @@ CORRESPONDENCE_ARRAYS: tuple[ArrayField, ...] = (
 )
 """In the group ``correspondence``."""
 
+PROBE_GROUP = "probe"
+
+_FITTED = ("weights", "layer", "classifier", "size", "fold")
+
+PROBE_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "label",
+        ("image",),
+        "int64",
+        "class",
+        "of each image of the probe's data, in reading order: an index into the attribute "
+        "`classes`; −1 where unknown",
+        fill=MISSING_LABEL,
+    ),
+    ArrayField(
+        "read",
+        ("weights", "image"),
+        "bool",
+        "",
+        "whether it could be read, and its features are there",
+    ),
+    ArrayField(
+        "accuracy",
+        _FITTED,
+        "float64",
+        "0–1",
+        "mean over the classes of the share of their test images that are told right (the "
+        "attributes `weights`, `layers`, `classifiers` and `train` name the axes); NaN where that "
+        "is not done yet",
+        fill=float("nan"),
+    ),
+    ArrayField(
+        "converged",
+        _FITTED,
+        "bool",
+        "",
+        "whether the fit came to its end within its iterations",
+    ),
+)
+"""In the group ``probe``."""
+
+PROBE_FEATURES = ArrayField(
+    "features",
+    ("image", "feature"),
+    "float32",
+    "activation",
+    "of each image, averaged over cells as the attribute `pooled` says; cells in reading order "
+    "within each unit",
+)
+"""In ``probe/<weights>/<layer>``: some images a chunk."""
+
+
+def features_path(weights: str, layer: str) -> str:
+    """Path of the group of a layer's features, by these weights."""
+    return f"{PROBE_GROUP}/{weights}/{layer_path(layer).removeprefix('layers/')}"
+
+
 EVOLUTION_GROUP = "evolution"
 
 _OVER_TIME = ("unit", "checkpoint")

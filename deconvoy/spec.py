@@ -339,6 +339,36 @@ class EvolutionSpec(Section):
     """Which units of those layers are projected."""
 
 
+class ProbeSpec(Section):
+    kind: Literal["probe"]
+    data: DataSpec
+    """Labelled images of other classes; what is no model's business (``boxes``, ``transform``) is
+    ignored: they are seen as the job's own images are."""
+    layers: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all"
+    """Whose features are classified: ``all``, or a list of names and globs."""
+    pool: Auto | Literal["flat"] | Annotated[int, Field(strict=True, ge=1, le=64)] = "auto"
+    """Feature maps are averaged over a grid of so many cells a side; ``auto``: the finest that
+    leaves no more than ``features``; ``flat``: none, every value is a feature."""
+    features: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 1024
+    """Of a layer at most, where ``pool`` is ``auto``; a layer of more units keeps them all."""
+    train: Annotated[
+        tuple[Annotated[int, Field(strict=True, ge=1, le=10_000)], ...], Field(min_length=1)
+    ] = (15,)
+    """Images of each class that are learned from; several numbers give a learning curve."""
+    test: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 50
+    """Other images of each class that are judged by, at most."""
+    folds: Annotated[int, Field(strict=True, ge=1, le=100)] = 5
+    """How often images are drawn anew, by the seed."""
+    classifiers: Annotated[
+        tuple[Literal["softmax", "svm"], ...], Field(min_length=1, max_length=2)
+    ] = ("softmax", "svm")
+    """Softmax regression, and a linear support vector machine."""
+    c: Annotated[float, Field(gt=0, le=1e6)] = 0.01
+    """Inverse strength of their regularisation, of standardised features."""
+    random_weights: bool = True
+    """The same with random weights, drawn by the seed."""
+
+
 def amounts_of(given: Amounts) -> tuple[float, ...]:
     """One by one, as they were given or are spaced."""
     return given.amounts if isinstance(given, Steps) else given
@@ -378,7 +408,13 @@ class CorrespondenceSpec(Section):
 
 
 Analysis = Annotated[
-    TopSpec | ProjectionSpec | OcclusionSpec | InvarianceSpec | EvolutionSpec | CorrespondenceSpec,
+    TopSpec
+    | ProjectionSpec
+    | OcclusionSpec
+    | InvarianceSpec
+    | EvolutionSpec
+    | CorrespondenceSpec
+    | ProbeSpec,
     Field(discriminator="kind"),
 ]
 
@@ -514,6 +550,10 @@ class JobSpec(Section):
     @property
     def correspondence(self) -> CorrespondenceSpec | None:
         return next((a for a in self.analyses if isinstance(a, CorrespondenceSpec)), None)
+
+    @property
+    def probe(self) -> ProbeSpec | None:
+        return next((a for a in self.analyses if isinstance(a, ProbeSpec)), None)
 
     @property
     def invariance(self) -> InvarianceSpec | None:

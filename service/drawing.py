@@ -9,7 +9,7 @@ from PIL import Image
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figure4, figure5, figure7, figures, panels, queries
+from deconvoy import figure4, figure5, figure7, figures, panels, probe_figure, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.evolution import evolved_layers
 from deconvoy.occlusion import Occlusion
@@ -17,7 +17,7 @@ from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
-Analysis = Literal["projection", "occlusion", "invariance", "evolution"]
+Analysis = Literal["projection", "occlusion", "invariance", "evolution", "probe"]
 
 SHOWN_IMAGES = 3
 """Rows of a Fig. 7 whose images nobody named."""
@@ -60,7 +60,9 @@ def figure(
     ] = None,
     analysis: Annotated[
         Analysis | None,
-        typer.Option(help="Fig. 2 (projection), 7 (occlusion), 5 (invariance) or 4 (evolution)."),
+        typer.Option(
+            help="Fig. 2 (projection), 7 (occlusion), 5 (invariance), 4 (evolution); or a probe."
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -79,14 +81,20 @@ def figure(
 ) -> None:
     """Fig. 2 of the paper: each map's projections beside its patches. Fig. 7: --image. Others:
     --analysis."""
-    if analysis == "invariance":
+    if analysis in ("invariance", "probe"):
         given = {
             "--units": units, "--zoom": zoom, "--smooth": smooth, "--grey": grey or None,
             "--tile": tile, "--image": image or None, "--patch": patch, "--stride": stride,
         }  # fmt: skip
         _require_none(given, analysis)
-        path = path or Path(f"{layer or 'invariance'}.png")
-        figures.save(figure5.figure5(deconvoy.open(url).invariance(), layer), path)
+        path = path or Path(f"{layer or analysis}.png")
+        opened = deconvoy.open(url)
+        if analysis == "invariance":
+            figures.save(figure5.figure5(opened.invariance(), layer), path)
+        elif layer is not None:
+            raise RequestError("--analysis probe draws all layers: leave LAYER out.")
+        else:
+            figures.save(probe_figure.probe_figure(opened.probe()), path)
         out.print(escape(str(path)), soft_wrap=True)
         return
     if analysis == "evolution":

@@ -30,7 +30,7 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run: purity, examples, outliers, dead, images-most-hit, selective, nearest, image,
-    localisation, invariance, correspondence, evolution, settled."""
+    localisation, invariance, correspondence, evolution, probe, settled."""
     if name is None:
         if as_json:
             print_json({q.name: q.doc for q in queries.QUERIES.values()})

@@ -931,3 +931,47 @@ def correspondence(
         variance = sum((distance - mean) ** 2 for distance in unordered) / len(unordered)
         found.append((mean, math.sqrt(variance)))
     return found
+
+
+# --- 10. probe -----------------------------------------------------------------------------------
+
+
+def cell_means(maps: Tensor, grid: int) -> Tensor:
+    """Means of maps ("unit row col") over a grid of cells: "unit cell_row cell_col"; a cell begins
+    at the whole part of its share of the side and ends at the next whole number."""
+    units, rows, cols = maps.shape
+    found = torch.zeros(units, grid, grid, dtype=maps.dtype)
+    for unit in range(units):
+        for row in range(grid):
+            for col in range(grid):
+                y0, y1 = row * rows // grid, -(-(row + 1) * rows // grid)
+                x0, x1 = col * cols // grid, -(-(col + 1) * cols // grid)
+                values = [float(maps[unit, y, x]) for y in range(y0, y1) for x in range(x0, x1)]
+                found[unit, row, col] = sum(values) / len(values)
+    return found
+
+
+def class_accuracy(found: Sequence[int], label: Sequence[int]) -> float:
+    """The mean over the classes of the share of their images that are told right."""
+    shares = []
+    for number in sorted(set(label)):
+        own = [f == t for f, t in zip(found, label, strict=True) if t == number]
+        shares.append(sum(own) / len(own))
+    return sum(shares) / len(shares)
+
+
+def softmax_regression(
+    features: Tensor, label: Tensor, classes: int, c: float, steps: int = 20_000
+) -> tuple[Tensor, Tensor]:
+    """Weights ("class feature") and biases that minimise c · Σ cross-entropy + ½ Σ weight², by
+    plain gradient descent in float64."""
+    weight = torch.zeros(classes, features.shape[1], dtype=torch.float64)
+    bias = torch.zeros(classes, dtype=torch.float64)
+    truth = torch.nn.functional.one_hot(label, classes).double()
+    # The curvature of the objective is at most this, so every step goes down.
+    rate = 1 / (1 + c * float(features.square().sum(1).max() + 1) * len(features) / 2)
+    for _ in range(steps):
+        wrong = torch.softmax(features @ weight.T + bias, 1) - truth
+        weight = weight - rate * (c * wrong.T @ features + weight)
+        bias = bias - rate * c * wrong.sum(0)
+    return weight, bias

@@ -18,6 +18,7 @@ from torch import nn
 import deconvoy
 from deconvoy import queries
 from deconvoy.errors import ModelUnsupported, RequestError, RunNotFound
+from deconvoy.figure5 import figure5
 from deconvoy.schema import INVARIANCE_ARRAYS
 from deconvoy.spec import InvarianceSpec, JobSpec, Transform
 from deconvoy.store import FolderStore
@@ -277,6 +278,14 @@ def test_the_query_means_over_the_images(calm: Path) -> None:
         queries.ask(run, "invariance", [], {"transformation": "scaling"})
     with pytest.raises(RunNotFound, match="no layer 'relu6'"):
         queries.ask(run, "invariance", ["relu6"])
+
+
+def test_the_figure_has_a_row_a_transformation(calm: Path) -> None:
+    found = deconvoy.open(calm).invariance()
+    page = figure5(found)
+    assert page.height > 3 * 200 and figure5(found, "relu5").size != (0, 0)
+    with pytest.raises(RunNotFound, match="The invariance has no layer 'relu9'"):
+        figure5(found, "relu9")
 
 
 def test_a_silent_layer_has_no_relative_distance() -> None:

@@ -48,6 +48,9 @@ from workers.leases import (
     Lease,
     OcclusionLease,
     OcclusionResult,
+    ProbeFeaturesLease,
+    ProbeLease,
+    ProbeResult,
     ProjectionLease,
     ProjectionResult,
     Result,
@@ -241,6 +244,8 @@ class Actor:
                 return self.move(lease)
             case CorrespondenceLease():
                 return self.correspond(lease)
+            case ProbeFeaturesLease() | ProbeLease():
+                return self.probe(lease)
             case EvolutionScanLease():
                 return self.scan_checkpoints(lease)
             case EvolutionProjectionLease():
@@ -537,6 +542,45 @@ class Actor:
         with self._writing():
             write_draws(self._run, lease.part, lease.start, delta, deviation)
         return CorrespondenceResult(len(found) * len(ids))
+
+    # Probe ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _prober(self) -> Any:
+        from workers.probing import Prober  # scikit-learn takes a second to load
+
+        assert self._job.probing is not None
+        networks = [self._network]
+        if self._job.probing.random is not None:
+            plain = self._job.probing.random.build()
+            networks.append(Network(plain, self._network.input_shape).to(self._device))
+        return Prober(
+            self._job.probing,
+            networks,
+            self._job.transform,
+            self._job.batch_size,
+            self._in_lanes,
+            self._go_on,
+        )
+
+    def probe(self, lease: ProbeFeaturesLease | ProbeLease) -> ProbeResult:
+        found: ProbeResult
+        if isinstance(lease, ProbeLease):
+            with self._writing():
+                found = self._prober.classify(lease, self._run)
+            return found
+        pictures = read_ahead(self._pool, self._try_read_probed, lease.uris, 2 * self._job.threads)
+        decoded = [future.result() for future in pictures]
+        with self._writing():
+            found = self._prober.features(lease, decoded, self._run)
+        return found
+
+    def _try_read_probed(self, uri: str) -> Picture | None:
+        assert self._job.probing is not None
+        try:
+            return self._job.probing.source.read(uri, self._job.transform)
+        except ImageUnreadable:
+            return None
 
     # Evolution --------------------------------------------------------------------------------
 

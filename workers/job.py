@@ -37,6 +37,7 @@ from workers.occlusion_items import Occluding, occluding_of
 from workers.outliers import LeftOut
 from workers.part_boxes import PartBoxes, digest_of_parts, part_boxes_of
 from workers.portions import portions_on
+from workers.probe_items import Probing, probing_of
 from workers.projector import expected_reuse
 from workers.topk import (
     Fold,
@@ -86,6 +87,7 @@ class Job:
     boxes: Boxes | None = None
     """Where objects are, where the data says so."""
     corresponding: Corresponding | None = None
+    probing: Probing | None = None
     part_boxes: PartBoxes | None = None
     """Where their parts are, where the data says so."""
 
@@ -208,6 +210,7 @@ class Job:
             kept=kept_by(self.spec),
             precision=self.spec.compute.precision,
             labelled=self.listing.labelled,
+            probing=self.probing.assignment() if self.probing else None,
             checkpoints=self.evolving.checkpoints if self.evolving else (),
             cuda=self.spec.compute.gpus_per_worker != 0,
         )
@@ -318,6 +321,7 @@ class Job:
             "dtype": "float32",
             "layout": LAYOUTS,
             **({"checkpoints_sha256": shas} if (shas := self._checkpoints_sha256()) else {}),
+            **({"probe_fingerprint": self.probing.listing.fingerprint} if self.probing else {}),
             **self._digests(),
             **self._candidates_from(),
             "versions": versions(),
@@ -399,6 +403,7 @@ def settle(
         evolving=evolving,
         boxes=boxes,
         corresponding=corresponding,
+        probing=probing_of(spec, layers),
         part_boxes=parts,
     )
     if job.example_entries() > MAX_EXAMPLES:

@@ -153,6 +153,15 @@ def of_file(place: str, uris: Sequence[str], classes: Sequence[str], outputs: in
     return Labels([labels.get(uri) for uri in uris], f"the file {place}", named)
 
 
+def of_own_file(place: str) -> list[Raw]:
+    """Labels of such a file as they stand there, whatever a model makes of them.
+
+    Raises:
+        RequestError: there is no such file.
+    """
+    return [row.label for row in _read(place)]
+
+
 def _warn_of_missing(place: str, paths: Sequence[str], there: AbstractSet[str]) -> None:
     named = dict.fromkeys(paths)
     missing = [path for path in named if path not in there]

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int32, Int64
 from deconvoy.spec import Method, StorageSpec, Transform
 from workers.datasets import ImageRef
 from workers.examples import Floor, Ranking
+from workers.folds import ProbeFits
 from workers.grids import Grid
 from workers.models import PackedModel
 from workers.sources import Source
@@ -52,10 +53,23 @@ class Assignment:
     """Whether the data carries labels; where not, an image counts for its predicted class."""
     cuda: bool = True
     """Compute on a GPU where there is one."""
+    probing: "ProbeAssignment | None" = None
     checkpoints: tuple[PackedModel, ...] = ()
     """The same model as it was before, in training order."""
     roots: tuple[str, ...] | None = None
     """Below which alone images may be read (``deconvoy.fence``); None: anywhere."""
+
+
+@dataclass(frozen=True)
+class ProbeAssignment:
+    """What a worker needs to know of a probe."""
+
+    source: Source
+    layers: tuple[str, ...]
+    pool: str | int
+    features: int
+    random: PackedModel | None
+    """The model with random weights, where it is probed, too."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +269,43 @@ class CorrespondenceResult:
     """Covered, of all draws together."""
 
 
+@dataclass(frozen=True)
+class ProbeFeaturesLease:
+    """Write the features of some images of a probe's data, of every layer."""
+
+    item: str
+    weights: int
+    """0: those of the model; 1: random ones."""
+    start: int
+    """First row."""
+    uris: tuple[str, ...]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "ProbeFeaturesLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class ProbeLease:
+    """Classify by the features of one layer, in every way that is asked for."""
+
+    item: str
+    weights: int
+    layer: int
+    """Row of the arrays."""
+    fits: ProbeFits
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "ProbeLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    done: int
+    """Images, or fits."""
+
+
 Lease = (
     ScanLease
     | ProjectionLease
@@ -264,6 +315,8 @@ Lease = (
     | EvolutionScanLease
     | EvolutionProjectionLease
     | CorrespondenceLease
+    | ProbeFeaturesLease
+    | ProbeLease
 )
 Result = (
     ScanResult
@@ -272,4 +325,5 @@ Result = (
     | InvarianceResult
     | EvolutionScanResult
     | CorrespondenceResult
+    | ProbeResult
 )

@@ -55,6 +55,7 @@ from workers.ledger import (
 from workers.models import PackedModel
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
+from workers.probe_stage import features_work, fits_work
 from workers.rescan import Rescan
 from workers.reuse import digest_of, take_over, unchanged
 from workers.shards import CommittedShards
@@ -188,6 +189,7 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
 _MUST_BE_THE_SAME = (
     "model_sha256", "checkpoints_sha256", "listing_fingerprint", "transform", "boxes_sha256",
     "parts_sha256",
+    "probe_fingerprint",
 )  # fmt: skip
 
 
@@ -210,6 +212,7 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
             driver.occlude(fold)
             driver.move()
             driver.correspond()
+            driver.probe()
             driver.evolve(fold)
         finally:
             executor.shutdown()
@@ -447,6 +450,15 @@ class _Driver:
         work = correspondence_work(self.job, self.run)
         if work is not None:
             self._stage(work)
+
+    # Probe ------------------------------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Classify other images by the features of each layer."""
+        probing = self.job.probing
+        if probing is not None:
+            self._stage(features_work(self.job, self.run, probing))
+            self._stage(fits_work(self.run, probing))
 
     # Evolution --------------------------------------------------------------------------------
 

@@ -10,12 +10,17 @@ from workers.evolution_items import evolution_items
 from workers.graph import Layer
 from workers.image_choice import count_of
 from workers.job import Job
+from workers.parts import spans
 from workers.pictures import stored_size
 from workers.plan_occlusion import MARKER_BYTES, SMALL_FILE_BYTES
+from workers.pooling import cells, count
 from workers.writer import projection_dtype
 
 HIT_BYTES = 32
 """What a marker holds of a hit before compression."""
+
+FIT_PASSES, FIT_RATE = 100, 2e9
+"""Iterations of a fit, and multiply-adds a second of one thread in them: measured on two cores."""
 
 METADATA_BYTES = 9_000
 """Of a group: its attributes and those of its ten arrays."""
@@ -46,6 +51,7 @@ def further_of(job: Job, passes: Passes) -> dict[str, Further]:
     found = {
         "invariance": _invariance(job, passes),
         "correspondence": _correspondence(job, passes),
+        **_probe(job, passes),
         **_evolution(job, passes),
     }
     return {kind: one for kind, one in found.items() if one is not None}
@@ -76,6 +82,31 @@ def _correspondence(job: Job, passes: Passes) -> Further | None:
     each = tuple(passes((count + 1) * batches) for count in draws)
     size = METADATA_BYTES + sum(draws) * 16 * len(job.layers) + MARKER_BYTES * len(items)
     return Further(sum(draws) * images, each, size)
+
+
+def _probe(job: Job, passes: Passes) -> dict[str, Further | None]:
+    """Both of its stages; how long fits take the pilot has not measured: an iteration reads the
+    features of all images once, and there are about as many as ``FIT_PASSES``."""
+    probing = job.probing
+    if probing is None:
+        return {}
+    images, weights = len(probing.listing), probing.weights
+    shards = spans([images], job.spec.compute.shard_size)
+    leases = [passes(math.ceil((stop - start) / job.batch_size)) for start, stop in shards]
+    features = [
+        count(layer, cells(layer, probing.spec.pool, probing.spec.features))
+        for layer in probing.layers
+    ]
+    size = METADATA_BYTES * (1 + 2 * weights * len(features)) + MARKER_BYTES * len(shards)
+    size += weights * images * (4 * sum(features) + 1)
+    first = Further(weights * images, tuple(leases) * weights, size)
+    kinds, _, folds = probing.fits.shape
+    classes = len(probing.classes)
+    learned = sum(n * classes for n in probing.spec.train) * kinds * folds
+    each = [learned * n * classes * FIT_PASSES / FIT_RATE for n in features]
+    fits = weights * len(features) * math.prod(probing.fits.shape)
+    rows = len(features) * weights * (math.prod(probing.fits.shape) * 9 + MARKER_BYTES)
+    return {"probe-features": first, "probe": Further(fits, tuple(each) * weights, rows)}
 
 
 def _evolution(job: Job, passes: Passes) -> dict[str, Further | None]:

@@ -14,6 +14,8 @@ Stage = Literal[
     "unit-occlusion",
     "invariance",
     "correspondence",
+    "probe-features",
+    "probe",
     "evolution-scan",
     "evolution",
 ]

@@ -48,7 +48,7 @@ from workers.tables import (
 )
 from workers.topk import Fold, Partial, UnitIndex, empty_fold, outliers_of, without_outliers
 from workers.verify_evolution import Evolutions
-from workers.verify_groups import Correspondences, Invariance
+from workers.verify_groups import Correspondences, Invariance, Probes
 from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
 
 PICTURES = ("patch", "projection", "scale", "projected")
@@ -96,7 +96,7 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
-    for analysis in (ImageOcclusion, UnitOcclusions, Invariance, Correspondences, Evolutions):
+    for analysis in _ANALYSES:
         further = analysis(chunks, opened.attributes)
         report.faults += list(further.faults())[:SHOWN]
         report.files += further.files
@@ -109,6 +109,9 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         report.hits, report.squares = replayed.hits, replayed.squares
         report.faults += replayed.faults[:SHOWN]
     return report
+
+
+_ANALYSES = (ImageOcclusion, UnitOcclusions, Invariance, Correspondences, Probes, Evolutions)
 
 
 class _Scan:

@@ -5,7 +5,7 @@ That the bytes are those that were written is checked with all other chunks.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from deconvoy.schema import (
     INVARIANCE_ARRAYS,
     INVARIANCE_GROUP,
     MISSING_LABEL,
+    PROBE_ARRAYS,
+    PROBE_FEATURES,
+    PROBE_GROUP,
+    features_path,
 )
 from deconvoy.spec import JobSpec
 from workers.checksums import Chunks, Fault
@@ -193,3 +197,60 @@ class Correspondences:
 
 def _marker(part: str, number: int) -> str:
     return marker_path(f"{CORRESPONDENCE_GROUP}/{part}/item-{number:06d}")
+
+
+class Probes:
+    """The group ``probe``: features and fits that the markers promise."""
+
+    def __init__(self, chunks: Chunks, attributes: dict[str, Any]) -> None:
+        self.chunks, self.run, self.attributes = chunks, chunks.run, attributes
+        self.files = 0
+        """Markers read."""
+
+    def faults(self) -> Iterator[Fault]:
+        asked = JobSpec.parse(self.attributes["spec"]).probe
+        done = self.attributes["state"]["status"] == "done"
+        place = f"{PROBE_GROUP}/zarr.json"
+        if asked is None or (not self.run.exists(place) and not done):
+            return
+        arrays = [f"{PROBE_GROUP}/{field.name}/zarr.json" for field in PROBE_ARRAYS]
+        absent = [path for path in (place, *arrays) if not self.run.exists(path)]
+        yield from (Fault(path, "is missing") for path in absent)
+        if absent or PROBE_GROUP in self.chunks.unopened:
+            return
+        told: dict[str, Any] = dict(self.run.zarr()[PROBE_GROUP].attrs.asdict())
+        for number, weights in enumerate(told.get("weights", ())):
+            yield from self._features(weights, told["layers"], done)
+            yield from self._fits(number, weights, len(told["layers"]), done)
+
+    def _features(self, weights: str, layers: Sequence[str], done: bool) -> Iterator[Fault]:
+        there = self._committed(f"probe-features/{weights}")
+        for layer in layers:
+            path = f"{features_path(weights, layer)}/{PROBE_FEATURES.name}"
+            if not self.run.exists(f"{path}/zarr.json"):
+                yield Fault(f"{path}/zarr.json", "is missing")
+                continue
+            for place in self.chunks.missing.get(path, ()):
+                if place[0] in there:
+                    yield self.chunks.absent_at(path, place)
+        array: Any = self.run.zarr()[f"{PROBE_GROUP}/read"]
+        items = -(-array.shape[1] // array.chunks[1])
+        yield from self._unmarked(f"probe-features/{weights}", items, there, done)
+
+    def _fits(self, number: int, weights: str, layers: int, done: bool) -> Iterator[Fault]:
+        there = self._committed(f"probe/{weights}")
+        for name in ("accuracy", "converged"):
+            path = f"{PROBE_GROUP}/{name}"
+            for place in self.chunks.missing.get(path, ()):
+                if place[0] == number and place[1] in there:
+                    yield self.chunks.absent_at(path, place)
+        yield from self._unmarked(f"probe/{weights}", layers, there, done)
+
+    def _unmarked(self, stage: str, items: int, there: set[int], done: bool) -> Iterator[Fault]:
+        for number in sorted(set(range(items)) - there) if done else ():
+            yield Fault(marker_path(f"{stage}/item-{number:06d}"), "is missing")
+
+    def _committed(self, stage: str) -> set[int]:
+        names = self.run.names(marker_path(f"{stage}/x").rpartition("/")[0])
+        self.files += len(names)
+        return {number_of(name) for name in names}

@@ -6,17 +6,19 @@ from dashboard import library, pieces
 from dashboard.addresses import view
 from dashboard.library import Json
 from dashboard.pieces import element, heading, pills, text
-from dashboard.views import asked, correspondence, evolution, invariance
+from dashboard.views import asked, correspondence, evolution, invariance, probe
 from deconvoy.errors import RequestError
 
 KINDS = {
     "evolution": ("Evolution", evolution.show, evolution.TOLD),
     "invariance": ("Invariance", invariance.show, invariance.TOLD),
     "correspondence": ("Correspondence", correspondence.show, correspondence.TOLD),
+    "probe": ("Probe", probe.show, probe.TOLD),
 }
 """By kind: its title, what shows it, and what it is, for people."""
 
 ADDED = {
+    "probe": "# of the analysis: data: {uri: labelled/images}\n",
     "correspondence": "data:\n  uri: images\n  parts: parts.csv   # path,part,x0,y0,x1,y1\n",
     "evolution": "model:\n  weights: end.safetensors\n  checkpoints: [first.safetensors, …]\n",
 }

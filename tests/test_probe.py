@@ -1,0 +1,359 @@
+"""Test the probe: features are means over cells, folds are as drawn, classifiers are those of their
+objectives; a run holds the same whoever computes it and however often it is cut off.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import deconvoy
+from deconvoy import queries
+from deconvoy.errors import RequestError, RunNotFound, TooManyBadImages
+from deconvoy.probe_figure import probe_figure
+from deconvoy.spec import JobSpec
+from deconvoy.store import FolderStore
+from tests import reference
+from tests.runs import (
+    committed_in,
+    grants_of,
+    ignore,
+    model_of,
+    places_of,
+    resume_inline,
+    run_inline,
+    run_on_ray,
+    small_spec,
+    write_photographs,
+)
+from workers import pipeline
+from workers.executors.inline import InlineExecutor
+from workers.folds import require_enough, split
+from workers.graph import Network
+from workers.job import settle
+from workers.plan import plan
+from workers.pooling import cells, count, pooled, told
+from workers.probe import accuracy, fit, standard
+from workers.verify import verify
+
+PROBE: dict[str, Any] = {
+    "kind": "probe",
+    "data": {"uri": "shapes?size=60&seed=7"},
+    "layers": ["relu1", "relu5", "logits"],
+    "features": 128,
+    "train": [1, 3],
+    "test": 2,
+    "folds": 2,
+}
+
+
+def spec_of(probe: dict[str, Any], **changes: Any) -> JobSpec:
+    fields = {
+        "data": {"uri": "shapes?size=16&seed=1"},
+        "analyses": [{"kind": "top", "k": 2}, probe],
+    }
+    return small_spec(**(fields | {"layers": ["relu1", "relu5", "logits"]} | changes))
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    url = tmp_path_factory.mktemp("calm") / "run"
+    run_inline(spec_of(PROBE), url)
+    return url
+
+
+def files_of(url: Path) -> dict[str, bytes]:
+    folders = ("layers", "images", "probe", "ledger/probe", "ledger/probe-features")
+    files = [p for folder in folders for p in (url / folder).rglob("*") if p.is_file()]
+    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    of_one, of_other = files_of(one), files_of(other)
+    assert of_one.keys() == of_other.keys() and any(p.startswith("probe/") for p in of_one)
+    assert [p for p in of_one if of_one[p] != of_other[p]] == []
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def layers_of() -> Network:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), nn.ReLU6(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(6 * 5 * 5, 7),
+    )  # fmt: skip
+    return Network(model.eval(), (3, 15, 15))
+
+
+@pytest.mark.parametrize("grid", [1, 2, 3, 5, None])
+def test_features_are_means_over_cells(grid: int | None) -> None:
+    network = layers_of()
+    images = 20 * torch.randn(2, 3, 15, 15, generator=torch.Generator().manual_seed(1))
+    found: dict[str, torch.Tensor] = {}
+    shown: dict[str, torch.Tensor] = {}
+
+    def see(layer: Any, values: torch.Tensor) -> None:
+        own = grid if layer.is_map else None
+        found[layer.name] = pooled(values, layer, own)
+        cut = values.clamp(0, 6) if layer.ceiling else values
+        shown[layer.name] = cut.clone()
+
+    network.forward(images, see)
+    for layer in network.layers:
+        for image in range(2):
+            maps = shown[layer.name][image]
+            expected = reference.cell_means(maps, grid) if grid and layer.is_map else maps
+            assert found[layer.name][image].tolist() == pytest.approx(
+                expected.flatten().tolist(), rel=1e-5, abs=1e-6
+            )
+        own = grid if layer.is_map else None
+        assert found[layer.name].shape[1] == count(layer, own)
+
+
+def test_the_finest_grid_is_taken_that_leaves_few_features() -> None:
+    maps, _, logits = layers_of().layers  # 4 × 7 × 7, 6 × 5 × 5, 7
+    assert cells(maps, "auto", 64) == 4 and cells(maps, "auto", 1) == 1
+    assert cells(maps, "auto", 10_000) == 7 and cells(maps, 3, 1) == 3 and cells(maps, 50, 1) == 7
+    assert cells(maps, "flat", 1) is None and cells(logits, 3, 1) is None
+    assert told(maps, 4) == "mean over 4×4 cells" and told(maps, None) == "flattened"
+    assert told(logits, None) == "as they are"
+
+
+# --- folds ----------------------------------------------------------------------------------------
+
+LABEL = np.array([0, 1, 0, 1, 0, 1, 0, -1, 1, 0, 2, 2, 2, 2])
+
+
+def test_folds_are_nested_disjoint_and_drawn_by_the_seed() -> None:
+    large = split(LABEL, 2, 2, 9, fold=0, seed=3)
+    small = split(LABEL, 1, 2, 9, fold=0, seed=3)
+    assert set(small.train) < set(large.train) and list(small.test) == list(large.test)
+    assert not set(large.train) & set(large.test) and 7 not in {*large.train, *large.test}
+    assert np.bincount(LABEL[large.train]).tolist() == [2, 2, 2]
+    assert np.bincount(LABEL[large.test]).tolist() == [3, 2, 2]
+    assert list(split(LABEL, 2, 2, 9, 0, 3).train) == list(large.train)
+    others = [split(LABEL, 2, 2, 9, fold, seed).train.tolist() for fold, seed in ((1, 3), (0, 4))]
+    assert large.train.tolist() not in others
+    assert np.bincount(LABEL[split(LABEL, 2, 2, 1, 0, 3).test]).tolist() == [1, 1, 1]
+
+
+def test_too_few_images_are_told_with_their_class() -> None:
+    require_enough(LABEL, ("a", "b", "c"), (3,))
+    with pytest.raises(RequestError, match="class 'b' has 4 in all|class 'c' has 4 in all"):
+        require_enough(LABEL, ("a", "b", "c"), (2, 4))
+    with pytest.raises(RequestError, match="images of 1 class"):
+        require_enough(np.zeros(4, np.int64), ("a",), (1,))
+
+
+# --- classifiers ----------------------------------------------------------------------------------
+
+
+def test_accuracies_on_paper() -> None:
+    label, found = np.array([0, 0, 0, 0, 1, 2]), np.array([0, 0, 0, 1, 1, 0])
+    assert accuracy(found, label) == pytest.approx((3 / 4 + 1 + 0) / 3)
+    assert accuracy(found, label) == pytest.approx(
+        reference.class_accuracy(found.tolist(), label.tolist())
+    )
+
+
+def test_standardised_by_what_is_learned_from() -> None:
+    features = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
+    mean, deviation = standard(features)
+    assert mean.tolist() == [2, 5] and deviation.tolist() == [1, 1]
+
+
+def blobs(seed: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(3), 12)
+    centres = rng.normal(size=(3, 4))
+    return (centres[label] + spread * rng.normal(size=(36, 4))).astype(np.float32), label
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0])
+def test_softmax_regression_is_that_of_its_objective(c: float) -> None:
+    features, label = blobs(0, 1.2)
+    images = split(label, 8, 8, 4, 0, 0)
+    mean, deviation = standard(features[images.train])
+    learned = torch.from_numpy((features[images.train] - mean) / deviation)
+    weight, bias = reference.softmax_regression(
+        learned, torch.from_numpy(label[images.train]), 3, c
+    )
+    judged = torch.from_numpy((features[images.test] - mean) / deviation)
+    expected = (judged @ weight.T + bias).argmax(1).tolist()
+    found = fit(features, label, images, "softmax", c)
+    assert found.converged
+    assert found.accuracy == pytest.approx(
+        reference.class_accuracy(expected, label[images.test].tolist())
+    )
+
+
+@pytest.mark.parametrize("classifier", ["softmax", "svm"])
+def test_what_is_apart_is_told_apart_and_bits_stay(classifier: str) -> None:
+    features, label = blobs(1, 0.05)
+    images = split(label, 8, 8, 4, 0, 0)
+    one, two = (fit(features, label, images, classifier, 1.0) for _ in range(2))
+    assert one == two and one.accuracy == 1.0 and one.converged
+
+
+# --- a run ----------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_the_features_of_the_oracle(calm: Path) -> None:
+    import zarr
+
+    job, _ = pipeline.reopen(str(calm))
+    assert job.probing is not None
+    model, transform = model_of(job), job.packed.transform
+    root = zarr.open_group(calm, mode="r", use_consolidated=False)
+    image = 23
+    pixels = job.probing.listing.source.read(str(image), transform).pixels
+    whole = reference.layer_outputs(
+        model, reference.normalise(pixels, transform.mean, transform.std)[None]
+    )
+    for name, place, layer in zip(
+        ("relu1", "relu5", "logits"), places_of(job), job.layers, strict=True
+    ):
+        stored: Any = root[f"probe/trained/{name}/features"]
+        grid = cells(layer, "auto", 128)
+        maps = whole[place][0]
+        expected = reference.cell_means(maps, grid) if grid else maps
+        assert stored[image].tolist() == pytest.approx(
+            expected.flatten().tolist(), rel=1e-3, abs=1e-4
+        )
+    trained, plain = (root[f"probe/{w}/relu5/features"] for w in ("trained", "random"))
+    assert np.array_equal(trained[:], plain[:])  # the model's own weights are random by the seed
+
+
+def test_the_query_means_over_the_folds(calm: Path) -> None:
+    run = deconvoy.open(calm)
+    found = run.probe()
+    assert found.accuracy.shape == (2, 3, 2, 2, 2) and found.chance == 0.1
+    assert found.classes[0] == "face" and found.train == (1, 3)
+    rows = queries.ask(run, "probe", ["relu5"]).to_pylist()
+    assert len(rows) == 8 and rows[0]["weights"] == "trained" and rows[0]["train"] == 1
+    assert rows[1]["accuracy"] == pytest.approx(found.accuracy[0, 1, 0, 1].mean())
+    assert rows[1]["deviation"] == pytest.approx(found.accuracy[0, 1, 0, 1].std())
+    with pytest.raises(RunNotFound, match="no layer 'relu9'"):
+        queries.ask(run, "probe", ["relu9"])
+
+
+def test_the_figure_shows_a_curve_more_where_there_are_several_sizes(calm: Path) -> None:
+    found = deconvoy.open(calm).probe()
+    both = probe_figure(found)
+    alone = probe_figure(replace(found, train=(3,), accuracy=found.accuracy[:, :, :, 1:]))
+    assert both.width > alone.width > 300 and both.height > 300
+
+
+def test_the_number_of_threads_changes_no_bit_and_progress_is_counted(
+    calm: Path, tmp_path: Path
+) -> None:
+    seen: list[pipeline.Advance] = []
+    job, run = pipeline.create(spec_of(PROBE), str(tmp_path / "run"))
+    pipeline.execute(job, run, InlineExecutor(threads=3), seen.append)
+    assert_same_files(calm, tmp_path / "run")
+    for stage, total in (("probe-features", 2 * 60), ("probe", 2 * 3 * 8)):
+        done = [advance.done for advance in seen if advance.stage == stage]
+        assert done[0] == 0 and done == sorted(done) and done[-1] == total
+
+
+@pytest.mark.ray
+def test_any_workers_give_the_bits_of_the_inline_executor(
+    ray_cluster: str, calm: Path, tmp_path: Path
+) -> None:
+    run_on_ray(spec_of(PROBE), tmp_path / "run", workers=2)
+    assert_same_files(calm, tmp_path / "run")
+
+
+class Killed(Exception):
+    """The worker goes down here."""
+
+
+def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
+    calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, written = tmp_path / "run", 0
+    job, run = pipeline.create(spec_of(PROBE), str(url))
+    whole = FolderStore.write
+
+    def write(self: FolderStore, path: str, content: bytes) -> None:
+        nonlocal written
+        if path.startswith("ledger/probe"):
+            written += 1
+            if written in (3, 19):  # computed, not committed
+                raise Killed(path)
+        whole(self, path, content)
+
+    monkeypatch.setattr(FolderStore, "write", write)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            if written:
+                resume_inline(url)
+            else:
+                pipeline.execute(job, run, InlineExecutor(), ignore)
+    with pytest.raises(RunNotFound, match="is not finished: the run is failed"):
+        deconvoy.open(url).probe()
+    resume_inline(url)
+    assert_same_files(calm, url)
+    grants = {item: n for item, n in grants_of(url).items() if "probe" in item}
+    assert sorted(grants.values()) == [1] * (len(grants) - 2) + [2, 2]
+    assert set(grants) <= committed_in(url)
+
+
+def test_the_plan_foretells_it() -> None:
+    told = plan(settle(spec_of(PROBE)))
+    assert told.further == {"probe-features": 120, "probe": 48}
+    assert told.bytes["probe-features"] > 0 < told.seconds["probe"]
+
+
+def test_folders_are_classes_and_bad_images_are_left_out(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "images", 12)
+    photographs[0].write_bytes(b"no image")
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.1}
+    probe = PROBE | {"data": data, "train": [2], "random_weights": False}
+    run_inline(spec_of(probe), tmp_path / "run")
+    found = deconvoy.open(tmp_path / "run").probe()
+    assert found.classes == ("a", "b") and found.weights == ("trained",)
+    with pytest.raises(TooManyBadImages, match="1 of 12 images of analyses.probe.data"):
+        run_inline(spec_of(probe | {"data": data | {"max_bad": 0.05}}), tmp_path / "strict")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"train": [6]}, "analyses.probe.train takes 6 images .* 'face' has 6 in all"),
+        ({"layers": ["relu9"]}, "analyses.probe.layers: no layer matches 'relu9'"),
+        ({"data": {"uri": "nowhere"}}, "analyses.probe.data"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    tmp_path: Path, wrong: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RequestError, match=words):
+        pipeline.create(spec_of(PROBE | wrong), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_fields_get_a_sentence() -> None:
+    for wrong in ({"train": []}, {"pool": "max"}, {"classifiers": ["tree"]}, {"c": 0}):
+        with pytest.raises(RequestError, match=next(iter(wrong))) as raised:
+            spec_of(PROBE | wrong)
+        assert "\n" not in str(raised.value)
+
+
+def test_verify_finds_what_is_missing(calm: Path, tmp_path: Path) -> None:
+    assert verify(str(calm), sample=0).faults == []
+    url = tmp_path / "run"
+    shutil.copytree(calm, url)
+    (url / "ledger/probe/random/item-000001.json").unlink()
+    (url / "probe/accuracy/c/0/1/0/0/0").unlink()
+    shutil.rmtree(url / "probe/trained/relu5/features/c")
+    faults = {fault.place for fault in verify(str(url), sample=0).faults}
+    assert "ledger/probe/random/item-000001.json" in faults
+    assert "probe/accuracy/c/0/1/0/0/0" in faults
+    assert any(place.startswith("probe/trained/relu5/features/c") for place in faults)
