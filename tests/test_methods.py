@@ -1,16 +1,22 @@
 """A job with each method of projection: its numbers, its bits, and what a run says of it."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 import deconvoy
+import workers
+from dashboard import library
+from dashboard.views import upload
 from deconvoy import figures, markup, queries, report
 from deconvoy.methods import METHODS
 from deconvoy.spec import Method
+from service import drawing, tables
 from tests import reference
 from tests.reference import Seed
 from tests.runs import (
@@ -20,6 +26,7 @@ from tests.runs import (
     model_of,
     places_of,
     results_of,
+    run_on_ray,
     small_spec,
 )
 from tests.test_results import in_window
@@ -137,7 +144,48 @@ def test_a_run_that_is_older_than_the_field_has_deconvnet_projections(place: Pat
 def test_a_plan_is_made_with_the_method_of_the_job() -> None:
     job = pipeline.settle(spec_of("guided"))
     assert job.assignment("run", 1).method == "guided"
-    assert plan(job).to_json()["method"] == "guided"
+    planned = plan(job).to_json()
+    assert planned["method"] == "guided"
+    assert any("guided backpropagation projections" in line for line in tables.plan_lines(planned))
+
+
+def test_a_model_object_is_analysed_with_a_method(tmp_path: Path) -> None:
+    analyses = [{"kind": "top"}, {"kind": "projection", "method": "gradient"}]
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    images = list(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8))
+    transform = {"resize": 16, "crop": 16}
+    run = workers.analyse(
+        model, images, analyses=analyses, transform=transform, out=tmp_path / "run"
+    )
+    assert run.spec.method == "gradient"
+    assert run.unit("1", 0).projections.any()
+
+
+def test_figure_7_shows_only_projections_of_one_method(place: Path) -> None:
+    found = []
+    for method in METHODS:
+        run = made(place, method)
+        one = replace(run.occlusion(3), unit={"relu2": 1})
+        found.append(len(drawing.other_projections(run, one, "relu2")))
+    assert found[0] > 0 and found[1:] == [0, 0]
+
+
+def test_the_dashboard_asks_for_the_method_of_a_run(place: Path) -> None:
+    of_run = {"spec": made(place, "guided").attributes["spec"], "provenance": {"transform": {}}}
+    assert library.method_of(of_run) == "guided"
+    asked = upload.spec_of(of_run, "a.png", "a", projected=True)
+    assert {"kind": "projection", "method": "guided"} in asked["analyses"]
+    of_run["spec"]["analyses"] = [{"kind": "top"}, {"kind": "projection"}]
+    assert library.method_of(of_run) == "deconvnet"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("method", BY_INPUT)
+def test_the_number_of_workers_changes_no_bit(place: Path, tmp_path: Path, method: Method) -> None:
+    run = made(place, method)
+    run_on_ray(spec_of(method), tmp_path / "run", workers=2)
+    assert_same_results(run.url, tmp_path / "run")
 
 
 def test_two_runs_that_differ_in_the_method_alone_are_told_so(place: Path) -> None:
