@@ -246,7 +246,8 @@ def test_the_query_means_over_the_folds(calm: Path) -> None:
 def test_the_figure_shows_a_curve_more_where_there_are_several_sizes(calm: Path) -> None:
     found = deconvoy.open(calm).probe()
     both = probe_figure(found)
-    alone = probe_figure(replace(found, train=(3,), accuracy=found.accuracy[:, :, :, 1:]))
+    last = {name: getattr(found, name)[:, :, :, 1:] for name in ("accuracy", "converged")}
+    alone = probe_figure(replace(found, train=(3,), **last))
     assert both.width > alone.width > 300 and both.height > 300
 
 
