@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.errors import MissingExtra, RequestError, RunNotFound
+from deconvoy.store import METADATA, RunStore
 from service import token_file
 from service.console import out
 
@@ -65,6 +66,12 @@ def up(
         raise MissingExtra("service", "The service") from error
     given: dict[str, Any] = {"ray": ray, "host": host, "port": port, "runs": runs}
     given = {name: value for name, value in given.items() if value is not None}
+    for url in urls or ():
+        if not RunStore(url).exists(METADATA):
+            raise RunNotFound(
+                f"There is no run at {url!r}, so there is nothing to show: give the folder or URL "
+                "that `--out` named."
+            )
     if urls:
         given["browse"] = tuple(urls)
     if data:

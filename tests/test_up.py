@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deconvoy.errors import RequestError
+from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.token_file import token_for
 from service import up
 from service.app import create_app
@@ -42,3 +42,8 @@ def test_a_token_that_can_be_none_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(RequestError, match="no token has") as refused:
         token_for("http://127.0.0.1:8000", token)
     assert token not in str(refused.value)
+
+
+def test_a_run_that_is_not_there_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    with pytest.raises(RunNotFound, match="no run at .*nowhere.*nothing to show"):
+        up.up([str(tmp_path / "nowhere")], ray="none")
