@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import httpx
 import numpy as np
@@ -427,3 +427,41 @@ def change_attributes(run: Path, attributes: dict[str, object]) -> None:
     draft = place.with_name("draft")
     draft.write_text(json.dumps(content))
     os.replace(draft, place)
+
+
+def test_a_run_below_the_runs_root_that_is_named_besides_is_listed_once(
+    small_run: Path, tmp_path: Path
+) -> None:
+    runs = with_runs(tmp_path / "runs", small_run)
+    link = tmp_path / "link"
+    link.symlink_to(runs / "small")
+    browse = (str(runs / "small"), str(link), f"{runs}/../runs/small/")
+    settings = settings_of(tmp_path / "home", runs=str(runs), browse=browse)
+    with served(create_app(settings)) as address:
+        told = httpx.get(f"{address}/v1/runs").json()
+    assert [run["id"] for run in told["runs"]] == ["small"]
+
+
+def test_tables_of_a_run_of_any_name_are_sent(small_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(small_run, tmp_path / "runs" / 'größe "1"')
+    settings = settings_of(tmp_path / "home", runs=str(tmp_path / "runs"))
+    with served(create_app(settings)) as address, httpx.Client(base_url=address) as client:
+        (run,) = client.get("/v1/runs").json()["runs"]
+        path = f"/v1/runs/{quote(run['id'], safe='')}/table"
+        answer = client.get(path, params={"format": "csv"})
+    assert answer.status_code == 200
+    file = answer.headers["content-disposition"].partition("''")[2]
+    assert unquote(file) == 'größe "1".csv'
+
+
+def test_a_run_with_half_its_attributes_is_told_as_broken(tmp_path: Path) -> None:
+    place = tmp_path / "runs" / "half"
+    place.mkdir(parents=True)
+    half = {"zarr_format": 3, "node_type": "group", "attributes": {"format": "deconvoy-run/1"}}
+    (place / "zarr.json").write_text(json.dumps(half))
+    settings = settings_of(tmp_path / "home", runs=str(tmp_path / "runs"))
+    with served(create_app(settings)) as address, httpx.Client(base_url=address) as client:
+        assert client.get("/v1/runs").json()["runs"][0]["status"] == "unreadable"
+        for path in ("", "/layers", "/images", "/table", "/query/dead", "/occlusion"):
+            answer = client.get(f"/v1/runs/half{path}")
+            assert answer.status_code == 500 and "lack spec" in answer.json()["detail"], path

@@ -16,7 +16,7 @@ import pytest
 
 import deconvoy
 from deconvoy import errors, watching
-from deconvoy.connection import Connection, events_in
+from deconvoy.connection import Connection, events_in, lines_of
 from deconvoy.watching import watch
 from service import catalogue, remote
 
@@ -305,3 +305,10 @@ def test_ctrl_c_ends_the_waiting_and_leaves_the_job_alone(told: Told) -> None:
     assert waiting.returncode == 130
     assert said == f"{JOB['id']} goes on: `deconvoy cancel {JOB['id']}` stops it.\n"
     assert set(told.asked) <= {f"GET {PATH}", f"GET {PATH}/events"}
+
+
+def test_lines_end_at_line_feeds_alone() -> None:
+    told = ['data: {"name": "a\u2028b', '\u0085c"}\r\n', "\n", "data: 2\n\n", "event: last"]
+    lines = list(lines_of(told))
+    assert lines == ['data: {"name": "a\u2028b\u0085c"}', "", "data: 2", "", "event: last"]
+    assert [content for _, content in events_in(lines)] == ['{"name": "a\u2028b\u0085c"}', "2"]
