@@ -80,7 +80,8 @@ def measure() -> Iterator[Comparison]:
 def _beside_ray(folder: Path) -> Iterator[Comparison]:
     """Ray outlives a service that is killed; the next one finds it."""
     with _service(folder, "--ray", "local", ends=False):
-        pass
+        while not (folder / "home" / "ray.json").exists():  # where the next one finds it
+            time.sleep(0.1)
     begin = time.perf_counter()
     with _service(folder, "--ray", "local") as (_, client):
         yield _row("service up, beside a running Ray", "start", [time.perf_counter() - begin],
