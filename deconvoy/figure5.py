@@ -8,13 +8,12 @@ of each image's class.
 Source: Zeiler & Fergus (2013, arXiv:1311.2901), Fig. 5.
 """
 
-import io
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from deconvoy.errors import MissingExtra
+from deconvoy import plotting
 from deconvoy.invariance import UNITS, Invariance, layer_number
 
 WIDTH, HEIGHT = 11.0, 3.1
@@ -22,9 +21,6 @@ WIDTH, HEIGHT = 11.0, 3.1
 
 LEGEND = 1.2
 """Height of the names above the page, in inches."""
-
-DOTS = 110
-"""An inch."""
 
 NAMED = 12
 """Lines that a legend names at most; of more layers the first, the last and some between."""
@@ -41,12 +37,8 @@ def figure5(found: Invariance, layer: str | None = None) -> Image.Image:
         MissingExtra: matplotlib is not installed.
     """
     number = None if layer is None else layer_number(found, layer)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("figures", "Drawing curves") from None
     rows = found.transformations
-    page: Any = Figure((WIDTH, HEIGHT * len(rows) + LEGEND), dpi=DOTS, layout="constrained")
+    page = plotting.page(WIDTH, HEIGHT * len(rows) + LEGEND)
     grid = page.subplots(len(rows), 2, squeeze=False)
     for (left, right), name in zip(grid, rows, strict=True):
         steps = found.steps(name)
@@ -65,7 +57,7 @@ def figure5(found: Invariance, layer: str | None = None) -> Image.Image:
             axes.grid(alpha=0.3)
     for axes in grid[0]:  # above, so that no line is hidden
         axes.legend(fontsize=7, ncols=2, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
-    return _drawn(page)
+    return plotting.drawn(page)
 
 
 def _layers(axes: Any, found: Invariance, steps: Any, amount: Any) -> None:
@@ -91,9 +83,3 @@ def _images(axes: Any, found: Invariance, amount: Any, values: Any) -> None:
 
 
 _LINE: dict[str, Any] = {"linewidth": 1.4, "marker": "o", "markersize": 2.5}
-
-
-def _drawn(page: Any) -> Image.Image:
-    content = io.BytesIO()
-    page.savefig(content, format="png")
-    return Image.open(content).convert("RGB")

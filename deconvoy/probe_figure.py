@@ -3,17 +3,11 @@
 Source: Zeiler & Fergus (2013, arXiv:1311.2901), section 5.
 """
 
-import io
-from typing import Any
-
 import numpy as np
 from PIL import Image
 
-from deconvoy.errors import MissingExtra
+from deconvoy import plotting
 from deconvoy.probe import Probe
-
-DOTS = 110
-"""An inch."""
 
 STYLES = {"trained": "-", "random": "--"}
 
@@ -25,12 +19,8 @@ def probe_figure(found: Probe) -> Image.Image:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtra("figures", "Drawing curves") from None
     several = len(found.train) > 1
-    page: Any = Figure((11.0 if several else 8.0, 4.4), dpi=DOTS, layout="constrained")
+    page = plotting.page(11.0 if several else 8.0, 4.4)
     grid = page.subplots(1, 2 if several else 1, squeeze=False)[0]
     most = int(np.argmax(found.train))
     for row, weights in enumerate(found.weights):
@@ -57,6 +47,4 @@ def probe_figure(found: Probe) -> Image.Image:
         axes.set_ylabel("accuracy, mean over classes")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    content = io.BytesIO()
-    page.savefig(content, format="png")
-    return Image.open(content).convert("RGB")
+    return plotting.drawn(page)

@@ -4,6 +4,7 @@ The job is small in every way: an untrained network of 64-pixel images, a few un
 runs are equal when every file of their results is, byte for byte.
 """
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import FolderStore, RunStore
 from tests import reference
 from workers import pipeline
 from workers.executors.inline import InlineExecutor
@@ -83,6 +85,40 @@ def assert_same_results(one: Path | str, other: Path | str) -> None:
     assert of_one.keys() == of_other.keys()
     differing = [path for path, content in of_one.items() if of_other[path] != content]
     assert not differing, f"{len(differing)} of {len(of_one)} files differ: {differing[:5]}"
+
+
+def assert_same_files(one: Path, other: Path, *folders: str) -> None:
+    """Every file below these folders of two runs is the same, and there is one below the first of
+    them; what is computed is, and so are the markers of what follows the scan."""
+    of_one, of_other = (
+        {
+            path.relative_to(url).as_posix(): path.read_bytes()
+            for folder in folders
+            for path in (url / folder).rglob("*")
+            if path.is_file()
+        }
+        for url in (one, other)
+    )
+    assert of_one.keys() == of_other.keys()
+    assert any(path.startswith(f"{folders[0]}/") for path in of_one)
+    assert [path for path in of_one if of_one[path] != of_other[path]] == []
+
+
+class Killed(Exception):
+    """Whoever writes goes down here."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, prefix: str, *times: int) -> None:
+    """Writing a marker below a folder fails at these times, counted from 1: what it stands for is
+    computed by then, and not committed."""
+    whole, written = FolderStore.write, itertools.count(1)
+
+    def write(self: FolderStore, path: str, content: bytes) -> None:
+        if path.startswith(prefix) and next(written) in times:
+            raise Killed(path)
+        whole(self, path, content)
+
+    monkeypatch.setattr(FolderStore, "write", write)
 
 
 def log_of(url: Path | str) -> list[dict[str, Any]]:

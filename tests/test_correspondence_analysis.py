@@ -14,13 +14,15 @@ import deconvoy
 from deconvoy import queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.spec import JobSpec
-from deconvoy.store import FolderStore
 from tests import reference
 from tests.runs import (
+    Killed,
+    assert_same_files,
     committed_in,
     grants_of,
     ignore,
     images_of,
+    killed_at,
     model_of,
     places_of,
     resume_inline,
@@ -44,6 +46,10 @@ COVERED: dict[str, Any] = {
 }
 
 
+FOLDERS = ("correspondence", "ledger/correspondence", "layers", "images")
+"""What two runs must agree in."""
+
+
 def spec_of(correspondence: dict[str, Any], **changes: Any) -> JobSpec:
     """40 images in five shards, of which four are faces."""
     fields = {
@@ -58,19 +64,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("calm") / "run"
     run_inline(spec_of(COVERED), url)
     return url
-
-
-def files_of(url: Path) -> dict[str, bytes]:
-    folders = ("layers", "images", "correspondence", "ledger/correspondence")
-    files = [p for folder in folders for p in (url / folder).rglob("*") if p.is_file()]
-    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    of_one, of_other = files_of(one), files_of(other)
-    assert of_one.keys() == of_other.keys()
-    assert any(path.startswith("correspondence/") for path in of_one)
-    assert [p for p in of_one if of_one[p] != of_other[p]] == []
 
 
 def test_a_run_equals_the_oracles(calm: Path) -> None:
@@ -115,7 +108,7 @@ def test_the_number_of_threads_changes_no_bit_and_progress_counts_images(
     seen: list[pipeline.Advance] = []
     job, run = pipeline.create(spec_of(COVERED), str(tmp_path / "run"))
     pipeline.execute(job, run, InlineExecutor(threads=3), seen.append)
-    assert_same_files(calm, tmp_path / "run")
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
     done = [advance.done for advance in seen if advance.stage == "correspondence"]
     assert done[0] == 0 and done == sorted(done) and done[-1] == 2 * 10 * 3
 
@@ -125,35 +118,21 @@ def test_any_workers_give_the_bits_of_the_inline_executor(
     ray_cluster: str, calm: Path, tmp_path: Path
 ) -> None:
     run_on_ray(spec_of(COVERED), tmp_path / "run", workers=2)
-    assert_same_files(calm, tmp_path / "run")
-
-
-class Killed(Exception):
-    """The worker goes down here."""
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
 
 
 def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
     calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, written = tmp_path / "run", 0
+    url = tmp_path / "run"
     job, run = pipeline.create(spec_of(COVERED), str(url))
-    whole = FolderStore.write
-
-    def write(self: FolderStore, path: str, content: bytes) -> None:
-        nonlocal written
-        if path.startswith("ledger/correspondence"):
-            written += 1
-            if written == 3:  # computed, not committed
-                raise Killed(path)
-        whole(self, path, content)
-
-    monkeypatch.setattr(FolderStore, "write", write)
+    killed_at(monkeypatch, "ledger/correspondence", 3)
     with pytest.raises(Killed):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     with pytest.raises(RunNotFound, match="is not finished: the run is failed"):
         deconvoy.open(url).correspondence()
     resume_inline(url)
-    assert_same_files(calm, url)
+    assert_same_files(calm, url, *FOLDERS)
     grants = {item: n for item, n in grants_of(url).items() if "correspondence" in item}
     assert sorted(grants.values()) == [1, 1, 1, 2] and set(grants) <= committed_in(url)
 

@@ -17,18 +17,21 @@ from deconvoy import figure4, queries
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.evolution import settled, short_names
 from deconvoy.spec import JobSpec
-from deconvoy.store import FolderStore
 from tests import reference
 from tests.runs import (
+    Killed,
+    assert_same_files,
     committed_in,
     grants_of,
     ignore,
     images_of,
+    killed_at,
     places_of,
     resume_inline,
     run_inline,
     run_on_ray,
     small_spec,
+    write_photographs,
 )
 from workers import pipeline
 from workers.evolution import cosine, filters, overlap
@@ -63,6 +66,10 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return paths
 
 
+FOLDERS = ("evolution", "ledger/evolution", "layers", "images")
+"""What two runs must agree in."""
+
+
 def spec_of(training: list[str], **changes: Any) -> JobSpec:
     """18 images in three shards; the last checkpoint is the end, which counts once."""
     fields = {
@@ -79,18 +86,6 @@ def calm(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("calm") / "run"
     run_inline(spec_of(training), url)
     return url
-
-
-def files_of(url: Path) -> dict[str, bytes]:
-    folders = ("layers", "images", "evolution", "ledger/evolution")
-    files = [p for folder in folders for p in (url / folder).rglob("*") if p.is_file()]
-    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    of_one, of_other = files_of(one), files_of(other)
-    assert of_one.keys() == of_other.keys() and any(p.startswith("evolution/") for p in of_one)
-    assert [p for p in of_one if of_one[p] != of_other[p]] == []
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -255,7 +250,7 @@ def test_the_number_of_threads_changes_no_bit_and_progress_is_counted(
     seen: list[pipeline.Advance] = []
     job, run = pipeline.create(spec_of(training), str(tmp_path / "run"))
     pipeline.execute(job, run, InlineExecutor(threads=3), seen.append)
-    assert_same_files(calm, tmp_path / "run")
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
     for stage, total in (("evolution-scan", 2 * 18), ("evolution", None)):
         own = [advance for advance in seen if advance.stage == stage]
         done = [advance.done for advance in own]
@@ -268,29 +263,15 @@ def test_any_workers_give_the_bits_of_the_inline_executor(
     ray_cluster: str, calm: Path, training: list[str], tmp_path: Path
 ) -> None:
     run_on_ray(spec_of(training), tmp_path / "run", workers=2)
-    assert_same_files(calm, tmp_path / "run")
-
-
-class Killed(Exception):
-    """The worker goes down here."""
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
 
 
 def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
     calm: Path, training: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, written = tmp_path / "run", 0
+    url = tmp_path / "run"
     job, run = pipeline.create(spec_of(training), str(url))
-    whole = FolderStore.write
-
-    def write(self: FolderStore, path: str, content: bytes) -> None:
-        nonlocal written
-        if path.startswith("ledger/evolution"):
-            written += 1
-            if written in (2, 6):  # computed, not committed
-                raise Killed(path)
-        whole(self, path, content)
-
-    monkeypatch.setattr(FolderStore, "write", write)
+    killed_at(monkeypatch, "ledger/evolution", 2, 6)
     with pytest.raises(Killed):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     with pytest.raises(RunNotFound, match="has no evolution: the run is failed"):
@@ -298,7 +279,7 @@ def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
     with pytest.raises(Killed):
         resume_inline(url)
     resume_inline(url)
-    assert_same_files(calm, url)
+    assert_same_files(calm, url, *FOLDERS)
     grants = {item: n for item, n in grants_of(url).items() if "evolution" in item}
     assert sorted(grants.values()) == [1] * (len(grants) - 2) + [2, 2]
     assert set(grants) <= committed_in(url)
@@ -310,6 +291,18 @@ def test_equal_images_count_once_at_every_checkpoint(training: list[str], tmp_pa
         {"kind": "top", "k": K}, EVOLUTION | {"layers": ["relu1"]}]), tmp_path / "run")  # fmt: skip
     found = deconvoy.open(tmp_path / "run").evolution("relu1")
     assert found.image.max() < 6
+
+
+def test_a_shard_of_which_no_image_can_be_read_has_no_hits(
+    training: list[str], tmp_path: Path
+) -> None:
+    broken, *_ = write_photographs(tmp_path / "images", 4)
+    broken.write_bytes(b"no image")
+    data = {"uri": str(tmp_path / "images"), "max_bad": 0.5}
+    run_inline(spec_of(training, data=data, compute={"shard_size": 1}), tmp_path / "run")
+    found = deconvoy.open(tmp_path / "run").evolution("relu5")
+    assert set(found.image.ravel().tolist()) <= {-1, 1, 2, 3}
+    assert verify(str(tmp_path / "run"), sample=0).faults == []
 
 
 def test_the_plan_foretells_it(training: list[str]) -> None:

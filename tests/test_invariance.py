@@ -21,13 +21,15 @@ from deconvoy.errors import ModelUnsupported, RequestError, RunNotFound
 from deconvoy.figure5 import figure5
 from deconvoy.schema import INVARIANCE_ARRAYS
 from deconvoy.spec import InvarianceSpec, JobSpec, Transform
-from deconvoy.store import FolderStore
 from tests import reference
 from tests.runs import (
+    Killed,
+    assert_same_files,
     committed_in,
     grants_of,
     ignore,
     images_of,
+    killed_at,
     model_of,
     places_of,
     resume_inline,
@@ -56,6 +58,10 @@ NOISE = torch.randint(0, 256, (2, 6, 7), generator=torch.Generator().manual_seed
 BORDERS: tuple[Border, ...] = ("mean", "edge", "reflect")
 
 
+FOLDERS = ("invariance", "ledger/invariance", "layers", "images")
+"""What two runs must agree in."""
+
+
 def spec_of(invariance: dict[str, Any], **changes: Any) -> JobSpec:
     """18 images in three shards."""
     fields = {
@@ -71,18 +77,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("calm") / "run"
     run_inline(spec_of(MOVES), url)
     return url
-
-
-def files_of(url: Path) -> dict[str, bytes]:
-    folders = ("layers", "images", "invariance", "ledger/invariance")
-    files = [p for folder in folders for p in (url / folder).rglob("*") if p.is_file()]
-    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    of_one, of_other = files_of(one), files_of(other)
-    assert of_one.keys() == of_other.keys() and any(p.startswith("invariance/") for p in of_one)
-    assert [p for p in of_one if of_one[p] != of_other[p]] == []
 
 
 # --- moves of pixels ------------------------------------------------------------------------------
@@ -303,7 +297,7 @@ def test_the_number_of_threads_changes_no_bit_and_progress_counts_moves(
     seen: list[pipeline.Advance] = []
     job, run = pipeline.create(spec_of(MOVES), str(tmp_path / "run"))
     pipeline.execute(job, run, InlineExecutor(threads=3), seen.append)
-    assert_same_files(calm, tmp_path / "run")
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
     own = [advance for advance in seen if advance.stage == "invariance"]
     done = [advance.done for advance in own]
     assert done[0] == 0 and done == sorted(done) and done[-1] == own[-1].total == 3 * 8
@@ -314,34 +308,20 @@ def test_any_workers_give_the_bits_of_the_inline_executor(
     ray_cluster: str, calm: Path, tmp_path: Path
 ) -> None:
     run_on_ray(spec_of(MOVES), tmp_path / "run", workers=2)
-    assert_same_files(calm, tmp_path / "run")
-
-
-class Killed(Exception):
-    """The worker goes down here."""
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
 
 
 def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
     calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, written = tmp_path / "run", 0
+    url = tmp_path / "run"
     job, run = pipeline.create(spec_of(MOVES), str(url))
-    whole = FolderStore.write
-
-    def write(self: FolderStore, path: str, content: bytes) -> None:
-        nonlocal written
-        if "invariance/" in path:
-            written += 1
-            if written == 2:  # its row is written, its marker is not
-                raise Killed(path)
-        whole(self, path, content)
-
-    monkeypatch.setattr(FolderStore, "write", write)
+    killed_at(monkeypatch, "ledger/invariance/", 2)
     with pytest.raises(Killed):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     assert len(deconvoy.open(url).invariance().image) == 2
     resume_inline(url)
-    assert_same_files(calm, url)
+    assert_same_files(calm, url, *FOLDERS)
     grants = {item: n for item, n in grants_of(url).items() if "invariance" in item}
     assert sorted(grants.values()) == [1, 1, 2] and set(grants) <= committed_in(url)
 

@@ -17,12 +17,14 @@ from deconvoy import queries
 from deconvoy.errors import RequestError, RunNotFound, TooManyBadImages
 from deconvoy.probe_figure import probe_figure
 from deconvoy.spec import JobSpec
-from deconvoy.store import FolderStore
 from tests import reference
 from tests.runs import (
+    Killed,
+    assert_same_files,
     committed_in,
     grants_of,
     ignore,
+    killed_at,
     model_of,
     places_of,
     resume_inline,
@@ -52,6 +54,10 @@ PROBE: dict[str, Any] = {
 }
 
 
+FOLDERS = ("probe", "ledger/probe", "ledger/probe-features", "layers", "images")
+"""What two runs must agree in."""
+
+
 def spec_of(probe: dict[str, Any], **changes: Any) -> JobSpec:
     fields = {
         "data": {"uri": "shapes?size=16&seed=1"},
@@ -65,18 +71,6 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     url = tmp_path_factory.mktemp("calm") / "run"
     run_inline(spec_of(PROBE), url)
     return url
-
-
-def files_of(url: Path) -> dict[str, bytes]:
-    folders = ("layers", "images", "probe", "ledger/probe", "ledger/probe-features")
-    files = [p for folder in folders for p in (url / folder).rglob("*") if p.is_file()]
-    return {p.relative_to(url).as_posix(): p.read_bytes() for p in files}
-
-
-def assert_same_files(one: Path, other: Path) -> None:
-    of_one, of_other = files_of(one), files_of(other)
-    assert of_one.keys() == of_other.keys() and any(p.startswith("probe/") for p in of_one)
-    assert [p for p in of_one if of_one[p] != of_other[p]] == []
 
 
 # --- features -------------------------------------------------------------------------------------
@@ -257,7 +251,7 @@ def test_the_number_of_threads_changes_no_bit_and_progress_is_counted(
     seen: list[pipeline.Advance] = []
     job, run = pipeline.create(spec_of(PROBE), str(tmp_path / "run"))
     pipeline.execute(job, run, InlineExecutor(threads=3), seen.append)
-    assert_same_files(calm, tmp_path / "run")
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
     for stage, total in (("probe-features", 2 * 60), ("probe", 2 * 3 * 8)):
         done = [advance.done for advance in seen if advance.stage == stage]
         assert done[0] == 0 and done == sorted(done) and done[-1] == total
@@ -268,39 +262,23 @@ def test_any_workers_give_the_bits_of_the_inline_executor(
     ray_cluster: str, calm: Path, tmp_path: Path
 ) -> None:
     run_on_ray(spec_of(PROBE), tmp_path / "run", workers=2)
-    assert_same_files(calm, tmp_path / "run")
-
-
-class Killed(Exception):
-    """The worker goes down here."""
+    assert_same_files(calm, tmp_path / "run", *FOLDERS)
 
 
 def test_a_run_cut_off_goes_on_to_the_same_bits_and_does_nothing_twice(
     calm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, written = tmp_path / "run", 0
+    url = tmp_path / "run"
     job, run = pipeline.create(spec_of(PROBE), str(url))
-    whole = FolderStore.write
-
-    def write(self: FolderStore, path: str, content: bytes) -> None:
-        nonlocal written
-        if path.startswith("ledger/probe"):
-            written += 1
-            if written in (3, 19):  # computed, not committed
-                raise Killed(path)
-        whole(self, path, content)
-
-    monkeypatch.setattr(FolderStore, "write", write)
-    for _ in range(2):
-        with pytest.raises(Killed):
-            if written:
-                resume_inline(url)
-            else:
-                pipeline.execute(job, run, InlineExecutor(), ignore)
+    killed_at(monkeypatch, "ledger/probe", 3, 19)
+    with pytest.raises(Killed):
+        pipeline.execute(job, run, InlineExecutor(), ignore)
+    with pytest.raises(Killed):
+        resume_inline(url)
     with pytest.raises(RunNotFound, match="is not finished: the run is failed"):
         deconvoy.open(url).probe()
     resume_inline(url)
-    assert_same_files(calm, url)
+    assert_same_files(calm, url, *FOLDERS)
     grants = {item: n for item, n in grants_of(url).items() if "probe" in item}
     assert sorted(grants.values()) == [1] * (len(grants) - 2) + [2, 2]
     assert set(grants) <= committed_in(url)

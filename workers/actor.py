@@ -633,7 +633,8 @@ class Actor:
 
         for _ in self._in_lanes(scan_batch, batches):
             pass
-        return combined(lanes.made)[0]
+        # Of a shard none of whose images could be read there is nothing to combine.
+        return combined(lanes.made)[0] if lanes.made else topk.Hits.none()
 
     def project_checkpoints(self, lease: EvolutionProjectionLease) -> ProjectionResult:
         """Column by column, each by the network of its checkpoint; the last is the end."""

@@ -13,10 +13,9 @@ cannot be seen from, it is zero by definition.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from deconvoy.errors import ActivationInvalid, RequestError
 from deconvoy.spec import Transform
 from workers.graph import Layer, Network
 from workers.images import normalise, normalise_levels
+from workers.lanes import Lanes
 from workers.portions import MIB
 
 SIGN_BYTES = 512 * MIB
@@ -40,9 +40,6 @@ where these would be more."""
 
 FEWEST = 2
 """Images: there must be a pair."""
-
-Lanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Does some work on several things at once; results in order."""
 
 InputOf = Callable[[Int64[np.ndarray, " row"]], Float[Tensor, "row channel row_of_pixels col"]]
 """Numbers of images → their normalised pixels, on the device."""

@@ -22,6 +22,7 @@ from workers.evolution_writer import (
     create_pictures,
 )
 from workers.graph import Network
+from workers.image_choice import left_out
 from workers.job import Job, trace
 from workers.leases import (
     EvolutionProjectionLease,
@@ -30,7 +31,6 @@ from workers.leases import (
     ProjectionResult,
 )
 from workers.parts import marker_path
-from workers.read_images import read_images
 from workers.stages import Work
 from workers.topk import Fold
 
@@ -42,35 +42,38 @@ class CheckpointFolds:
 
     def __init__(self, job: Job, run: RunStore, evolving: Evolving) -> None:
         self._job, self._run = job, run
-        self._images = read_images(job, run)
         self.folds = [Fold(job.index.total, job.k) for _ in evolving.checkpoints]
 
     def work(self) -> Work:
         """What is left of the scan; what is committed is folded now."""
-        size = self._job.spec.compute.shard_size
-        parts = {f"{STAGE}/part-{p:06d}": p for p in sorted({i // size for i in self._images})}
+        parts = {f"{STAGE}/part-{part:06d}": part for part in range(self._job.shards)}
         left = [name for name in parts if not self._run.exists(_path(name))]
         for name in parts:
             if name not in left:
                 self._fold(name)
+        every = len(self._job.listing) * len(self.folds)
 
-        def images_of(name: str) -> Int64[np.ndarray, " image"]:
-            first = parts[name] * size
-            inside = [i for i in self._images if first <= i < first + size]
-            return np.array(inside, np.int64)
+        def count(name: str) -> int:
+            """Images that could not be read count, too: they are done at once."""
+            start, stop = self._job.shard(parts[name])
+            return (stop - start) * len(self.folds)
 
         def lease_of(name: str) -> EvolutionScanLease:
             floor = np.stack([fold.floor for fold in self.folds])
-            return EvolutionScanLease(name, images_of(name), floor)
+            return EvolutionScanLease(name, self._read(parts[name]), floor)
 
         def commit(name: str, result: EvolutionScanResult) -> int:
             self._run.write(_path(name), to_bytes(result.hits))
             self._fold(name)
-            return len(images_of(name)) * len(self.folds)
+            return count(name)
 
-        every = len(self._images) * len(self.folds)
-        done = every - sum(len(images_of(name)) for name in left) * len(self.folds)
-        return Work("evolution-scan", left, lease_of, commit, done, every)
+        return Work("evolution-scan", left, lease_of, commit, every - sum(map(count, left)), every)
+
+    def _read(self, part: int) -> Int64[np.ndarray, " image"]:
+        """Images of a shard that the scan has read."""
+        ids = [ref.id for ref in self._job.refs(part)]
+        without = left_out(self._run, ids, self._job.spec.compute.shard_size)
+        return np.array([image for image in ids if image not in without], np.int64)
 
     def _fold(self, name: str) -> None:
         stored = from_bytes(self._run.read(_path(name)), name, len(self.folds))
@@ -89,8 +92,7 @@ def write_tables(job: Job, run: RunStore, evolving: Evolving, folds: list[Fold],
         if "layers" in attributes:  # written last: it is whole
             return
     create_evolution(run)
-    networks = [trace(job.packed, packed.build()) for packed in evolving.checkpoints]
-    last = trace(job.packed)
+    cosines = _cosines(job, evolving)
     for number, layer in enumerate(job.layers):
         rows = job.index.units_of(number)
         every = [*folds, end]
@@ -98,7 +100,7 @@ def write_tables(job: Job, run: RunStore, evolving: Evolving, folds: list[Fold],
         table = Table(
             **vars(First.of(every, rows)),
             overlap=np.stack([overlap(fold.image[rows], final) for fold in every], axis=1),
-            cosine=_cosines([*networks, last], layer.name, layer.units),
+            cosine=cosines[layer.name],
         )
         create_layer_evolution(run, layer, table)
         if layer in evolving.layers:
@@ -128,16 +130,22 @@ class First:
         return First(score, image, position)
 
 
-def _cosines(
-    networks: list[Network], layer: str, units: int
-) -> Float32[np.ndarray, "unit checkpoint"]:
-    found = [filters(network, network.layer(layer)) for network in networks]
-    final = found[-1]
-    columns = [
-        np.full(units, np.nan, np.float32) if now is None or final is None else cosine(now, final)
-        for now in found
-    ]
-    return np.stack(columns, axis=1)
+def _cosines(job: Job, evolving: Evolving) -> dict[str, Float32[np.ndarray, "unit checkpoint"]]:
+    """Of every layer; one network of a checkpoint is in memory at a time."""
+    last = trace(job.packed)
+    final = {layer.name: filters(last, last.layer(layer.name)) for layer in job.layers}
+    columns: dict[str, list[np.ndarray]] = {layer.name: [] for layer in job.layers}
+
+    def add(network: Network) -> None:
+        for layer in job.layers:
+            end, now = final[layer.name], filters(network, network.layer(layer.name))
+            none = np.full(layer.units, np.nan, np.float32)
+            columns[layer.name].append(none if now is None or end is None else cosine(now, end))
+
+    for packed in evolving.checkpoints:
+        add(trace(job.packed, packed.build()))
+    add(last)
+    return {name: np.stack(each, axis=1) for name, each in columns.items()}
 
 
 def projection_work(

@@ -7,9 +7,8 @@ together; beside it the probabilities of the classes.
 Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), Fig. 5.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +18,8 @@ from torch import Tensor
 from deconvoy.spec import Transform
 from workers.graph import Layer, Network
 from workers.images import chunks, normalise_levels
+from workers.lanes import Lanes
 from workers.transformations import Border, Move, moved
-
-Lanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Does some work on several things at once; results in order."""
 
 
 @dataclass(frozen=True)

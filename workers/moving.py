@@ -10,7 +10,8 @@ from deconvoy.store import RunStore
 from workers.graph import Layer, Network
 from workers.groups import write_row
 from workers.images import Picture
-from workers.invariance import Lanes, invariance
+from workers.invariance import invariance
+from workers.lanes import Lanes
 from workers.leases import InvarianceLease, InvarianceResult
 from workers.occlusion import softmax
 

@@ -5,9 +5,8 @@ alone, so the bits do not depend on the number of lanes; each lane holds the cle
 the engine's budget of bytes, whatever the number of positions.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from workers.graph import Layer, Network
 from workers.grids import Grid
 from workers.groups import write_row
 from workers.images import Picture, normalise
+from workers.lanes import Lanes
 from workers.leases import OcclusionLease, OcclusionResult, UnitOcclusionLease
 from workers.occlusion import Advance, Sweep, softmax, sweep, unit_sweeps
 from workers.occlusion_writer import GROUP, MOST_PROBABLE, write_units
@@ -30,10 +30,6 @@ from workers.pictures import cut, cut_patches, quantised, stored_size
 from workers.portions import portions_on
 
 Arrays = dict[str, np.ndarray]
-
-
-Lanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Does some work on several things at once; results in order."""
 
 
 class Occluder:

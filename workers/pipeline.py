@@ -187,10 +187,15 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
 
 
 _MUST_BE_THE_SAME = (
-    "model_sha256", "checkpoints_sha256", "listing_fingerprint", "transform", "boxes_sha256",
-    "parts_sha256",
+    "model_sha256",
+    "checkpoints_sha256",
+    "listing_fingerprint",
     "probe_fingerprint",
-)  # fmt: skip
+    "transform",
+    "boxes_sha256",
+    "parts_sha256",
+)
+"""Of the provenance, where a run goes on."""
 
 
 def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def probing_of(spec: JobSpec, layers: Sequence[Layer]) -> Probing | None:
         chosen = choose(layers, asked.layers, "analyses.probe.layers")
     random = None
     if asked.random_weights:
+        if spec.model.name.startswith("object/"):
+            raise RequestError(
+                "analyses.probe.random_weights needs a model that can be made anew, and this one "
+                "is an object: set it to false."
+            )
         plain = spec.model.model_copy(update={"weights": None, "checkpoints": ()})
         random = pack(plain, spec.seed, spec.data.transform)
     probing = Probing(asked, listing, classes, chosen, random, spec.seed)

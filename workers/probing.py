@@ -1,6 +1,6 @@
 """The worker's part in a probe: write features of images, and classify by those of a layer."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from deconvoy.store import RunStore
 from workers.folds import split
 from workers.graph import Layer, Network
 from workers.images import Picture, chunks, normalise, on_device
+from workers.lanes import Lanes
 from workers.leases import ProbeAssignment, ProbeFeaturesLease, ProbeLease, ProbeResult
 from workers.pooling import cells, pooled
 from workers.probe import fit
@@ -23,8 +24,6 @@ from workers.probe_writer import (
     write_features,
     write_fits,
 )
-
-Lanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 class Prober:

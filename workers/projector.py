@@ -25,14 +25,12 @@ from workers.cones import Cone, Group
 from workers.deconvnet import Deconvnet, Projection
 from workers.graph import Layer, Network
 from workers.images import Picture, chunks, normalise, on_device
+from workers.lanes import Lanes
 from workers.portions import portions_on
 from workers.switches import Switches
 
 HELD_IMAGES = 512
 """Whose hits are run on their cones, decoded at a time: 77 MB of 224 px."""
-
-InLanes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-"""Does work on each of some things, several at a time; results come in their order."""
 
 Pictures = Callable[[Sequence[int]], Iterator[Picture]]
 """Pictures of images, by id, in that order."""
@@ -96,7 +94,7 @@ class Projector:
         self._kept = _Kept(self._portions.switch_bytes)
 
     def batches(
-        self, layer: Layer, hits: Hits, reuse: float, pictures: Pictures, in_lanes: InLanes
+        self, layer: Layer, hits: Hits, reuse: float, pictures: Pictures, in_lanes: Lanes
     ) -> Iterator[Batch]:
         """All hits, with the switches of images that are run whole.
 
@@ -176,7 +174,7 @@ class Projector:
         ids: Int[np.ndarray, " image"],
         pictures: Sequence[Picture],
         ascent: Ascent,
-        in_lanes: InLanes,
+        in_lanes: Lanes,
     ) -> Switches:
         """Of whole images, as many at a time as the device takes."""
         if not ascent.path:
