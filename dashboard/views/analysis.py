@@ -17,12 +17,25 @@ KINDS = {
 }
 """By kind: its title, what shows it, and what it is, for people."""
 
-ADDED = {
-    "probe": "# of the analysis: data: {uri: labelled/images}\n",
-    "correspondence": "data:\n  uri: images\n  parts: parts.csv   # path,part,x0,y0,x1,y1\n",
-    "evolution": "model:\n  weights: end.safetensors\n  checkpoints: [first.safetensors, …]\n",
+EXAMPLES = {
+    "correspondence": """data:
+  uri: images
+  parts: parts.csv   # path,part,x0,y0,x1,y1
+analyses:
+  - kind: top
+  - kind: correspondence""",
+    "evolution": """model:
+  weights: end.safetensors
+  checkpoints: [first.safetensors, …]
+analyses:
+  - kind: top
+  - kind: evolution""",
+    "probe": """analyses:
+  - kind: top
+  - kind: probe
+    data: {uri: other/labelled/images}""",
 }
-"""What a spec needs besides."""
+"""How a spec asks for one that needs more than its name."""
 
 
 def show() -> None:
@@ -66,7 +79,8 @@ def _absent(run: Json, kind: str) -> None:
         "job:"
     )
     pieces.put(element("p", told, class_="empty"))
-    st.code(f"{ADDED.get(kind, '')}analyses:\n  - kind: top\n  - kind: {kind}", language="yaml")
+    plain = f"analyses:\n  - kind: top\n  - kind: {kind}"
+    st.code(EXAMPLES.get(kind, plain), language="yaml")
     if library.takes_jobs():
         form = view("new", run=run["id"], add=kind)
         pieces.put(pieces.link(form, "Fill in the form with it", class_="pill"))
