@@ -70,7 +70,7 @@ def _of_values(self: Any, result: Any, signal: Any, landing: Any) -> float:
     return float(signal.count_nonzero()) * of_each
 
 
-def _of_whole_images(self: Any, result: Any, images: Any, path: Any) -> float:
+def _of_whole_images(self: Any, result: Any, images: Any, path: Any, *_: Any) -> float:
     pools = [step.index for step in path if step.index in result.codes]
     return len(images) * _of_path(self, [step for step in path if pools and step.index < pools[-1]])
 

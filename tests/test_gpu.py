@@ -4,17 +4,23 @@ The same assertions as on a CPU, with the model on the GPU; the oracles stay whe
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import zarr
 
 import deconvoy
 from deconvoy.spec import Method
 from tests import networks, test_scan
 from tests.runs import run_inline, small_spec
 from tests.test_deconvnet import METHODS, assert_projections_equal_the_oracles
+from tests.test_evolution import training as training
 from tests.test_occlusion import EXACT, GRID_OF_TYPES, assert_sweep_equals_the_oracles
 from workers.graph import Network
+from workers.training import draw_shapes, train
+from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet_small
 
 pytestmark = pytest.mark.gpu
 
@@ -88,3 +94,62 @@ def test_a_job_finds_what_one_on_the_cpu_finds(tmp_path: Path) -> None:
     for image in (0, 7):
         ours, theirs = (run.occlusion(image).probability for run in (on_gpu, on_cpu))
         assert np.allclose(ours, theirs, atol=1e-4)
+
+
+FURTHER: list[dict[str, Any]] = [
+    {"kind": "top", "k": 4},
+    {"kind": "invariance", "images": {"ids": [0, 5]}, "rotation": [0, 30, 90]},
+    {"kind": "correspondence", "images": {"sample": 3}, "parts": ["nose"], "random": 9},
+    {"kind": "evolution", "layers": ["relu2"], "units": {"ids": [0, 1]}},
+    {"kind": "probe", "data": {"uri": "shapes?size=60&seed=7"}, "train": [3], "test": 2,
+     "folds": 2, "features": 64},
+]  # fmt: skip
+
+NEAR = {
+    "invariance/distance": 1e-2,
+    "invariance/norm": 1e-2,
+    "invariance/probability": 1e-4,
+    "correspondence/delta": 1e-2,
+    "evolution/overlap": 0.0,
+    "evolution/cosine": 1e-5,
+    "probe/features": 1e-3,
+}
+"""How far apart two devices may be, by the end of an array's path; all but a hundredth of it."""
+
+
+def test_the_other_analyses_find_what_they_find_on_the_cpu(
+    training: list[str], tmp_path: Path
+) -> None:
+    for gpus in (0, 1):
+        spec = small_spec(
+            compute={"gpus_per_worker": gpus},
+            analyses=FURTHER,
+            model={"weights": training[-1], "checkpoints": training},
+        )
+        run_inline(spec, tmp_path / str(gpus))
+    on_cpu, on_gpu = (zarr.open_group(tmp_path / str(gpus), mode="r") for gpus in (0, 1))
+    seen = set()
+    for kind in sorted({name.partition("/")[0] for name in NEAR}):
+        group: Any = on_cpu[kind]
+        for path, array in group.members(max_depth=None):
+            name = f"{kind}/{path.rpartition('/')[2]}"
+            if name in NEAR and isinstance(array, zarr.Array):
+                ours, theirs = np.asarray(on_gpu[f"{kind}/{path}"]), np.asarray(array)
+                close = np.isclose(ours, theirs, rtol=1e-3, atol=NEAR[name], equal_nan=True)
+                assert close.mean() > 0.99, (path, float(np.abs(ours - theirs).max()))
+                seen.add(name)
+    assert seen == set(NEAR)
+
+
+def test_training_goes_the_way_it_goes_on_the_cpu() -> None:
+    """The first steps are alike; later ones drift apart, as rounding does in any training."""
+    images, labels = draw_shapes(seed=1, size=32)
+    losses = []
+    for device in ("cpu", GPU):
+        torch.manual_seed(0)
+        model = zfnet_small()
+        for part in (model.dropout6, model.dropout7):
+            part.p = 0.0  # their draws are the device's own
+        found = train(model.to(device), images, labels, mean=SHAPES_MEAN, std=SHAPES_STD, epochs=2)
+        losses.append([epoch.loss for epoch in found])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
