@@ -4,9 +4,13 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from deconvoy.errors import FieldInvalid, RequestError
+
+S = TypeVar("S", bound=BaseModel)
 
 FORMS: tuple[tuple[str, str], ...] = (
     (r"model", "a section, as in `model: {name: torchvision/alexnet}`"),
@@ -52,9 +56,39 @@ FORMS: tuple[tuple[str, str], ...] = (
     (r"compute\.workers", "`auto` or a whole number of 1 or more"),
     (r"compute\.gpus_per_worker", "`auto` or a number of 0 or more; above 1, a whole one"),
     (r"compute\.threads", "`auto` or a whole number of 1 or more"),
+    (r"base", "`deconvoy/zfnet` or `deconvoy/zfnet_small`"),
+    (r"validation", "a share between 0 and 1, or a section, as in {uri: path/to/images}"),
+    (r"edits", "a list, as in [{remove: [3, 4]}, {widths: {6: 128, 7: 128}}]"),
+    (r"edits\.\d+\.remove(\.\d+)?", "a list of layers of 3 to 7"),
+    (r"edits\.\d+\.widths(\..+)?", "whole numbers of 1 or more by layer, 1 to 7: {6: 2048}"),
+    (r"training\.checkpoints", "`all`, `last`, or a list of epochs of 1 or more"),
+    (r"training\.max_filter_rms", "a number above 0, or null"),
     (r"compute\.batch_size", "`auto` or a whole number of 1 or more"),
 )
 """Fields that take several forms, of which pydantic would tell each failure on its own."""
+
+
+def validated(root: type[S], fields: Any, least: str) -> S:
+    """The section these plain fields describe.
+
+    Args:
+        least: what it needs at least, for people.
+
+    Raises:
+        RequestError: naming every wrong field, its value and the rule; a ``FieldInvalid``, of the
+            first.
+    """
+    if not isinstance(fields, dict):
+        raise RequestError(
+            f"A spec is a mapping of fields, not {type(fields).__name__}: it needs at least "
+            f"{least}."
+        )
+    try:
+        return root.model_validate(fields)
+    except ValidationError as error:
+        found = list(sentences(error, root))
+        told = " ".join(sentence for _, sentence in found)
+        raise FieldInvalid(told, found[0][0]) from None
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -68,11 +102,11 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
     problems = [problem for problem in problems if not _told_within(problem, problems)]
     told: set[str] = set()
     for problem in sorted(problems, key=_order):
-        place = tuple(str(part) for part in problem["loc"])
+        place = tuple(str(part) for part in problem["loc"] if part != "[key]")
         if problem["type"] == "extra_forbidden":
             field, sentence = _unknown(place, root)
         else:
-            field, sentence = _wrong(place, problem)
+            field, sentence = _wrong(place, problem, root)
         # Of a union each branch that was tried fails; what is told of a field covers all below it.
         union = ".".join(takewhile(lambda part: not _is_type(part), place))
         related = any(f"{field}.".startswith(f"{t}.") for t in told)
@@ -153,7 +187,9 @@ def _is_type(part: str) -> bool:
 _BRANCHES = frozenset(("tuple", "literal", "constrained", "str", "int", "float", "nullable"))
 
 
-def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
+def _wrong(
+    place: tuple[str, ...], problem: dict[str, Any], root: type[BaseModel]
+) -> tuple[str, str]:
     """The field, and what to say of its value."""
     field, form = _form_of(place)
     value, kind = problem["input"], problem["type"]
@@ -170,7 +206,8 @@ def _wrong(place: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
     if form and kind != "value_error":
         return field, f"The field {field!r}{shown} does not fit: it takes {form}."
-    field = field or "analyses"  # what several sections are about together
+    # What several sections are about together.
+    field = field or ("analyses" if "analyses" in root.model_fields else "edits")
     return field, f"The field {field!r}{shown} does not fit: {rule(problem)}."
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deconvoy.errors import FieldInvalid, RequestError
-from deconvoy.refusals import sentences
+from deconvoy.refusals import validated
 from deconvoy.spec_file import override_field, read_fields
 
 Auto = Literal["auto"]
@@ -567,17 +566,7 @@ class JobSpec(Section):
             RequestError: naming every wrong field, its value and the rule; a ``FieldInvalid``, of
                 the first.
         """
-        if not isinstance(fields, dict):
-            raise RequestError(
-                f"A job spec is a mapping of fields, not {type(fields).__name__}: "
-                "it needs at least `model: {name: …}` and `data: {uri: …}`."
-            )
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            found = list(sentences(error, cls))
-            told = " ".join(sentence for _, sentence in found)
-            raise FieldInvalid(told, found[0][0]) from None
+        return validated(cls, fields, "`model: {name: …}` and `data: {uri: …}`")
 
     @classmethod
     def from_file(cls, path: str | Path, overrides: tuple[str, ...] = ()) -> "JobSpec":

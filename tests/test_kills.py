@@ -26,7 +26,7 @@ from tests.runs import (
     run_inline,
     small_spec,
 )
-from workers import pipeline
+from workers import leasing, pipeline
 from workers.ledger import Ledger
 
 pytestmark = pytest.mark.ray
@@ -110,7 +110,7 @@ def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_b
         ledgers.append(Ledger())
         return ledgers[-1]
 
-    monkeypatch.setattr(pipeline, "Ledger", new_ledger)
+    monkeypatch.setattr(leasing, "Ledger", new_ledger)
     url = tmp_path / "run"
     strikes = [
         Strike(url, "scan/", signal.SIGKILL, after=1),
@@ -137,7 +137,7 @@ def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_b
 DRIVER = """
 import sys
 from deconvoy.spec import JobSpec
-from workers import pipeline
+from workers import leasing, pipeline
 from workers.executors.ray import RayExecutor
 
 verb, url, address, spec = sys.argv[1:]

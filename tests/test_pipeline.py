@@ -83,7 +83,7 @@ def test_a_cluster_without_a_free_worker_is_told_once(
                 super().start(self._later)
             return super().wait(0.01)
 
-    monkeypatch.setattr(pipeline, "SLOW_START_SECONDS", 0.0)
+    monkeypatch.setattr(leasing, "SLOW_START_SECONDS", 0.0)
     job, run = pipeline.create(small_spec(**ONE_MAP), str(tmp_path / "run"))
     pipeline.execute(job, run, Crowded(), ignore)
     told = [r.getMessage() for r in caplog.records if "No worker is ready" in r.getMessage()]

@@ -322,7 +322,7 @@ def test_a_transform_has_three_channels_and_a_positive_deviation() -> None:
 
 @pytest.mark.parametrize("fields", [None, [], "spec", 3])
 def test_what_is_no_mapping_is_told_what_a_spec_is(fields: Any) -> None:
-    assert "A job spec is a mapping" in message_of(fields)
+    assert "A spec is a mapping" in message_of(fields)
 
 
 def test_messages_are_sentences_without_the_checkers_own_words() -> None:

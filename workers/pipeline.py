@@ -5,26 +5,13 @@ holds the lease.  Killed at any point, it begins again from the markers.  All de
 are the ledger's; all decisions about where workers live are the executor's.
 """
 
-import errno
 import json
 import logging
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from deconvoy import tombstone
-from deconvoy.errors import (
-    DeconvoyError,
-    JobFailed,
-    JobStopped,
-    RequestError,
-    RunBusy,
-    RunExists,
-    RunUnreachable,
-)
+from deconvoy.errors import RequestError, RunExists, RunUnreachable
 from deconvoy.places import anchored
 from deconvoy.run import attributes_in
 from deconvoy.schema import FORMAT
@@ -34,60 +21,28 @@ from workers.candidates import Judgement
 from workers.correspondence_stage import correspondence_work
 from workers.datasets import Listing
 from workers.evolution_stage import CheckpointFolds, projection_work, write_tables
-from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
+from workers.executors import Executor
 from workers.invariance_stage import invariance_work
 from workers.job import Job, ProjectionItem, settle
 from workers.leases import Lease, ProjectionLease, ProjectionResult, ScanLease
-from workers.ledger import (
-    Abort,
-    Commit,
-    Event,
-    Grant,
-    ItemFailed,
-    ItemFinished,
-    Ledger,
-    Progressed,
-    Replace,
-    Tick,
-    WorkerLost,
-    WorkerReady,
-)
+from workers.leasing import LOG as LOG
+from workers.leasing import Advance as Advance
+from workers.leasing import Leasing
+from workers.leasing import Observe as Observe
 from workers.models import PackedModel
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
 from workers.probe_stage import features_work, fits_work
 from workers.rescan import Rescan
 from workers.reuse import digest_of, take_over, unchanged
+from workers.run_state import told_in_state
 from workers.shards import CommittedShards
-from workers.stages import Stage, Work
+from workers.stages import Work
 from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
 from workers.topk import Fold
 from workers.writer import create_layer, create_pictures, write_examples, write_hits, write_outliers
 
 logger = logging.getLogger(__name__)
-
-WAIT_SECONDS = 0.5
-"""Longest wait for news from the workers; also how often progress is told."""
-
-SLOW_START_SECONDS = 120.0
-"""Time without any worker after which a person is told; loading torch takes a tenth of it."""
-
-LOG = "ledger/log.jsonl"
-
-_Results = dict[tuple[str, int], Any]
-"""What has come back for an item and an attempt and is not committed yet."""
-
-
-@dataclass(frozen=True)
-class Advance:
-    """How far a stage is: images scanned, projections, positions of a square or moves done."""
-
-    stage: Stage
-    done: int
-    total: int
-
-
-Observe = Callable[[Advance], None]
 
 
 def create(
@@ -205,9 +160,12 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         JobFailed: an item failed for good; everything committed stays.
         JobStopped: Ctrl-C.
     """
-    with run.driver_lock(), _told_in_state(job, run):
+    remedy = None
+    if job.packed.module is not None:
+        remedy = "Only this process has the model: call workers.analyse again, overwrite=True."
+    with run.driver_lock(), told_in_state(run, remedy):
         run.sweep()  # only now: the drafts of a driver at work are none of ours
-        driver = _Driver(job, run, executor, observe)
+        driver = _Driver(job, run, Leasing(run, executor, observe))
         try:
             executor.start(lambda threads: job.assignment(run.url, threads))
             shards = driver.scan()
@@ -225,64 +183,11 @@ def execute(job: Job, run: RunStore, executor: Executor, observe: Observe) -> di
         return summary
 
 
-_REFUSED_WRITES = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
-)  # fmt: skip
-
-
-@contextmanager
-def _told_in_state(job: Job, run: RunStore) -> Iterator[None]:
-    """Keep the run's state attribute true, whatever happens."""
-
-    def tell(**state: str) -> None:
-        with suppress(OSError):  # a full disk may have no room even for this
-            run.zarr("r+").attrs.update({"state": state})
-
-    _require_kept(run)
-    try:
-        run.zarr("r+").attrs.update({"state": {"status": "running"}})
-        yield
-        run.zarr("r+").attrs.update({"state": {"status": "done"}})
-    except KeyboardInterrupt:
-        tell(status="stopped")
-        if job.packed.module is not None:
-            remedy = "Only this process has the model: call workers.analyse again, overwrite=True."
-        else:
-            remedy = f"Nothing finished is lost: `deconvoy resume {run.url}` goes on."
-        raise JobStopped(f"Stopped. {remedy}") from None
-    except RunBusy:
-        raise  # the run is another driver's now, and so is its state
-    except OSError as error:
-        if not isinstance(error, RunUnreachable) and (
-            isinstance(error, DeconvoyError) or error.errno not in _REFUSED_WRITES
-        ):
-            tell(status="failed", error=str(error))
-            raise
-        refused = run.refused(error)
-        tell(status="failed", error=str(refused))
-        raise refused from error
-    except BaseException as error:
-        tell(status="failed", error=str(error))
-        raise
-
-
-def _require_kept(run: RunStore) -> None:
-    """It may have been deleted since it was opened, before we had the driver's lock.
-
-    Raises:
-        RunNotFound: it was.
-    """
-    tombstone.refuse(run.url, json.loads(run.read(METADATA)))
-
-
 @dataclass
 class _Driver:
     job: Job
     run: RunStore
-    executor: Executor
-    observe: Observe
-    ready: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Workers at hand, and what they say of themselves."""
+    leasing: Leasing
     judgement: Judgement | None = None
     """Of the candidates, where the scan found only those."""
 
@@ -311,7 +216,7 @@ class _Driver:
             return stop - start
 
         done = total - sum(stop - start for start, stop in map(self.job.shard, items.values()))
-        self._stage(Work("scan", list(items), lease_of, commit, done, total))
+        self.leasing.carry_out(Work("scan", list(items), lease_of, commit, done, total))
         return shards
 
     def decide(self, fold: Fold) -> Fold:
@@ -320,7 +225,7 @@ class _Driver:
         if self.job.spec.compute.exact:
             return self.job.without_outliers(fold)
         rescan = Rescan(self.job, self.run, fold)
-        self._stage(rescan.work())
+        self.leasing.carry_out(rescan.work())
         self.judgement = rescan.judgement()
         return rescan.fold
 
@@ -393,7 +298,7 @@ class _Driver:
 
         total = sum(count(name) for name in items)
         done = total - sum(count(name) for name in left)
-        self._stage(Work("projection", left, lease_of, commit, done, total))
+        self.leasing.carry_out(Work("projection", left, lease_of, commit, done, total))
 
     def _rows_of(self, item: ProjectionItem) -> Any:
         """Its units, counted through all layers."""
@@ -425,7 +330,7 @@ class _Driver:
         for item in unchanged(self.job, left, fold, old, self.run):
             take_over(item, old, self.run)
             self._mark(item, self._hits_in(item, fold))
-            self._log(event="taken over", item=item.name, run=extends)
+            self.leasing.log(event="taken over", item=item.name, run=extends)
 
     def _has_pictures(self, layer: str) -> bool:
         """Whether any item of the layer is committed: its arrays must not be made anew."""
@@ -438,7 +343,7 @@ class _Driver:
         for work_of in (image_work, unit_work):
             work = work_of(self.job, self.run, fold)
             if work is not None:
-                self._stage(work)
+                self.leasing.carry_out(work)
 
     # Invariance -------------------------------------------------------------------------------
 
@@ -446,7 +351,7 @@ class _Driver:
         """Shift, scale and turn the images the spec chooses."""
         work = invariance_work(self.job, self.run)
         if work is not None:
-            self._stage(work)
+            self.leasing.carry_out(work)
 
     # Correspondence ---------------------------------------------------------------------------
 
@@ -454,7 +359,7 @@ class _Driver:
         """Cover parts of the images the spec chooses, and boxes at random."""
         work = correspondence_work(self.job, self.run)
         if work is not None:
-            self._stage(work)
+            self.leasing.carry_out(work)
 
     # Probe ------------------------------------------------------------------------------------
 
@@ -462,8 +367,8 @@ class _Driver:
         """Classify other images by the features of each layer."""
         probing = self.job.probing
         if probing is not None:
-            self._stage(features_work(self.job, self.run, probing))
-            self._stage(fits_work(self.run, probing))
+            self.leasing.carry_out(features_work(self.job, self.run, probing))
+            self.leasing.carry_out(fits_work(self.run, probing))
 
     # Evolution --------------------------------------------------------------------------------
 
@@ -473,108 +378,8 @@ class _Driver:
         if evolving is None:
             return
         checkpoints = CheckpointFolds(self.job, self.run, evolving)
-        self._stage(checkpoints.work())
+        self.leasing.carry_out(checkpoints.work())
         write_tables(self.job, self.run, evolving, checkpoints.folds, fold)
-        self._stage(projection_work(self.job, self.run, evolving, checkpoints.folds, fold))
-
-    # All -------------------------------------------------------------------------------------
-
-    def _stage(self, work: Work) -> None:
-        """Lease out the items of one stage until all are committed."""
-        lease_of, commit, done = work.lease_of, work.commit, work.done
-        ledger = Ledger()
-        ledger.add(work.left)
-        results: _Results = {}
-        within: dict[str, int] = {}
-        self.observe(Advance(work.stage, done, work.total))
-        for worker in self.ready:
-            done += self._obey(ledger, WorkerReady(worker), lease_of, commit, results)
-        patient_until = time.monotonic() + SLOW_START_SECONDS
-        while not ledger.finished:
-            if not self.ready and time.monotonic() > patient_until:
-                patient_until = math.inf
-                logger.warning(
-                    "No worker is ready after %.0f s: is the cluster busy with other jobs? "
-                    "`ray status` shows it. The job begins as soon as one is.",
-                    SLOW_START_SECONDS,
-                )
-            for report in self.executor.wait(WAIT_SECONDS):
-                event = self._event(report, results, within)
-                if event is not None:
-                    done += self._obey(ledger, event, lease_of, commit, results)
-            done += self._obey(ledger, Tick(), lease_of, commit, results)
-            self.observe(Advance(work.stage, done + sum(within.values()), work.total))
-
-    def _event(self, report: Report, results: _Results, within: dict[str, int]) -> Event | None:
-        match report:
-            case Ready(worker, about):
-                self.ready[worker] = about
-                self._note_device(about["device"])
-                self._log(event="ready", worker=worker, **about)
-                return WorkerReady(worker)
-            case Lost(worker, reason):
-                self.ready.pop(worker, None)
-                within.pop(worker, None)
-                self._log(event="lost", worker=worker, reason=reason)
-                return WorkerLost(worker, reason)
-            case Moved(worker, done):
-                moved = within.get(worker) != done
-                within[worker] = done
-                return Progressed(worker) if moved else None
-            case Returned(worker, lease, result):
-                within.pop(worker, None)
-                results[lease.item, lease.attempt] = result
-                return ItemFinished(worker, lease.item, lease.attempt)
-            case Raised(worker, lease, error):
-                within.pop(worker, None)
-                reason = f"{type(error).__name__}: {error}"
-                final = isinstance(error, DeconvoyError)
-                self._log(event="raised", worker=worker, item=lease.item, reason=reason)
-                reason = str(error) if final else reason
-                return ItemFailed(worker, lease.item, lease.attempt, reason, final)
-
-    def _obey(
-        self,
-        ledger: Ledger,
-        event: Event,
-        lease_of: Callable[[str], Lease],
-        commit: Callable[[str, Any], int],
-        results: _Results,
-    ) -> int:
-        """Carry out what the ledger says; returns how much more is done now."""
-        done = 0
-        for instruction in ledger.handle(event, time.monotonic()):
-            match instruction:
-                case Grant(worker, item, attempt):
-                    pid = self.ready[worker].get("pid")
-                    self._log(event="granted", item=item, attempt=attempt, worker=worker, pid=pid)
-                    self.executor.submit(worker, lease_of(item).granted(attempt))
-                case Commit(item, attempt, worker):
-                    done += commit(item, results.pop((item, attempt)))
-                    self._log(event="committed", item=item, attempt=attempt, worker=worker)
-                case Replace(worker, reason):
-                    self.ready.pop(worker, None)
-                    logger.warning("Replacing %s: %s", worker, reason)
-                    self._log(event="replaced", worker=worker, reason=reason)
-                    self.executor.replace(worker)
-                case Abort(item, reason):
-                    self._log(event="aborted", item=item, reason=reason)
-                    raise JobFailed(_failure(item, reason))
-        return done
-
-    def _note_device(self, device: str) -> None:
-        """The bits depend on the kind of device: provenance lists all that took part."""
-        attributes = self.run.zarr("r+").attrs
-        provenance: Any = attributes["provenance"]
-        known = provenance.get("device", [])
-        if device not in known:
-            attributes.update({"provenance": {**provenance, "device": sorted([*known, device])}})
-
-    def _log(self, **fields: Any) -> None:
-        self.run.append(LOG, json.dumps({"time": round(time.time(), 3), **fields}))
-
-
-def _failure(item: str | None, reason: str) -> str:
-    if item is None:
-        return f"No worker starts: {reason}"
-    return f"The work item {item} failed: {reason}"
+        self.leasing.carry_out(
+            projection_work(self.job, self.run, evolving, checkpoints.folds, fold)
+        )

@@ -1,24 +1,26 @@
-"""Train a network on ``shapes`` by the paper's recipe, with a checkpoint wherever one is wanted.
+"""Train a network by the paper's recipe, with a checkpoint wherever one is wanted.
 
-Deterministic: every epoch draws its order and its dropout from (seed, epoch) alone, so neither
-what the caller does between epochs nor the state of torch's global generators changes a weight,
-and those generators are left as they were.
+A training can be put away after any epoch and taken up elsewhere.  Deterministic: every epoch
+draws its order and its dropout from (seed, epoch) alone, so neither what the caller does between
+epochs nor the state of torch's global generators changes a weight, and those generators are left as
+they were.
 
 Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), section 3.
 """
 
+import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,6 +70,128 @@ def draw_shapes(
     return pixels.permute(0, 3, 1, 2).contiguous(), labels
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; the paper's, but for the length and the batch."""
+
+    epochs: int = DEMO_EPOCHS
+    batch_size: int = BATCH_SIZE
+    learning_rate: float = LEARNING_RATE
+    momentum: float = MOMENTUM
+    max_filter_rms: float | None = MAX_FILTER_RMS
+    """None: filters are not clipped."""
+
+
+class Training:
+    """One network on its way.
+
+    Args:
+        model: trained in place, on the device it is on; in evaluation mode between epochs.
+        mean: per channel, of images in 0 … 1; so is ``std``.
+        go_on: told of the images of every batch; what it raises ends the epoch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: UInt8[Tensor, "image channel row col"],
+        labels: Int64[Tensor, " image"],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        recipe: Recipe,
+        seed: int,
+        go_on: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        _check(images, labels, recipe.epochs, recipe.batch_size)
+        self._model, self._recipe, self._seed, self._go_on = model, recipe, seed, go_on
+        self._batches = Batches(images, labels, tuple(mean), tuple(std), recipe.batch_size)
+        self._optimizer = torch.optim.SGD(
+            model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum
+        )
+        self.epoch = 0
+        """How many are done."""
+
+    def go_through(self) -> EpochReport:
+        """Train for the next epoch.
+
+        Raises:
+            ActivationInvalid: the loss is not finite any more.
+        """
+        recipe, self.epoch = self._recipe, self.epoch + 1
+        rate = decayed(recipe.learning_rate, self.epoch, recipe.epochs)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        loss, right = self._pass()
+        logger.info(
+            "epoch %d of %d: loss %.3f, accuracy %.3f", self.epoch, recipe.epochs, loss, right
+        )
+        return EpochReport(self.epoch, loss, right, rate, None)
+
+    def _pass(self) -> tuple[float, float]:
+        """One pass over the images in a new order; mean loss and share of right answers."""
+        model, recipe, device = self._model, self._recipe, _device(self._model)
+        filters = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+        total, right, count = 0.0, 0, len(self._batches.labels)
+        model.train()
+        with _seeded(device, self._seed, self.epoch):
+            for pixels, truth in self._batches.in_order(torch.randperm(count)):
+                truth = truth.to(device)
+                logits = model(pixels.to(device))
+                loss = functional.cross_entropy(logits, truth)
+                self._optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                if recipe.max_filter_rms is not None:
+                    for weight in filters:
+                        clip_filters_(weight, recipe.max_filter_rms)
+                total += loss.item() * len(truth)
+                right += int((logits.argmax(1) == truth).sum())
+                self._go_on(len(truth))
+        model.eval()
+        mean_loss = total / count
+        if not math.isfinite(mean_loss):
+            raise ActivationInvalid(
+                f"Training diverged in epoch {self.epoch}: the loss is {mean_loss}, and must be "
+                f"finite. Lower learning_rate (now {self._optimizer.param_groups[0]['lr']:g})."
+            )
+        return mean_loss, right / count
+
+    def state(self, told: Mapping[str, str]) -> bytes:
+        """All that the next epoch depends on, as safetensors.
+
+        Args:
+            told: kept with it.
+        """
+        tensors = {f"model.{name}": value for name, value in self._model.state_dict().items()}
+        for name, parameter in self._model.named_parameters():
+            buffer = self._optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return save(whole, {"epoch": str(self.epoch), **told})
+
+    def take_up(self, state: bytes) -> dict[str, str]:
+        """Go on from there; returns what was kept with it."""
+        # The format's head: eight bytes that tell the length of a JSON text, then that text.
+        head = json.loads(state[8 : 8 + int.from_bytes(state[:8], "little")])
+        told: dict[str, str] = head["__metadata__"]
+        tensors = load(state)
+        self._model.load_state_dict(
+            {
+                name.removeprefix("model."): value
+                for name, value in tensors.items()
+                if name.startswith("model.")
+            }
+        )
+        for name, parameter in self._model.named_parameters():
+            buffer = tensors.get(f"momentum.{name}")
+            if buffer is not None:
+                self._optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        self.epoch = int(told.pop("epoch"))
+        return told
+
+
 def train(
     model: nn.Module,
     images: UInt8[Tensor, "image channel row col"],
@@ -89,22 +213,16 @@ def train(
     ``epoch-001.safetensors`` …, after ``checkpoint_epochs`` or, if that is None, every epoch.
     """
     wanted = _checkpoint_epochs(epochs, checkpoints, checkpoint_epochs)
-    _check(images, labels, epochs, batch_size)
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=MOMENTUM)
-    batches = _Batches(images, labels, tuple(mean), tuple(std), batch_size)
+    recipe = Recipe(epochs, batch_size, learning_rate)
+    training = Training(model, images, labels, mean=mean, std=std, recipe=recipe, seed=seed)
     reports = []
     for epoch in range(1, epochs + 1):
-        rate = decayed(learning_rate, epoch, epochs)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, right = _epoch(model, optimizer, batches, seed, epoch)
-        path = None
+        report = training.go_through()
         if checkpoints is not None and epoch in wanted:
-            path = save_checkpoint(model, checkpoints, epoch)
-        reports.append(EpochReport(epoch, loss, right, rate, path))
-        logger.info("epoch %d of %d: loss %.3f, accuracy %.3f", epoch, epochs, loss, right)
+            report = replace(report, checkpoint=save_checkpoint(model, checkpoints, epoch))
+        reports.append(report)
         if on_epoch is not None:
-            on_epoch(reports[-1])
+            on_epoch(report)
     return reports
 
 
@@ -139,7 +257,7 @@ def accuracy(
     was_training = model.training
     model.eval()
     try:
-        batches = _Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
+        batches = Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
         device = _device(model)
         right = sum(
             int((model(pixels.to(device)).argmax(1).cpu() == truth).sum())
@@ -167,7 +285,7 @@ def save_checkpoint(model: nn.Module, folder: Path, epoch: int) -> Path:
 
 
 @dataclass(frozen=True)
-class _Batches:
+class Batches:
     """Images and labels, handed out normalised and in any order."""
 
     images: UInt8[Tensor, "image channel row col"]
@@ -183,36 +301,6 @@ class _Batches:
         std = torch.tensor(self.std).view(-1, 1, 1)
         for chosen in torch.split(order, self.size):
             yield (self.images[chosen] / 255 - mean) / std, self.labels[chosen]
-
-
-def _epoch(
-    model: nn.Module, optimizer: torch.optim.SGD, batches: _Batches, seed: int, epoch: int
-) -> tuple[float, float]:
-    """One pass over the images in a new order; mean loss and share of right answers."""
-    device = _device(model)
-    filters = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
-    total, right = 0.0, 0
-    model.train()
-    with _seeded(device, seed, epoch):
-        for pixels, truth in batches.in_order(torch.randperm(len(batches.labels))):
-            truth = truth.to(device)
-            logits = model(pixels.to(device))
-            loss = functional.cross_entropy(logits, truth)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            for weight in filters:
-                clip_filters_(weight)
-            total += loss.item() * len(truth)
-            right += int((logits.argmax(1) == truth).sum())
-    model.eval()
-    mean_loss = total / len(batches.labels)
-    if not math.isfinite(mean_loss):
-        raise ActivationInvalid(
-            f"Training diverged in epoch {epoch}: the loss is {mean_loss}, and must be finite. "
-            f"Lower learning_rate (now {optimizer.param_groups[0]['lr']:g})."
-        )
-    return mean_loss, right / len(batches.labels)
 
 
 @contextmanager

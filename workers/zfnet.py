@@ -4,17 +4,19 @@ Layers are named after the paper's (conv1, relu1, pool1 … fc8), so a traced gr
 Fig. 3.  No module works in place and none normalises: a recorded activation stays what it was, and
 nothing has to be folded.
 
-Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), Fig. 3.  The paper's contrast normalisation
-after pool1 and pool2 is left out: a deconvnet does not invert it, so without it the projections
-account for all that the forward pass does.
+Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), Fig. 3; networks without some of the layers,
+or with wider ones, Table 3.  The paper's contrast normalisation after pool1 and pool2 is left out:
+a deconvnet does not invert it, so without it the projections account for all that the forward pass
+does.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import nn
 
+from deconvoy.study_spec import REMOVABLE, WIDE
 from workers.shapes import CLASSES, SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -33,23 +35,46 @@ Transform: TypeAlias = dict[str, int | list[float]]
 
 
 class Layout(NamedTuple):
-    """What the two networks differ in."""
+    """What the networks differ in."""
 
-    conv: tuple[int, int, int, int, int]
-    """Feature maps of the five convolutions."""
-    fc: int
-    """Neurons of each of the two hidden linear layers."""
+    widths: tuple[int, ...]
+    """Feature maps of the five convolutions, neurons of the two hidden linear layers."""
     pad1: int
     pad2: int
     stride2: int
     pad5: int
     final: int
     """Side of the last pool's maps."""
+    removed: frozenset[int] = frozenset()
+    """Layers that are left out, counted from 1."""
 
 
-PAPER = Layout((96, 256, 384, 384, 256), fc=4096, pad1=1, pad2=0, stride2=2, pad5=0, final=6)
-SMALL = Layout((32, 64, 96, 96, 64), fc=256, pad1=3, pad2=2, stride2=1, pad5=1, final=4)
+PAPER = Layout((96, 256, 384, 384, 256, 4096, 4096), pad1=1, pad2=0, stride2=2, pad5=0, final=6)
+SMALL = Layout((32, 64, 96, 96, 64, 256, 256), pad1=3, pad2=2, stride2=1, pad5=1, final=4)
 """64 pixels are too few for a second strided convolution: conv2 … conv5 keep 16, then 8 a side."""
+
+
+def edited(layout: Layout, remove: Iterable[int], widths: Mapping[Any, int]) -> Layout:
+    """The layout without some layers, and with others of another width.
+
+    Args:
+        widths: by layer, counted from 1; JSON has the numbers as text.
+
+    Raises:
+        ValueError: a layer that cannot be edited so.
+    """
+    given = {int(layer): width for layer, width in widths.items()}
+    removed = frozenset(remove)
+    if not removed <= set(REMOVABLE):
+        raise ValueError(f"remove is of {REMOVABLE}, not {sorted(removed - set(REMOVABLE))}")
+    for layer, width in given.items():
+        if layer not in WIDE or layer in removed or width < 1:
+            raise ValueError(
+                f"widths has {width} of layer {layer}: it takes 1 or more, of layers "
+                f"{[one for one in WIDE if one not in removed]}"
+            )
+    wide = [given.get(layer, width) for layer, width in zip(WIDE, layout.widths, strict=True)]
+    return layout._replace(widths=tuple(wide), removed=layout.removed | removed)
 
 
 class ZFNet(nn.Sequential):
@@ -66,19 +91,32 @@ class ZFNet(nn.Sequential):
         _initialise(self)
 
 
-def zfnet(num_classes: int = 1000) -> ZFNet:
-    """The network of Fig. 3, for 224-pixel images; contrast normalisation is left out."""
+def zfnet(
+    num_classes: int = 1000, remove: Sequence[int] = (), widths: Mapping[Any, int] | None = None
+) -> ZFNet:
+    """The network of Fig. 3, for 224-pixel images; contrast normalisation is left out.
+
+    Args:
+        remove: layers that are left out, of 3 to 7.
+        widths: feature maps of layers 1 to 5 and neurons of 6 and 7, where they are not the
+            paper's.
+    """
     transform: Transform = {
         "resize": 256,
         "crop": 224,
         "mean": list(IMAGENET_MEAN),
         "std": list(IMAGENET_STD),
     }
-    return ZFNet(PAPER, num_classes, transform, classes=None)
+    layout = edited(PAPER, remove, widths or {})
+    return ZFNet(layout, num_classes, transform, classes=None)
 
 
-def zfnet_small(num_classes: int = len(CLASSES)) -> ZFNet:
-    """The same eight layers for the 64-pixel images of ``shapes``.
+def zfnet_small(
+    num_classes: int = len(CLASSES),
+    remove: Sequence[int] = (),
+    widths: Mapping[Any, int] | None = None,
+) -> ZFNet:
+    """The same eight layers for the 64-pixel images of ``shapes``; edited as ``zfnet`` is.
 
     With as many outputs as ``shapes`` has classes, the outputs carry the classes' names.
     """
@@ -89,35 +127,36 @@ def zfnet_small(num_classes: int = len(CLASSES)) -> ZFNet:
         "std": list(SHAPES_STD),
     }
     classes = CLASSES if num_classes == len(CLASSES) else None
-    return ZFNet(SMALL, num_classes, transform, classes)
+    return ZFNet(edited(SMALL, remove, widths or {}), num_classes, transform, classes)
 
 
 def _stages(layout: Layout, num_classes: int) -> "OrderedDict[str, nn.Module]":
-    one, two, three, four, five = layout.conv
-    flat = five * layout.final**2
-    return OrderedDict(
-        conv1=nn.Conv2d(3, one, 7, stride=2, padding=layout.pad1),
-        relu1=nn.ReLU(),
-        pool1=nn.MaxPool2d(3, stride=2, padding=1),
-        conv2=nn.Conv2d(one, two, 5, stride=layout.stride2, padding=layout.pad2),
-        relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(3, stride=2, padding=1),
-        conv3=nn.Conv2d(two, three, 3, padding=1),
-        relu3=nn.ReLU(),
-        conv4=nn.Conv2d(three, four, 3, padding=1),
-        relu4=nn.ReLU(),
-        conv5=nn.Conv2d(four, five, 3, padding=1),
-        relu5=nn.ReLU(),
-        pool5=nn.MaxPool2d(3, stride=2, padding=layout.pad5),
-        flatten=nn.Flatten(),
-        fc6=nn.Linear(flat, layout.fc),
-        relu6=nn.ReLU(),
-        dropout6=nn.Dropout(0.5),
-        fc7=nn.Linear(layout.fc, layout.fc),
-        relu7=nn.ReLU(),
-        dropout7=nn.Dropout(0.5),
-        fc8=nn.Linear(layout.fc, num_classes),
-    )
+    stages: OrderedDict[str, nn.Module] = OrderedDict()
+    kernels = {
+        1: (7, 2, layout.pad1), 2: (5, layout.stride2, layout.pad2),
+        3: (3, 1, 1), 4: (3, 1, 1), 5: (3, 1, 1),
+    }  # fmt: skip
+    pools = {1: 1, 2: 1, 5: layout.pad5}
+    below = 3
+    for layer, (kernel, stride, padding) in kernels.items():
+        if layer not in layout.removed:
+            width = layout.widths[layer - 1]
+            stages[f"conv{layer}"] = nn.Conv2d(below, width, kernel, stride, padding)
+            stages[f"relu{layer}"] = nn.ReLU()
+            below = width
+        if layer in pools:
+            stages[f"pool{layer}"] = nn.MaxPool2d(3, stride=2, padding=pools[layer])
+    stages["flatten"] = nn.Flatten()
+    below *= layout.final**2
+    for layer in (6, 7):
+        if layer not in layout.removed:
+            width = layout.widths[layer - 1]
+            stages[f"fc{layer}"] = nn.Linear(below, width)
+            stages[f"relu{layer}"] = nn.ReLU()
+            stages[f"dropout{layer}"] = nn.Dropout(0.5)
+            below = width
+    stages["fc8"] = nn.Linear(below, num_classes)
+    return stages
 
 
 def _initialise(model: ZFNet) -> None:
