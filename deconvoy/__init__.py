@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from deconvoy.run import Run, open
 from deconvoy.spec import JobSpec
+from deconvoy.study_spec import StudySpec
 from deconvoy.unit import Unit
 
 if TYPE_CHECKING:
     from deconvoy.client import Client, ClientJob
 
-__all__ = ["Client", "ClientJob", "JobSpec", "Run", "Unit", "open"]
+__all__ = ["Client", "ClientJob", "JobSpec", "Run", "StudySpec", "Unit", "open"]
 
 
 def __getattr__(name: str) -> Any:

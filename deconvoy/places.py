@@ -5,13 +5,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from deconvoy.spec import DataSpec, JobSpec, ProbeSpec
+from deconvoy.specs import Spec
+from deconvoy.study_spec import StudySpec
 
 WEIGHTS = (".safetensors", ".pt", ".pth")
 
 
-def places_of(spec: JobSpec) -> Iterator[tuple[str, str]]:
+def places_of(spec: Spec) -> Iterator[tuple[str, str]]:
     """Field and place of everything that is read: images, labels, boxes, parts, weights, class
     names and Python files.  Built-in images and weights that are known by name are no places."""
+    if isinstance(spec, StudySpec):
+        yield from _places_of_data(spec.data, "data")
+        if isinstance(spec.validation, DataSpec):
+            yield from _places_of_data(spec.validation, "validation")
+        return
     model = spec.model
     yield from _places_of_data(spec.data, "data")
     if spec.probe is not None:
@@ -36,50 +43,58 @@ def _places_of_data(data: DataSpec, section: str) -> Iterator[tuple[str, str]]:
                 yield f"{section}.{field}", place
 
 
-def is_python(spec: JobSpec) -> bool:
+def is_python(spec: Spec) -> bool:
     """Whether the model is somebody's own code."""
-    return ":" in spec.model.name
+    return isinstance(spec, JobSpec) and ":" in spec.model.name
 
 
 def anchored(spec: JobSpec) -> JobSpec:
     """The spec with absolute paths, so that it means the same from any folder."""
-
-    def absolute(path: str | None) -> str | None:
-        if path is None or "://" in path:
-            return path
-        several = "{" in path  # shard-{000..012}.tar
-        return os.path.abspath(path) if several or os.path.exists(path) else path
-
-    def each(paths: str | None | tuple[str | None, ...]) -> Any:
-        return tuple(map(absolute, paths)) if isinstance(paths, tuple) else absolute(paths)
-
     file, colon, factory = spec.model.name.rpartition(":")
     classes = spec.model.classes
     model = spec.model.model_copy(
         update={
-            "name": f"{absolute(file)}:{factory}" if colon else spec.model.name,
-            "weights": absolute(spec.model.weights),
-            "checkpoints": each(spec.model.checkpoints),
-            "classes": absolute(classes) if isinstance(classes, str) else classes,
+            "name": f"{_absolute(file)}:{factory}" if colon else spec.model.name,
+            "weights": _absolute(spec.model.weights),
+            "checkpoints": _each(spec.model.checkpoints),
+            "classes": _absolute(classes) if isinstance(classes, str) else classes,
         }
     )
-
-    def of_data(data: DataSpec) -> DataSpec:
-        places = {
-            "uri": each(data.uri),
-            "labels": each(data.labels),
-            "boxes": absolute(data.boxes),
-            "parts": absolute(data.parts),
-        }
-        return data.model_copy(update=places)
-
     analyses = tuple(
-        one.model_copy(update={"data": of_data(one.data)}) if isinstance(one, ProbeSpec) else one
+        one.model_copy(update={"data": _anchored(one.data)}) if isinstance(one, ProbeSpec) else one
         for one in spec.analyses
     )
     return spec.model_copy(
-        update={"model": model, "data": of_data(spec.data), "analyses": analyses}
+        update={"model": model, "data": _anchored(spec.data), "analyses": analyses}
     )
+
+
+def anchored_study(spec: StudySpec) -> StudySpec:
+    """The same of a study."""
+    other = spec.validation
+    validation = _anchored(other) if isinstance(other, DataSpec) else other
+    return spec.model_copy(update={"data": _anchored(spec.data), "validation": validation})
+
+
+def _anchored(data: DataSpec) -> DataSpec:
+    places = {
+        "uri": _each(data.uri),
+        "labels": _each(data.labels),
+        "boxes": _absolute(data.boxes),
+        "parts": _absolute(data.parts),
+    }
+    return data.model_copy(update=places)
+
+
+def _absolute(path: str | None) -> str | None:
+    if path is None or "://" in path:
+        return path
+    several = "{" in path  # shard-{000..012}.tar
+    return os.path.abspath(path) if several or os.path.exists(path) else path
+
+
+def _each(paths: str | None | tuple[str | None, ...]) -> Any:
+    return tuple(map(_absolute, paths)) if isinstance(paths, tuple) else _absolute(paths)
 
 
 def _is_drawn(uri: str) -> bool:

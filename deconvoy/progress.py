@@ -37,6 +37,7 @@ WORDS = {
     "probe": "classifiers fitted",
     "evolution-scan": "images by checkpoints",
     "evolution": "projections by checkpoints",
+    "study": "images learned from",
 }
 
 

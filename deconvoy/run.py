@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,8 @@ from deconvoy.probe import Probe, probe_of
 from deconvoy.schema import FORMAT, MISSING_LABEL, layer_path
 from deconvoy.spec import JobSpec
 from deconvoy.store import METADATA, RunStore
+from deconvoy.study import Study, study_of
+from deconvoy.study_spec import StudySpec
 from deconvoy.unit import Unit
 
 FIGURE_UNITS = 16
@@ -130,9 +132,45 @@ class Run:
         except (AssertionError, *_BREAKS) as error:  # asserted of a group that is none
             raise _broken(self.url, error) from error
 
+    @property
+    def kind(self) -> Literal["job", "study"]:
+        """What was asked for: a network looked into, or several that were trained."""
+        return "study" if self.attributes["spec"].get("kind") == "study" else "job"
+
+    @property
+    def name(self) -> str | None:
+        """The one that was given to it."""
+        name = self.attributes["spec"].get("name")
+        return None if name is None else str(name)
+
     @cached_property
     def spec(self) -> JobSpec:
+        """What a job asked for.
+
+        Raises:
+            RunNotFound: it is a study, which has no layers, units or hits.
+        """
+        if self.kind == "study":
+            raise RunNotFound(
+                f"{self.url!r} is a study of architectures: it has no layers, hits or images to "
+                f"look at, but a table: `deconvoy show {self.url}`, or Run.study() in code."
+            )
         return JobSpec.parse(self.attributes["spec"])
+
+    @cached_property
+    def study_spec(self) -> StudySpec:
+        """What a study asked for; of a job a sentence, as ``spec`` has it of a study."""
+        if self.kind != "study":
+            raise RunNotFound(f"{self.url!r} is no study of architectures: see Run.spec.")
+        return StudySpec.parse(self.attributes["spec"])
+
+    def study(self) -> Study:
+        """The networks that were trained, and what became of them.
+
+        Raises:
+            RunNotFound: the run is no study, or has not finished it.
+        """
+        return study_of(self)
 
     @property
     def status(self) -> str:
@@ -150,7 +188,8 @@ class Run:
     def resumable(self) -> bool:
         """Whether ``deconvoy resume`` can help.  Of what only other images or weights would mend
         the failure says itself that it takes a new run; and no file holds a model object."""
-        if self.spec.model.name.startswith("object/") or "start a new run" in self.failure:
+        made_of_an_object = self.kind == "job" and self.spec.model.name.startswith("object/")
+        if made_of_an_object or "start a new run" in self.failure:
             return False
         return self.status in ("stopped", "failed", "interrupted")
 

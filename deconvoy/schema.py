@@ -610,3 +610,89 @@ def layer_path(layer: str) -> str:
 
 def image_part_path(part: int) -> str:
     return f"images/part-{part:06d}.parquet"
+
+
+STUDY_GROUP = "study"
+
+_NAN = float("nan")
+
+STUDY_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "loss",
+        ("training", "epoch"),
+        "float64",
+        "nats",
+        "mean cross-entropy of the training images while the weights moved, with dropout; one "
+        "training is a repeat of a network, all repeats of the first network first; NaN where it "
+        "is not done yet",
+        fill=_NAN,
+    ),
+    ArrayField(
+        "running_error",
+        ("training", "epoch"),
+        "float64",
+        "0–1",
+        "share of the training images told wrong, under the same conditions",
+        fill=_NAN,
+    ),
+    ArrayField(
+        "training_error",
+        ("training", "top"),
+        "float64",
+        "0–1",
+        "share of the training images, at the end and without dropout, whose class is not the "
+        "first, or not among the first five (of fewer classes: of all)",
+        fill=_NAN,
+    ),
+    ArrayField(
+        "validation_error",
+        ("training", "epoch", "top"),
+        "float64",
+        "0–1",
+        "the same of the validation images, after every epoch",
+        fill=_NAN,
+    ),
+)
+"""In the group ``study``."""
+
+FIRST_LAYER_ARRAYS: tuple[ArrayField, ...] = (
+    ArrayField(
+        "filter",
+        ("repeat", "unit", "y", "x", "channel"),
+        "float32",
+        "1",
+        "of the convolution that sees the normalised image, at the end",
+        fill=_NAN,
+    ),
+    ArrayField(
+        "rms", ("repeat", "unit"), "float64", "1", "root mean square of the filter", fill=_NAN
+    ),
+    ArrayField(
+        "peak",
+        ("repeat", "unit"),
+        "float32",
+        "activation",
+        "its strongest activation over the validation images, rectified: 0 of a dead one",
+        fill=_NAN,
+    ),
+    ArrayField(
+        "frequency",
+        ("repeat", "unit", "band"),
+        "float64",
+        "0–1",
+        "share of its power at low (below 1/6), middle and high (from 1/3 on) frequencies, in "
+        "cycles a pixel; NaN of a filter that is nothing",
+        fill=_NAN,
+    ),
+)
+"""In the group ``study/<network>``, networks counted from 0."""
+
+
+def first_layer_path(network: int) -> str:
+    """Path of the group of a network's first layer."""
+    return f"{STUDY_GROUP}/{network}"
+
+
+def checkpoint_path(network: int, repeat: int, epoch: int) -> str:
+    """Path of a network's weights after an epoch, counted from 1."""
+    return f"networks/{network}/{repeat}/epoch-{epoch:03d}.safetensors"

@@ -21,8 +21,8 @@ def parse(fields: Any) -> Spec:
         return JobSpec.parse(fields)
     if fields["kind"] != "study":
         raise FieldInvalid(
-            f"The field 'kind' is {fields['kind']!r}, but that does not fit: it takes `study`; of a "
-            "job it is left out.",
+            f"The field 'kind' is {fields['kind']!r}, but that does not fit: it takes `study`, and "
+            "a job has none.",
             "kind",
         )
     return StudySpec.parse(fields)

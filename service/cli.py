@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figures, progress, queries
+from deconvoy import figures, progress, queries, specs
 from deconvoy.errors import DeconvoyError, RequestError
 from service import (
     collisions,
@@ -25,6 +25,7 @@ from service import (
     reading,
     remote,
     remote_runs,
+    studies,
     tables,
     tokens_cli,
     up,
@@ -127,7 +128,7 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None, as_json: AsJson = False) -> None:
     """Dry run: layers, receptive fields, transform, images; estimated work, time and storage."""
-    planned = launcher.plan(deconvoy.JobSpec.from_file(spec, tuple(sets or ())), say)
+    planned = launcher.plan(specs.from_file(spec, tuple(sets or ())), say)
     if as_json:
         print_json(planned)
     else:
@@ -146,7 +147,7 @@ def run(
 ) -> None:
     """Run a job in the foreground."""
     overrides = [*(sets or ()), *([f"compute.workers={workers}"] if workers else [])]
-    parsed = deconvoy.JobSpec.from_file(spec, tuple(overrides))
+    parsed = specs.from_file(spec, tuple(overrides))
     with progress.shown() as observe:
         found = launcher.run(
             parsed,
@@ -182,12 +183,9 @@ def resume(
             )
         remote.resume_job(run_, url)
         return
-    compute = deconvoy.open(run_).spec.compute
-    if workers:
-        compute = compute.model_copy(update={"workers": workers})
     with progress.shown() as observe:
         found = launcher.resume(
-            run_, executor=executor, address=address, compute=compute, observe=observe, say=say
+            run_, executor=executor, address=address, workers=workers, observe=observe, say=say
         )
     _finish(run_, found)
 
@@ -248,24 +246,46 @@ def show(
 
 
 def _show_run(run_: deconvoy.Run, as_json: bool) -> None:
+    if run_.kind == "study":
+        _show_study(run_, as_json)
+        return
     results: dict[str, Any] = run_.attributes.get("results", {})
     if as_json:
         fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
         listed = run_.layers().to_pylist() if results else []
         print_json({**fields, "results": results, "layers": listed})
         return
-    model = run_.attributes["provenance"]["model"]
-    out.print(escape(f"{run_.url}: {run_.status}, {model}"))
-    if run_.failure:
-        out.print(escape(f"It failed: {run_.failure}"), soft_wrap=True)
-    if run_.resumable:
-        out.print(escape(f"`deconvoy resume {run_.url}` goes on."), soft_wrap=True)
+    _show_state(run_)
     if not results:
         out.print("There are no results: the scan is not done.")
         return
     out.print(tables.summary(results))
     rows = [dict(run_.layer_group(name).attrs.asdict()) for name in run_.layer_names]
     out.print(tables.of_layers(rows, run_.layers().to_pylist()))
+
+
+def _show_state(run_: deconvoy.Run) -> None:
+    model = run_.attributes["provenance"]["model"]
+    out.print(escape(f"{run_.url}: {run_.status}, {model}"))
+    if run_.failure:
+        out.print(escape(f"It failed: {run_.failure}"), soft_wrap=True)
+    if run_.resumable:
+        out.print(escape(f"`deconvoy resume {run_.url}` goes on."), soft_wrap=True)
+
+
+def _show_study(run_: deconvoy.Run, as_json: bool) -> None:
+    results: dict[str, Any] = run_.attributes.get("results", {})
+    if as_json:
+        fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
+        networks = run_.study().table().to_pylist() if results else []
+        print_json({**fields, "results": results, "networks": networks})
+        return
+    _show_state(run_)
+    if not results:
+        out.print("There are no results yet: not every network is trained.")
+        return
+    out.print(studies.summary(results))
+    out.print(studies.of_study(run_.study()))
 
 
 def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:
@@ -288,6 +308,11 @@ def _show_unit(run_: deconvoy.Run, layer: str, unit: int, as_json: bool) -> None
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
+    if planned.get("kind") == "study":
+        for line in studies.plan_lines(planned):
+            out.print(line, soft_wrap=True)
+        out.print(studies.of_plan(planned))
+        return
     for line in tables.plan_lines(planned):
         out.print(line, soft_wrap=True)
     out.print(tables.of_layers([{**layer, "layer": layer["name"]} for layer in planned["layers"]]))
@@ -295,7 +320,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
 
 def _finish(url: str, found: dict[str, Any]) -> None:
     where = escape(f"Done: {url}. Next: deconvoy show {url}")
-    out.print(f"{tables.summary(found)}\n{where}", soft_wrap=True)
+    told = studies.summary(found) if "networks" in found else tables.summary(found)
+    out.print(f"{told}\n{where}", soft_wrap=True)
 
 
 for _verb in (

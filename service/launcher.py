@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl
 from deconvoy.errors import MissingExtra, RequestError
 from deconvoy.occlusion import Occlusion
 from deconvoy.run import Run
-from deconvoy.spec import ComputeSpec, JobSpec, ModelSpec
+from deconvoy.spec import ComputeSpec, ModelSpec
+from deconvoy.specs import Spec
 from deconvoy.store import RunStore
 from service import collisions, tables
 
@@ -64,21 +65,21 @@ def executor_of(name: ExecutorName, compute: ComputeSpec, address: str | None) -
     return RayExecutor(compute, address)
 
 
-def plan(spec: JobSpec, say: Say) -> dict[str, Any]:
-    """What a job would do, take and need; a spec that is wrong is refused before it is measured."""
+def plan(spec: Spec, say: Say) -> dict[str, Any]:
+    """What a job or a study would do, take and need; a spec that is wrong is refused before it is
+    measured."""
     with _extra("workers", "Planning a job"):
-        from workers.job import settle
-        from workers.plan import plan as plan_job
+        from workers.undertaking import planned
 
     def measuring() -> None:
         say("measuring a few of its images …")
 
-    planned: dict[str, Any] = plan_job(settle(spec), measuring=measuring).to_json()
-    return planned
+    found: dict[str, Any] = planned(spec, measuring)
+    return found
 
 
 def run(
-    spec: JobSpec,
+    spec: Spec,
     url: str,
     *,
     executor: ExecutorName = "ray",
@@ -87,12 +88,12 @@ def run(
     observe: Any,
     say: Say,
 ) -> dict[str, Any]:
-    """Run a job in the foreground; returns its results in short."""
+    """Run a job or a study in the foreground; returns its results in short."""
     with _extra("workers", "Running a job"):
-        from workers import pipeline
+        from workers import undertaking
 
     def create(check: Any) -> Any:
-        return pipeline.create(spec, url, overwrite=overwrite, check=check)
+        return undertaking.create(spec, url, overwrite=overwrite, check=check)
 
     return _execute_new(create, executor, address, observe, say)
 
@@ -132,21 +133,20 @@ def _execute_new(
         create: makes the run; is given the check that refuses a job before anything is written or
             replaced.
     """
-    from workers import pipeline
-    from workers.plan import require_room
+    from workers import undertaking
 
     carriers: list[Any] = []
 
     def check(job: Any, store: Any) -> None:
-        require_room(job, store)
-        _say_job(job, say)
-        carriers.append(executor_of(executor, job.spec.compute, address))
-        carriers[-1].require_fast(job.spec.compute.precision)
+        undertaking.require_room(job, store)
+        _say(job, say)
+        carriers.append(executor_of(executor, job.compute, address))
+        carriers[-1].require_fast(job.compute.precision)
 
     with _stoppable():
         try:
             job, store = create(check)
-            found: dict[str, Any] = pipeline.execute(job, store, carriers[0], observe)
+            found: dict[str, Any] = undertaking.execute(job, store, carriers[0], observe)
             return found
         finally:
             for carrier in carriers:
@@ -158,39 +158,43 @@ def resume(
     *,
     executor: ExecutorName = "ray",
     address: str | None = None,
-    compute: ComputeSpec | None = None,
+    workers: int | None = None,
     observe: Any,
     say: Say,
 ) -> dict[str, Any]:
-    """Go on with a run."""
+    """Go on with a run.
+
+    Args:
+        workers: other than it began with.
+    """
     with _extra("workers", "Running a job"):
-        from workers import pipeline
+        from workers import undertaking
 
     RunStore(url).require_writable()
     opened = Run(url)
     if opened.status == "done":
         return dict(opened.attributes["results"])
-    job, store = pipeline.reopen(url)
+    job, store = undertaking.reopen(url)
     with store.driver_lock():  # refuses before Ray starts
-        _say_job(job, say)
-    chosen = compute or job.spec.compute
+        _say(job, say)
+    chosen = job.compute
+    if workers is not None:
+        chosen = chosen.model_copy(update={"workers": workers})
     with _stoppable():
         carrier = executor_of(executor, chosen, address)
         try:
-            return pipeline.execute(job, store, carrier, observe)
+            return undertaking.execute(job, store, carrier, observe)
         finally:
             carrier.shutdown()
 
 
-def _say_job(job: Any, say: Say) -> None:
-    transform = job.packed.transform
-    say(f"model      {job.packed.name}: {len(job.layers)} layers, {job.index.total:,} units")
-    say(f"weights    {job.weights_from}")
-    told = tables.transform_told(transform.model_dump())
-    say(f"transform  {told} ({job.packed.transform_from})")
-    say(f"images     {len(job.listing):,}; labels: {job.labels_from}")
-    if job.unprojected:
-        say(f"projection {job.unprojected}")
+def _say(job: Any, say: Say) -> None:
+    from workers.undertaking import told
+
+    for what, line in told(job).items():
+        say(f"{what:<10} {line}")
+    transform = tables.transform_told(job.transform.model_dump())
+    say(f"transform  {transform} ({job.transform_from})")
 
 
 @contextmanager

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from deconvoy import fence
+from deconvoy import fence, specs
 from deconvoy.errors import DeconvoyError, FieldInvalid, JobFailed, RequestError
-from deconvoy.spec import JobSpec
+from deconvoy.specs import Spec
 from service import launcher
 from service.cluster import without_secrets
 from service.settings import Settings
@@ -26,7 +26,7 @@ LOOK_SECONDS = 0.5
 
 
 def plan(
-    spec: JobSpec, settings: Settings, wanted: Callable[[], bool] = lambda: True
+    spec: Spec, settings: Settings, wanted: Callable[[], bool] = lambda: True
 ) -> dict[str, Any]:
     """What the job would do, take and need (as ``deconvoy plan --json``).
 
@@ -103,9 +103,7 @@ def main(most_bytes: int, roots: Sequence[str]) -> None:
     fence.put_up(roots)
     resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, most_bytes))
     try:
-        answer: dict[str, Any] = {
-            "plan": launcher.plan(JobSpec.parse(json.load(sys.stdin)), _silent)
-        }
+        answer: dict[str, Any] = {"plan": launcher.plan(specs.parse(json.load(sys.stdin)), _silent)}
     except RequestError as error:
         answer = {"refused": str(error), "field": _field_of(error)}
     except DeconvoyError as error:
@@ -117,7 +115,10 @@ def main(most_bytes: int, roots: Sequence[str]) -> None:
 
 def _field_of(error: RequestError) -> str | None:
     """The one that a refusal is about: it says so, or its sentence begins with it."""
-    named = re.match(r"(model|data|layers|analyses|storage|compute)\b(\.\w+)*", str(error))
+    named = re.match(
+        r"(model|data|layers|analyses|storage|compute|base|validation|edits|training)\b(\.\w+)*",
+        str(error),
+    )
     return getattr(error, "field", None) or (named.group() if named else None)
 
 

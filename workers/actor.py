@@ -45,7 +45,7 @@ from workers.leases import (
     EvolutionScanResult,
     InvarianceLease,
     InvarianceResult,
-    Lease,
+    JobLease,
     OcclusionLease,
     OcclusionResult,
     ProbeFeaturesLease,
@@ -225,7 +225,7 @@ class Actor:
             raise JobStopped("The worker was told to stop.")
         self._advance(count)
 
-    def work(self, lease: Lease) -> Result:
+    def work(self, lease: JobLease) -> Result:
         """Answer one lease.
 
         Raises:

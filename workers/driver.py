@@ -9,14 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from deconvoy import specs
 from deconvoy.errors import DeconvoyError, JobStopped
 from deconvoy.pace import Pace, Progress
-from deconvoy.spec import ComputeSpec, JobSpec
+from deconvoy.spec import ComputeSpec
 from deconvoy.store import RunStore
 from workers.executors import Executor
+from workers.leasing import Advance
 from workers.orders import DriverStatus, Order
-from workers.pipeline import Advance, create, execute, reopen
-from workers.plan import require_room
+from workers.undertaking import create, execute, reopen, require_room, told
 
 LOG = "logs/driver.txt"
 """In the run."""
@@ -74,7 +75,7 @@ class Driver:
 
     def _execute(self) -> None:
         order, carriers = self._order, list[Executor]()
-        spec = JobSpec.parse(order.spec)
+        spec = specs.parse(order.spec)
 
         def carry(compute: ComputeSpec) -> None:
             self._refuse_if_stopped()
@@ -83,20 +84,16 @@ class Driver:
 
         def check(job: Any, run: RunStore) -> None:
             require_room(job, run)
-            carry(job.spec.compute)
+            carry(job.compute)
 
         try:
             if RunStore(order.url).exists("zarr.json"):
                 job, run = reopen(order.url)
-                carry(spec.compute)
+                carry(job.compute)
             else:
                 job, run = create(spec, order.url, check=check)
             self._log.keep_in_run()
-            self._log.say(
-                f"{job.packed.name}: {len(job.layers)} layers, {job.index.total:,} units; "
-                f"weights: {job.weights_from}; images: {len(job.listing):,}, labels: "
-                f"{job.labels_from}"
-            )
+            self._log.say("; ".join(f"{what}: {line}" for what, line in told(job).items()))
             execute(job, run, carriers[0], self._observe)
         finally:
             for carrier in carriers:

@@ -19,7 +19,7 @@ from jaxtyping import Int64
 from torch import nn
 
 from deconvoy.errors import ModelUnsupported, RequestError
-from deconvoy.spec import Ids, JobSpec
+from deconvoy.spec import ComputeSpec, Ids, JobSpec, Transform
 from deconvoy.store import RunStore
 from workers.boxes import Boxes, boxes_of, digest_of
 from workers.choice import choose, chosen_units
@@ -90,6 +90,18 @@ class Job:
     probing: Probing | None = None
     part_boxes: PartBoxes | None = None
     """Where their parts are, where the data says so."""
+
+    @property
+    def compute(self) -> ComputeSpec:
+        return self.spec.compute
+
+    @property
+    def transform(self) -> Transform:
+        return self.packed.transform
+
+    @property
+    def transform_from(self) -> str:
+        return self.packed.transform_from
 
     @property
     def k(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from workers.grids import Grid
 from workers.models import PackedModel
 from workers.sources import Source
 from workers.topk import Hits, Partial
+from workers.training import Recipe
 from workers.transformations import Border, Move
 
 
@@ -306,7 +308,79 @@ class ProbeResult:
     """Images, or fits."""
 
 
-Lease = (
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of which all labels are known."""
+
+    source: Source
+    uris: tuple[str, ...]
+    labels: Int64[np.ndarray, " image"]
+    max_bad: float
+    """Share of unreadable ones above which nothing can be learned."""
+    field: str
+    """Of the spec, that they come from."""
+
+    def __len__(self) -> int:
+        return len(self.uris)
+
+
+@dataclass(frozen=True)
+class StudyAssignment:
+    """All a worker needs to know for a whole study."""
+
+    base: str
+    arguments: tuple[Mapping[str, Any], ...]
+    """Of the factory, by network."""
+    transform: Transform
+    training: LabelledImages
+    validation: LabelledImages
+    recipe: Recipe
+    dropout: float
+    kept_epochs: tuple[int, ...]
+    """After which weights are kept."""
+    seed: int
+    url: str
+    """Of the run."""
+    threads: int
+    cuda: bool = True
+    """Compute on a GPU where there is one."""
+    roots: tuple[str, ...] | None = None
+    """Below which alone images may be read (``deconvoy.fence``); None: anywhere."""
+
+
+AnyAssignment = Assignment | StudyAssignment
+
+
+@dataclass(frozen=True)
+class TrainingLease:
+    """Train one network, from its start or from where another attempt left off."""
+
+    item: str
+    network: int
+    repeat: int
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "TrainingLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    loss: Float64[np.ndarray, " epoch"]
+    running_error: Float64[np.ndarray, " epoch"]
+    validation_error: Float64[np.ndarray, "epoch top"]
+    training_error: Float64[np.ndarray, " top"]
+    filter: Float32[np.ndarray, "unit row col channel"]
+    rms: Float64[np.ndarray, " unit"]
+    peak: Float32[np.ndarray, " unit"]
+    frequency: Float64[np.ndarray, "unit band"]
+    images: int
+    """Trained on, of all epochs together."""
+    skipped: tuple[int, int]
+    """Unreadable images, for training and for validation."""
+
+
+JobLease = (
     ScanLease
     | ProjectionLease
     | OcclusionLease
@@ -318,6 +392,7 @@ Lease = (
     | ProbeFeaturesLease
     | ProbeLease
 )
+Lease = JobLease | TrainingLease
 Result = (
     ScanResult
     | ProjectionResult
@@ -326,4 +401,5 @@ Result = (
     | EvolutionScanResult
     | CorrespondenceResult
     | ProbeResult
+    | TrainingResult
 )

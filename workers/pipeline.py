@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from deconvoy.errors import RequestError, RunExists, RunUnreachable
+from deconvoy.errors import RequestError
 from deconvoy.places import anchored
 from deconvoy.run import attributes_in
 from deconvoy.schema import FORMAT
-from deconvoy.spec import JobSpec, Transform
+from deconvoy.spec import JobSpec
 from deconvoy.store import METADATA, RunStore
 from workers.candidates import Judgement
 from workers.correspondence_stage import correspondence_work
@@ -30,6 +30,7 @@ from workers.leasing import Advance as Advance
 from workers.leasing import Leasing
 from workers.leasing import Observe as Observe
 from workers.models import PackedModel
+from workers.new_run import require_same, vacant
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
 from workers.probe_stage import features_work, fits_work
@@ -67,25 +68,11 @@ def create(
         RunExists: something is there already.
         RequestError: the spec does not fit.
     """
-    if not url.strip():
-        raise RequestError("The place of the new run (--out) is empty: name a folder.")
-    run = RunStore(url)
-    occupant = run.occupant()
-    if occupant and not _is_run(run):
-        raise RunExists(
-            f"{url!r} is {occupant} that is no run, and stays as it is: choose another --out."
-        )
-    if occupant and not overwrite:
-        raise RunExists(
-            f"{url!r} exists already: choose another --out, `deconvoy resume {url}` to go on with "
-            "it, or --overwrite to replace it."
-        )
-    job = settle(spec, packed, batch_size, listing)
-    job.require_doable()
-    if check is not None:
-        check(job, run)
-    if occupant:
-        run.remove()  # raises if somebody works on it
+    with vacant(url, overwrite) as run:
+        job = settle(spec, packed, batch_size, listing)
+        job.require_doable()
+        if check is not None:
+            check(job, run)
     run.create(
         {
             "format": FORMAT,
@@ -98,17 +85,6 @@ def create(
         }
     )
     return job, run
-
-
-def _is_run(run: RunStore) -> bool:
-    """Of whatever version: other people's Zarr groups are not ours to delete."""
-    try:
-        content = json.loads(run.read("zarr.json"))
-        return str(content["attributes"]["format"]).startswith(FORMAT.partition("/")[0])
-    except RunUnreachable:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
@@ -124,17 +100,7 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     began: Any = attributes["provenance"]
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()
-    # A run that is older than a field of the transform has its default: compared as read, not as
-    # written.
-    same = {"transform": Transform.model_validate(began["transform"]) == job.packed.transform}
-    for key in _MUST_BE_THE_SAME:
-        then, today = began.get(key), now.get(key)
-        if not same.get(key, then == today):
-            raise RequestError(
-                f"{url!r} began with another {key} ({then} then, {today} now): a run goes on only "
-                "with the same weights, checkpoints, images, boxes and parts. Put them back, or "
-                "start a new run."
-            )
+    require_same(url, began, now, _MUST_BE_THE_SAME)
     for key in ("versions", "layout"):
         if now[key] != began.get(key):
             logger.warning("The run began with %s %s, now %s.", key, began.get(key), now[key])

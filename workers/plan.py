@@ -308,7 +308,7 @@ def _crew_of(compute: ComputeSpec) -> _Crew:
         each = 1.0 if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
         workers = max(1, int(gpus / each))
     else:
-        workers = max(1, cores() // 2)
+        workers = max(1, cores() // (2 if compute.threads == "auto" else compute.threads))
     share = max(1, cores() // workers)
     threads = share if compute.threads == "auto" else compute.threads
     return _Crew(workers, threads, 1 if gpus else threads)

@@ -18,6 +18,7 @@ Stage = Literal[
     "probe",
     "evolution-scan",
     "evolution",
+    "study",
 ]
 
 

@@ -268,6 +268,27 @@ def accuracy(
     return right / len(labels)
 
 
+@torch.no_grad()
+def top_errors(
+    model: nn.Module,
+    images: UInt8[Tensor, "image channel row col"],
+    labels: Int64[Tensor, " image"],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[float, float]:
+    """Shares of the images whose label is not the highest output, and not among the five highest
+    (of fewer outputs: among all).  The model is in evaluation mode."""
+    device, wrong = _device(model), [0, 0]
+    batches = Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
+    for pixels, truth in batches.in_order(torch.arange(len(labels))):
+        logits = model(pixels.to(device)).cpu()
+        found = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
+        wrong[0] += int((~found[:, 0]).sum())
+        wrong[1] += int((~found.any(1)).sum())
+    return wrong[0] / len(labels), wrong[1] / len(labels)
+
+
 def save_checkpoint(model: nn.Module, folder: Path, epoch: int) -> Path:
     """Write the weights to ``epoch-001.safetensors`` …; a reader never sees half a file."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from workers.leases import Assignment, Lease
+from workers.leases import AnyAssignment, Lease
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Executor(Protocol):
         """
         ...
 
-    def start(self, assignment_of: Callable[[int], Assignment]) -> None:
+    def start(self, assignment_of: Callable[[int], AnyAssignment]) -> None:
         """Start ``workers`` workers; each reports ``Ready`` when it is.
 
         Args:

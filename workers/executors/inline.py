@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 
 from deconvoy.errors import JobFailed, RequestError
-from workers.actor import Actor, TorchSettings
+from workers.actor import TorchSettings
+from workers.crew import Worker, worker_of
 from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
-from workers.leases import Assignment, Lease
+from workers.leases import AnyAssignment, Lease
 from workers.machine import cores
 from workers.numerics import require_fast
 
@@ -40,7 +41,7 @@ class InlineExecutor(Executor):
         self._threads = cores() if threads == "auto" else threads
         self._reports: queue.Queue[Report] = queue.Queue()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="worker")
-        self._actor: Actor | None = None
+        self._actor: Worker | None = None
         self._built = 0
         self._busy = threading.Event()
         self._settings = TorchSettings.now()
@@ -48,14 +49,14 @@ class InlineExecutor(Executor):
     def require_fast(self, precision: str) -> None:
         require_fast(precision, torch.device("cuda" if self._cuda else "cpu"))
 
-    def start(self, assignment_of: Callable[[int], Assignment]) -> None:
+    def start(self, assignment_of: Callable[[int], AnyAssignment]) -> None:
         self._assignment = assignment_of(self._threads)
         self._thread.submit(self._build)
 
     def _build(self) -> None:
         self._built += 1
         try:
-            self._actor = Actor(self._assignment)
+            self._actor = worker_of(self._assignment)
             self._reports.put(Ready(self._name, self._actor.whoami()))
         except Exception as error:  # told to the driver, which decides
             self._reports.put(Lost(self._name, f"{type(error).__name__}: {error}"))

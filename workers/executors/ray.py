@@ -48,7 +48,7 @@ from workers.executors import (
 )
 from workers.executors.clusters import own_signals, require_room, share, sweep_folders
 from workers.front import FRONT
-from workers.leases import Assignment, Lease
+from workers.leases import AnyAssignment, Lease
 from workers.machine import cores, keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,12 @@ CONNECT_HINT = (
 class RemoteActor:
     """Builds the real actor where it runs; torch is imported there, not here."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: AnyAssignment) -> None:
         keep_freed_memory()
         fence.put_up(assignment.roots)
-        from workers.actor import Actor
+        from workers.crew import worker_of
 
-        self._actor = Actor(assignment)
+        self._actor = worker_of(assignment)
 
     def whoami(self) -> dict[str, Any]:
         return self._actor.whoami()
@@ -149,7 +149,8 @@ class RayExecutor(Executor):
         elif self._gpus:
             self.workers = max(1, int(all_gpus / self._gpus))
         else:
-            self.workers = max(1, int(all_cores) // 2)
+            each = 2 if compute.threads == "auto" else compute.threads
+            self.workers = max(1, int(all_cores) // each)
         self._cpus = share([node.get("CPU", 0.0) for node in nodes], self.workers)
         if compute.threads != "auto":
             self._threads = compute.threads
@@ -164,7 +165,7 @@ class RayExecutor(Executor):
         if refusal is not None:
             raise refusal
 
-    def start(self, assignment_of: Callable[[int], Assignment]) -> None:
+    def start(self, assignment_of: Callable[[int], AnyAssignment]) -> None:
         assignment = replace(assignment_of(self._threads), cuda=self._gpus > 0, roots=fence.roots())
         self._assignment = ray.put(assignment)
         for _ in range(self.workers):

@@ -1,0 +1,178 @@
+"""What became of several architectures that were trained alike: the paper's Table 3, and a look at
+their first layers.
+
+Zeiler & Fergus (2013, arXiv:1311.2901), section 5 and Table 3 for what removed or resized layers
+cost; section 4.1 and Fig. 6 for the filters of the first layer.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float32, Float64, Int64
+from numpy import ndarray
+
+from deconvoy.arrays import read
+from deconvoy.errors import RunNotFound
+from deconvoy.schema import STUDY_GROUP, first_layer_path
+
+if TYPE_CHECKING:
+    from deconvoy.run import Run
+
+BANDS = (1 / 6, 1 / 3)
+"""Where the frequencies of a filter are cut into low, middle and high ones, in cycles a pixel; half
+a cycle is the highest there is along a row."""
+
+AT_BOUND = 0.999
+"""Of the bound on the root mean square: a filter that was scaled back to it lies just below."""
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """The filters that see the image, of one network; the first axis is its repeats."""
+
+    filter: Float32[ndarray, "repeat unit y x channel"]
+    rms: Float64[ndarray, "repeat unit"]
+    """Root mean square of each filter."""
+    peak: Float32[ndarray, "repeat unit"]
+    """Strongest activation over the validation images, rectified."""
+    frequency: Float64[ndarray, "repeat unit band"]
+    """Share of the filter's power at low, middle and high frequencies (``BANDS``)."""
+
+    @property
+    def dead(self) -> int:
+        """Filters that no validation image excites, of all repeats together."""
+        return int((self.peak <= 0).sum())
+
+
+@dataclass(frozen=True)
+class Study:
+    """Several networks, each trained once or more often."""
+
+    networks: tuple[str, ...]
+    """What each is; the first is the base."""
+    arguments: tuple[dict[str, Any], ...]
+    """Of the factory, by network."""
+    classes: tuple[str, ...]
+    parameters: Int64[ndarray, " network"]
+    loss: Float64[ndarray, "network repeat epoch"]
+    """Mean cross-entropy of the training images while the weights moved, with dropout."""
+    running_error: Float64[ndarray, "network repeat epoch"]
+    """Share of the training images told wrong, under the same conditions."""
+    validation_error: Float64[ndarray, "network repeat epoch top"]
+    """Share of the validation images whose class is not the first, or among the first five."""
+    training_error: Float64[ndarray, "network repeat top"]
+    """The same of the training images, at the end."""
+    max_filter_rms: float | None
+    first_layers: tuple[FirstLayer, ...]
+
+    def table(self) -> pa.Table:
+        """One row a network: network, parameters, repeats; training_top1, training_top5,
+        validation_top1, validation_top5: errors at the end, 0–1, means over the repeats; deviation
+        (of validation_top1, over the repeats); and of the filters of the first layer: filters,
+        dead, at_bound (whose root mean square the bound holds back; null where there is none), low,
+        middle, high (mean shares of their power)."""
+        rows = [self._row(network) for network in range(len(self.networks))]
+        return pa.Table.from_pylist(rows, _SCHEMA)
+
+    def _row(self, network: int) -> dict[str, Any]:
+        training = self.training_error[network].mean(0)
+        each = self.validation_error[network][:, -1]
+        validation, first = each.mean(0), self.first_layers[network]
+        bound = self.max_filter_rms
+        held = None if bound is None else int((first.rms >= AT_BOUND * bound).sum())
+        low, middle, high = np.nanmean(first.frequency, (0, 1))
+        return {
+            "network": self.networks[network],
+            "parameters": int(self.parameters[network]),
+            "repeats": len(each),
+            "training_top1": training[0],
+            "training_top5": training[1],
+            "validation_top1": validation[0],
+            "validation_top5": validation[1],
+            "deviation": each[:, 0].std(),
+            "filters": first.rms.size,
+            "dead": first.dead,
+            "at_bound": held,
+            "low": low,
+            "middle": middle,
+            "high": high,
+        }
+
+    def curves(self) -> pa.Table:
+        """One row a network and epoch: network, epoch (from 1), loss, running_error,
+        validation_top1, validation_top5; means over the repeats."""
+        epochs = self.loss.shape[2]
+        rows = [
+            {
+                "network": name,
+                "epoch": epoch + 1,
+                "loss": self.loss[network, :, epoch].mean(),
+                "running_error": self.running_error[network, :, epoch].mean(),
+                "validation_top1": self.validation_error[network, :, epoch, 0].mean(),
+                "validation_top5": self.validation_error[network, :, epoch, 1].mean(),
+            }
+            for network, name in enumerate(self.networks)
+            for epoch in range(epochs)
+        ]
+        return pa.Table.from_pylist(rows)
+
+
+_ERRORS = ("training_top1", "training_top5", "validation_top1", "validation_top5", "deviation")
+
+_SCHEMA = pa.schema(
+    [
+        ("network", pa.string()),
+        ("parameters", pa.int64()),
+        ("repeats", pa.int64()),
+        *((name, pa.float64()) for name in _ERRORS),
+        ("filters", pa.int64()),
+        ("dead", pa.int64()),
+        ("at_bound", pa.int64()),
+        *((name, pa.float64()) for name in ("low", "middle", "high")),
+    ]
+)
+
+
+def study_of(run: "Run") -> Study:
+    """That of a run.
+
+    Raises:
+        RunNotFound: the run is none, or has not finished it.
+    """
+    if run.kind != "study":
+        raise RunNotFound(
+            f"The run {run.url!r} is no study of architectures: `kind: study` in a spec of its own "
+            "asks for one, as in examples/study.yaml."
+        )
+    group = run.group_at(STUDY_GROUP)
+    if group is None or "networks" not in group.attrs:
+        raise RunNotFound(f"The study {run.url!r} has no results yet: it is {run.status}.")
+    told: dict[str, Any] = dict(group.attrs.asdict())
+    networks, repeats = len(told["networks"]), int(told["repeats"])
+
+    def by_network(name: str) -> ndarray:
+        values: ndarray = read(group, name)
+        if np.isnan(values).any():
+            raise RunNotFound(f"The study {run.url!r} is not finished: it is {run.status}.")
+        return values.reshape(networks, repeats, *values.shape[1:])
+
+    layers = []
+    for network in range(networks):
+        own = run.group_at(first_layer_path(network))
+        assert own is not None
+        names = ("filter", "rms", "peak", "frequency")
+        layers.append(FirstLayer(**{name: read(own, name) for name in names}))
+    return Study(
+        networks=tuple(told["networks"]),
+        arguments=tuple(told["arguments"]),
+        classes=tuple(run.classes),
+        parameters=np.array(told["parameters"], np.int64),
+        max_filter_rms=told["max_filter_rms"],
+        first_layers=tuple(layers),
+        **{
+            name: by_network(name)
+            for name in ("loss", "running_error", "validation_error", "training_error")
+        },
+    )

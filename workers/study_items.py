@@ -1,0 +1,218 @@
+"""Settle what a study needs before it starts: networks, images, labels, work items.
+
+Settled again when it is resumed, and compared: a study goes on only with the images it began with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from deconvoy.errors import RequestError
+from deconvoy.spec import ComputeSpec, DataSpec, ModelSpec, Transform
+from deconvoy.store import RunStore
+from deconvoy.study_spec import StudySpec
+from workers.datasets import Listing, list_images
+from workers.first_layer import first_convolution
+from workers.job import versions
+from workers.leases import LabelledImages, StudyAssignment, TrainingLease
+from workers.models import OWN, pack
+from workers.probe_items import own_classes
+from workers.training import Recipe
+
+MAX_BYTES = 8 * 2**30
+"""Of decoded images in the memory of each worker."""
+
+
+@dataclass(frozen=True)
+class StudyJob:
+    """A study with all that follows from it."""
+
+    spec: StudySpec
+    transform: Transform
+    transform_from: str
+    classes: tuple[str, ...]
+    training: LabelledImages
+    validation: LabelledImages
+    fingerprints: tuple[str, ...]
+    """Of the listings that images come from."""
+    arguments: tuple[dict[str, Any], ...]
+    """Of the factory, by network."""
+    parameters: tuple[int, ...]
+    """By network."""
+    first_layers: tuple[tuple[int, ...], ...]
+    """Shapes of the first filters: unit, row, col, channel; by network."""
+
+    @property
+    def compute(self) -> ComputeSpec:
+        return self.spec.compute.for_workers()
+
+    def items(self) -> dict[str, TrainingLease]:
+        """By name: every repeat of every network."""
+        pairs = [(n, r) for n in range(len(self.arguments)) for r in range(self.spec.repeats)]
+        names = [f"study/item-{number:06d}" for number in range(len(pairs))]
+        return {name: TrainingLease(name, *pair) for name, pair in zip(names, pairs, strict=True)}
+
+    @property
+    def recipe(self) -> Recipe:
+        asked = self.spec.training
+        return Recipe(
+            asked.epochs, asked.batch_size, asked.learning_rate, asked.momentum,
+            asked.max_filter_rms,
+        )  # fmt: skip
+
+    def assignment(self, url: str, threads: int) -> StudyAssignment:
+        """What every worker is told; ``threads`` are those of the spec, whatever a worker gets."""
+        spec = self.spec
+        return StudyAssignment(
+            base=spec.base,
+            arguments=self.arguments,
+            transform=self.transform,
+            training=self.training,
+            validation=self.validation,
+            recipe=self.recipe,
+            dropout=spec.training.dropout,
+            kept_epochs=spec.training.kept_epochs,
+            seed=spec.seed,
+            url=RunStore(url).absolute,
+            threads=spec.compute.threads,
+            cuda=spec.compute.gpus_per_worker != 0,
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What the results depend on."""
+        return {
+            "model": self.spec.base,
+            "listing_fingerprint": self.fingerprints[0],
+            "validation_fingerprint": self.fingerprints[-1],
+            "images": len(self.training),
+            "validation_images": len(self.validation),
+            "outputs": len(self.classes),
+            "transform": self.transform.model_dump(mode="json"),
+            "transform_from": self.transform_from,
+            "dtype": "float32",
+            "versions": versions(),
+        }
+
+
+def settle_study(spec: StudySpec) -> StudyJob:
+    """List the images a study names, and count the weights of its networks.
+
+    Raises:
+        RequestError: whatever does not exist or does not fit.
+    """
+    packed = pack(ModelSpec(name=spec.base), spec.seed, spec.data.transform)
+    _require_size(spec, packed.transform)
+    classes = _classes(spec.data)
+    listing = list_images(spec.data, classes, len(classes))
+    images = _labelled(listing, spec.data, "data")
+    fingerprints = [listing.fingerprint]
+    if isinstance(spec.validation, DataSpec):
+        training = images
+        other = list_images(spec.validation, classes, len(classes))
+        validation = _labelled(other, spec.validation, "validation")
+        fingerprints.append(other.fingerprint)
+    else:
+        training, validation = _parted(images, spec.validation, spec.seed)
+    _require_memory(len(training) + len(validation), packed.transform)
+    arguments = tuple(
+        {"num_classes": len(classes), **spec.arguments(network)}
+        for network in range(len(spec.titles))
+    )
+    networks = [_sketch(spec.base, one) for one in arguments]
+    return StudyJob(
+        spec=spec,
+        transform=packed.transform,
+        transform_from=packed.transform_from,
+        classes=classes,
+        training=training,
+        validation=validation,
+        fingerprints=tuple(fingerprints),
+        arguments=arguments,
+        parameters=tuple(sum(p.numel() for p in network.parameters()) for network in networks),
+        first_layers=tuple(
+            (units, height, width, channels)
+            for units, channels, height, width in (
+                first_convolution(network).weight.shape for network in networks
+            )
+        ),
+    )
+
+
+def _sketch(base: str, arguments: dict[str, Any]) -> nn.Module:
+    """A network without room for its numbers."""
+    with torch.device("meta"):
+        return OWN[base.removeprefix("deconvoy/")](**arguments)
+
+
+def _classes(data: DataSpec) -> tuple[str, ...]:
+    try:
+        classes = own_classes(data)
+    except RequestError as error:
+        told = str(error).replace("a probe learns", "training learns")
+        raise RequestError(told if told.startswith("data") else f"data: {told}") from error
+    if len(classes) < 2:
+        raise RequestError(
+            f"data has one class, {classes[0]!r}: networks learn to tell two or more apart."
+        )
+    return classes
+
+
+def _labelled(listing: Listing, data: DataSpec, field: str) -> LabelledImages:
+    labels: Sequence[int | None] = listing.labels
+    without = [uri for uri, label in zip(listing.uris, labels, strict=True) if label is None]
+    if without:
+        raise RequestError(
+            f"{field} has {len(without):,} of {len(listing):,} images without a label (the first "
+            f"is {without[0]!r}): give every image one, or leave those out with "
+            f"{field}.where.without."
+        )
+    known = np.array([-1 if label is None else label for label in labels], np.int64)
+    return LabelledImages(listing.source, tuple(listing.uris), known, data.max_bad, field)
+
+
+def _parted(
+    images: LabelledImages, share: float, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Those to learn from and those to judge by, drawn by the seed, each in reading order."""
+    count = round(share * len(images))
+    if not 0 < count < len(images):
+        raise RequestError(
+            f"validation is {share:g} of {len(images)} images, which is {count}: at least one must "
+            "be judged by and one learned from. Give it another share, or images of its own."
+        )
+    order = np.random.default_rng(np.random.SeedSequence([seed, 0])).permutation(len(images))
+    drawn = np.sort(order[:count]), np.sort(order[count:])
+    validation, training = (
+        replace(
+            images,
+            uris=tuple(images.uris[number] for number in numbers),
+            labels=images.labels[numbers],
+        )
+        for numbers in drawn
+    )
+    return training, validation
+
+
+def _require_size(spec: StudySpec, transform: Transform) -> None:
+    made = pack(ModelSpec(name=spec.base), spec.seed).transform
+    if (transform.crop, transform.channels) != (made.crop, made.channels):
+        raise RequestError(
+            f"data.transform gives images of {transform.channels} × {transform.crop} × "
+            f"{transform.crop}, but {spec.base} takes {made.channels} × {made.crop} × {made.crop}: "
+            "give it that crop and three channels, or leave it out."
+        )
+
+
+def _require_memory(images: int, transform: Transform) -> None:
+    needed = images * transform.channels * transform.crop**2
+    if needed > MAX_BYTES:
+        fitting = MAX_BYTES // (transform.channels * transform.crop**2)
+        raise RequestError(
+            f"{images:,} images take {needed / 2**30:.0f} GiB in the memory of each worker, and a "
+            f"study keeps them there: {fitting:,} at most fit into its {MAX_BYTES // 2**30} GiB. "
+            "Lower data.limit."
+        )

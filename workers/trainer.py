@@ -1,0 +1,222 @@
+"""The worker of a study: trains one network a lease, and puts it away after every epoch.
+
+A plain class; executors carry it as they carry ``workers.actor``.  What is put away lies in the
+run, so another worker takes it up there and comes to the same bits.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from deconvoy.errors import ImageUnreadable, JobStopped, TooManyBadImages
+from deconvoy.schema import checkpoint_path
+from deconvoy.spec import ModelSpec
+from deconvoy.store import RunStore
+from workers.first_layer import bands_of, filters_of, peaks_of, rms_of
+from workers.leases import LabelledImages, StudyAssignment, TrainingLease, TrainingResult
+from workers.machine import cores
+from workers.models import pack
+from workers.training import EVALUATION_BATCH, Batches, Training, top_errors
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Images in memory."""
+
+    pixels: UInt8[Tensor, "image channel row col"]
+    labels: Int64[Tensor, " image"]
+    skipped: int
+
+
+@dataclass
+class _Curves:
+    """What was found after every epoch."""
+
+    loss: list[float] = field(default_factory=list)
+    running_error: list[float] = field(default_factory=list)
+    validation_error: list[tuple[float, float]] = field(default_factory=list)
+
+
+class Trainer:
+    """One worker of a study."""
+
+    def __init__(self, assignment: StudyAssignment) -> None:
+        self._study = assignment
+        self._run = RunStore(assignment.url)
+        cuda = assignment.cuda and torch.cuda.is_available()
+        self._device = torch.device("cuda" if cuda else "cpu")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        self._done = 0
+        self._stopping = threading.Event()
+
+    def whoami(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "node": socket.gethostname(),
+            "device": str(self._device),
+            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "threads": self._study.threads,
+        }
+
+    def progress(self) -> int:
+        """Images trained on within the lease at hand."""
+        return self._done
+
+    def stop(self) -> None:
+        """Give the lease at hand up after the batch under way; it raises JobStopped."""
+        self._stopping.set()
+
+    def work(self, lease: TrainingLease) -> TrainingResult:
+        """Train one network to its end.
+
+        Raises:
+            ActivationInvalid: the loss is not finite any more.
+            TooManyBadImages: more cannot be read than ``max_bad`` allows.
+        """
+        # Of this thread, which need not be the one that built the trainer.
+        torch.set_num_threads(self._study.threads)
+        study, images = self._study, self._training
+        model = self._model(lease)
+        training = Training(
+            model, images.pixels, images.labels, mean=study.transform.mean,
+            std=study.transform.std, recipe=study.recipe, seed=study.seed + lease.repeat,
+            go_on=self._go_on,
+        )  # fmt: skip
+        curves = self._take_up(lease, training)
+        self._done = training.epoch * len(images.labels)
+        while training.epoch < study.recipe.epochs:
+            report = training.go_through()
+            curves.loss.append(report.loss)
+            curves.running_error.append(1 - report.accuracy)
+            curves.validation_error.append(self._errors(model, self._validation))
+            if training.epoch in study.kept_epochs:
+                self._keep(lease, model, training.epoch)
+            if training.epoch < study.recipe.epochs:
+                self._put_away(lease, training, curves)
+        filters = filters_of(model)
+        return TrainingResult(
+            loss=np.array(curves.loss),
+            running_error=np.array(curves.running_error),
+            validation_error=np.array(curves.validation_error),
+            training_error=np.array(self._errors(model, images)),
+            filter=filters,
+            rms=rms_of(filters),
+            peak=peaks_of(model, self._batches(self._validation)),
+            frequency=bands_of(filters),
+            images=study.recipe.epochs * len(study.training),
+            skipped=(images.skipped, self._validation.skipped),
+        )
+
+    # Images -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _training(self) -> _Pixels:
+        return self._read(self._study.training)
+
+    @cached_property
+    def _validation(self) -> _Pixels:
+        return self._read(self._study.validation)
+
+    def _read(self, images: LabelledImages) -> _Pixels:
+        def read(uri: str) -> Tensor | ImageUnreadable:
+            if self._stopping.is_set():
+                raise JobStopped("The worker was told to stop.")
+            try:
+                return images.source.read(uri, self._study.transform).pixels
+            except ImageUnreadable as error:
+                return error
+
+        with ThreadPoolExecutor(min(cores(), 8), "decode") as pool:
+            found = list(pool.map(read, images.uris))
+        good = [number for number, one in enumerate(found) if isinstance(one, Tensor)]
+        bad = [number for number, one in enumerate(found) if not isinstance(one, Tensor)]
+        if len(bad) > images.max_bad * len(found) or not good:
+            first = bad[0]
+            raise TooManyBadImages(
+                f"{len(bad)} of {len(found)} images of {images.field} are unreadable, more than "
+                f"max_bad = {images.max_bad:g} allows (the first is {images.uris[first]!r}: "
+                f"{found[first]}): mend or remove them, or raise max_bad, and start a new run."
+            )
+        pixels = torch.stack([one for one in found if isinstance(one, Tensor)])
+        return _Pixels(pixels, torch.from_numpy(images.labels[good]), len(bad))
+
+    # Networks ---------------------------------------------------------------------------------
+
+    def _model(self, lease: TrainingLease) -> nn.Module:
+        study = self._study
+        spec = ModelSpec(name=study.base, arguments=dict(study.arguments[lease.network]))
+        model = pack(spec, study.seed + lease.repeat).build()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = study.dropout
+        return model.to(self._device)
+
+    def _errors(self, model: nn.Module, images: _Pixels) -> tuple[float, float]:
+        transform = self._study.transform
+        return top_errors(
+            model, images.pixels, images.labels, mean=transform.mean, std=transform.std
+        )
+
+    def _batches(self, images: _Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
+        transform = self._study.transform
+        batches = Batches(
+            images.pixels, images.labels, transform.mean, transform.std, EVALUATION_BATCH
+        )
+        for pixels, _ in batches.in_order(torch.arange(len(images.labels))):
+            yield pixels
+
+    def _go_on(self, count: int) -> None:
+        if self._stopping.is_set():
+            raise JobStopped("The worker was told to stop.")
+        self._done += count
+
+    # What lies in the run ---------------------------------------------------------------------
+
+    def _keep(self, lease: TrainingLease, model: nn.Module, epoch: int) -> None:
+        weights = {
+            name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        }
+        self._run.write(checkpoint_path(lease.network, lease.repeat, epoch), save(weights))
+
+    def _put_away(self, lease: TrainingLease, training: Training, curves: _Curves) -> None:
+        content = training.state({"curves": json.dumps(curves.__dict__)})
+        self._run.write(state_path(lease.item), hashlib.sha256(content).digest() + content)
+
+    def _take_up(self, lease: TrainingLease, training: Training) -> _Curves:
+        """Where another attempt left off; what is there and not whole is not trusted."""
+        path = state_path(lease.item)
+        if not self._run.exists(path):
+            return _Curves()
+        digest, content = _cut(self._run.read(path), hashlib.sha256().digest_size)
+        if hashlib.sha256(content).digest() != digest:
+            logger.warning("%s is damaged: this network is trained from its start.", path)
+            return _Curves()
+        told = json.loads(training.take_up(content)["curves"])
+        return _Curves(**told)
+
+
+def _cut(content: bytes, at: int) -> tuple[bytes, bytes]:
+    return content[:at], content[at:]
+
+
+def state_path(item: str) -> str:
+    """Path of a training that was put away: ``study/item-000001`` →
+    ``ledger/study/state-000001.safetensors``, after 32 bytes of its sha256."""
+    return f"ledger/{item.replace('item-', 'state-')}.safetensors"
