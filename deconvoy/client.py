@@ -17,6 +17,7 @@ from deconvoy.connection import Connection
 from deconvoy.places import anchored
 from deconvoy.run import Run
 from deconvoy.spec import JobSpec
+from deconvoy.study_spec import StudySpec
 
 __all__ = ["Client", "ClientJob", "KnownModel", "ServedRun"]
 
@@ -28,7 +29,7 @@ PLAN_SECONDS = 600.0
 PAGE_JOBS = 100
 """Asked for at once, at most."""
 
-Spec = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
+Spec = JobSpec | StudySpec | Mapping[str, Any] | str | os.PathLike[str]
 
 
 class KnownModel(BaseModel):
@@ -277,7 +278,7 @@ class Client:
 def _fields(spec: Spec) -> dict[str, Any]:
     """A spec as it is sent."""
     if isinstance(spec, (str, os.PathLike)):
-        spec = JobSpec.from_file(os.fspath(spec))
-    elif not isinstance(spec, JobSpec):
-        spec = JobSpec.parse(dict(spec))
+        spec = specs.from_file(os.fspath(spec))
+    elif not isinstance(spec, JobSpec | StudySpec):
+        spec = specs.parse(dict(spec))
     return anchored(spec).to_json()

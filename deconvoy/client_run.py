@@ -23,6 +23,8 @@ class ServedRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
+    kind: str = "job"
+    """job, or study: several networks that were trained."""
     name: str | None
     """What people call it; else as its spec says."""
     tags: tuple[str, ...]

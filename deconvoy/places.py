@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from deconvoy.spec import DataSpec, JobSpec, ProbeSpec
 from deconvoy.specs import Spec
@@ -48,8 +48,15 @@ def is_python(spec: Spec) -> bool:
     return isinstance(spec, JobSpec) and ":" in spec.model.name
 
 
-def anchored(spec: JobSpec) -> JobSpec:
+S = TypeVar("S", JobSpec, StudySpec)
+
+
+def anchored(spec: S) -> S:
     """The spec with absolute paths, so that it means the same from any folder."""
+    return _anchored_study(spec) if isinstance(spec, StudySpec) else _anchored_job(spec)
+
+
+def _anchored_job(spec: JobSpec) -> JobSpec:
     file, colon, factory = spec.model.name.rpartition(":")
     classes = spec.model.classes
     model = spec.model.model_copy(
@@ -69,8 +76,7 @@ def anchored(spec: JobSpec) -> JobSpec:
     )
 
 
-def anchored_study(spec: StudySpec) -> StudySpec:
-    """The same of a study."""
+def _anchored_study(spec: StudySpec) -> StudySpec:
     other = spec.validation
     validation = _anchored(other) if isinstance(other, DataSpec) else other
     return spec.model_copy(update={"data": _anchored(spec.data), "validation": validation})

@@ -39,6 +39,8 @@ __all__ = [
     "evolution",
     "probe",
     "settled",
+    "study",
+    "study_curves",
     "pointing_game",
     "diff",
     "diff_units",
@@ -276,6 +278,24 @@ def probe(run: Run, layer: Layer = None) -> pa.Table:
         return table
     run.layer_group(layer)
     return table.filter(pc.equal(table["layer"], layer))
+
+
+@register
+def study(run: Run) -> pa.Table:
+    """Table 3: what became of several architectures that were trained alike; a row a network.
+
+    Errors are shares of images, at the end, means over the repeats; deviation is that of
+    validation_top1 over them.  Of the filters of the first layer: how many there are, are dead, and
+    are held back by the bound on their root mean square; and the mean shares of their power at low,
+    middle and high frequencies.
+    """
+    return run.study().table()
+
+
+@register
+def study_curves(run: Run) -> pa.Table:
+    """How the networks of a study learned: a row a network and epoch, means over the repeats."""
+    return run.study().curves()
 
 
 @register

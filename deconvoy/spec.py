@@ -504,6 +504,11 @@ class JobSpec(Section):
         return self
 
     @property
+    def network(self) -> str:
+        """The name of the model."""
+        return self.model.name
+
+    @property
     def top(self) -> TopSpec:
         return next(a for a in self.analyses if isinstance(a, TopSpec))
 

@@ -40,6 +40,19 @@ class FirstLayer:
     frequency: Float64[ndarray, "repeat unit band"]
     """Share of the filter's power at low, middle and high frequencies (``BANDS``)."""
 
+    def of_repeat(self, repeat: int) -> Float32[ndarray, "unit y x channel"]:
+        """The filters of one training.
+
+        Raises:
+            RunNotFound: there are not so many.
+        """
+        if not 0 <= repeat < len(self.filter):
+            raise RunNotFound(
+                f"The study has no repeat {repeat}: repeats are 0 to {len(self.filter) - 1}."
+            )
+        own: Float32[ndarray, "unit y x channel"] = self.filter[repeat]
+        return own
+
     @property
     def dead(self) -> int:
         """Filters that no validation image excites, of all repeats together."""
@@ -66,6 +79,18 @@ class Study:
     """The same of the training images, at the end."""
     max_filter_rms: float | None
     first_layers: tuple[FirstLayer, ...]
+
+    def first_layer(self, network: int) -> FirstLayer:
+        """That of one network.
+
+        Raises:
+            RunNotFound: there are not so many.
+        """
+        if not 0 <= network < len(self.networks):
+            raise RunNotFound(
+                f"The study has no network {network}: networks are 0 to {len(self.networks) - 1}."
+            )
+        return self.first_layers[network]
 
     def table(self) -> pa.Table:
         """One row a network: network, parameters, repeats; training_top1, training_top5,

@@ -176,6 +176,11 @@ class StudySpec(Section):
         """Of all networks, the base first."""
         return ("base", *(edit.title for edit in self.edits))
 
+    @property
+    def network(self) -> str:
+        """The name of the base."""
+        return self.base
+
     def arguments(self, network: int) -> dict[str, Any]:
         """Of the factory of a network, by its place in ``titles``."""
         return {} if network == 0 else self.edits[network - 1].arguments()

@@ -12,21 +12,21 @@ from typing import Any
 from deconvoy.errors import FieldInvalid
 from deconvoy.fence import below_any
 from deconvoy.places import is_python, places_of
-from deconvoy.spec import JobSpec
+from deconvoy.specs import Spec
 from service.settings import Settings
 
 MOST_DEEP = 32
 
 
-def admit(spec: JobSpec, settings: Settings) -> None:
+def admit(spec: Spec, settings: Settings) -> None:
     """Refuse what this service may not do.
 
     Raises:
         RequestError: names the field and what to do.
     """
-    if is_python(spec) and not _listed(spec.model.name, settings.python_models):
+    if is_python(spec) and not _listed(spec.network, settings.python_models):
         raise FieldInvalid(
-            f"model.name is {spec.model.name!r}, which is Python code, and this service runs none "
+            f"model.name is {spec.network!r}, which is Python code, and this service runs none "
             "but what its operator lists (DECONVOY_PYTHON_MODELS): name a torchvision or deconvoy "
             "model, or ask the operator to list it.",
             "model.name",

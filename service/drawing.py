@@ -9,7 +9,7 @@ from PIL import Image
 from rich.markup import escape
 
 import deconvoy
-from deconvoy import figure4, figure5, figure7, figures, panels, probe_figure, queries
+from deconvoy import figure4, figure5, figure7, figures, panels, probe_figure, queries, study_figure
 from deconvoy.errors import RequestError, RunNotFound
 from deconvoy.evolution import evolved_layers
 from deconvoy.occlusion import Occlusion
@@ -17,7 +17,7 @@ from deconvoy.run import FIGURE_UNITS
 from service import launcher
 from service.console import Url, out, say
 
-Analysis = Literal["projection", "occlusion", "invariance", "evolution", "probe"]
+Analysis = Literal["projection", "occlusion", "invariance", "evolution", "probe", "study"]
 
 SHOWN_IMAGES = 3
 """Rows of a Fig. 7 whose images nobody named."""
@@ -61,7 +61,8 @@ def figure(
     analysis: Annotated[
         Analysis | None,
         typer.Option(
-            help="Fig. 2 (projection), 7 (occlusion), 5 (invariance), 4 (evolution); or a probe."
+            help="Fig. 2 (projection), 7 (occlusion), 5 (invariance), 4 (evolution); a probe; a "
+            "study."
         ),
     ] = None,
     image: Annotated[
@@ -81,7 +82,7 @@ def figure(
 ) -> None:
     """Fig. 2 of the paper: each map's projections beside its patches. Fig. 7: --image. Others:
     --analysis."""
-    if analysis in ("invariance", "probe"):
+    if analysis in ("invariance", "probe", "study"):
         given = {
             "--units": units, "--zoom": zoom, "--smooth": smooth, "--grey": grey or None,
             "--tile": tile, "--image": image or None, "--patch": patch, "--stride": stride,
@@ -92,7 +93,9 @@ def figure(
         if analysis == "invariance":
             figures.save(figure5.figure5(opened.invariance(), layer), path)
         elif layer is not None:
-            raise RequestError("--analysis probe draws all layers: leave LAYER out.")
+            raise RequestError(f"--analysis {analysis} draws all there is: leave LAYER out.")
+        elif analysis == "study":
+            figures.save(study_figure.study_figure(opened.study()), path)
         else:
             figures.save(probe_figure.probe_figure(opened.probe()), path)
         out.print(escape(str(path)), soft_wrap=True)

@@ -19,6 +19,8 @@ class Facts:
 
     status: str
     """As of ``Run.status``, or ``unreadable``, or ``deleting``."""
+    kind: str
+    """``job`` or ``study``."""
     name: str | None
     """As its spec says."""
     model: str
@@ -31,7 +33,7 @@ class Facts:
     commit: str
 
 
-UNREADABLE = Facts("unreadable", None, "", 0, 0, None, None, None, "")
+UNREADABLE = Facts("unreadable", "job", None, "", 0, 0, None, None, None, "")
 DELETING = replace(UNREADABLE, status="deleting")
 
 
@@ -40,8 +42,9 @@ def of_run(run: Run, commit: str) -> Facts:
     results = run.attributes.get("results") or {}
     return Facts(
         status=run.status,
-        name=spec.get("name"),
-        model=spec["model"]["name"],
+        kind=run.kind,
+        name=run.name,
+        model=spec["base"] if run.kind == "study" else spec["model"]["name"],
         images=provenance["images"],
         layers=len(run.layer_names),
         units=results.get("units"),

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import deconvoy
+from deconvoy import specs
 from deconvoy.errors import DeconvoyError, JobConflict
-from deconvoy.spec import JobSpec
+from deconvoy.specs import Spec
 from deconvoy.store import RunStore
 from service.admission import admit, require_storable
 from service.catalogue import ENDED, Catalogue, Job, NewJob
@@ -43,11 +44,11 @@ class Queue:
             KeyReused: the key was used with another spec.
         """
         require_storable(given)
-        spec = JobSpec.parse(dict(given))
+        spec = specs.parse(dict(given))
         admit(spec, self._settings)
         job_id = _id_of(spec)
         url = f"{self._settings.runs_root.rstrip('/')}/{job_id}"
-        name = spec.name or spec.model.name
+        name = spec.name or spec.network
         new = NewJob(job_id, name, spec.to_json(), url, submitter, key)
         job = self._catalogue.add_job(new)
         return job, job.id == job_id
@@ -81,7 +82,7 @@ class Queue:
             raise JobConflict(f"The job {job_id!r} is {job.state}, so there is nothing to resume.")
         if job.state == "failed":
             self._require_resumable(job)
-        admit(JobSpec.parse(job.spec), self._settings)  # roots may have become fewer
+        admit(specs.parse(job.spec), self._settings)  # roots may have become fewer
         if not self._catalogue.move(job_id, "queued", among=("failed", "stopped", "interrupted")):
             raise JobConflict(f"The job {job_id!r} changed just now: look at it again.")
         return self._catalogue.job(job_id)
@@ -104,8 +105,8 @@ class Queue:
             )
 
 
-def _id_of(spec: JobSpec) -> str:
+def _id_of(spec: Spec) -> str:
     """Of the job and its run: for people, and unlike every other."""
-    named = spec.name or spec.model.name.rpartition("/")[2]
+    named = spec.name or spec.network.rpartition("/")[2]
     slug = re.sub(r"[^a-z0-9]+", "-", named.lower()).strip("-")[:NAME_LENGTH].strip("-")
     return f"{slug or 'job'}-{secrets.token_hex(4)}"

@@ -91,7 +91,11 @@ def diff(
 def verify(
     url: Url,
     sample: Annotated[
-        int, typer.Option(min=0, help="Hits to recompute with the model; 0: no model needed.")
+        int,
+        typer.Option(
+            min=0,
+            help="Hits to recompute with the model, or networks of a study to judge again; 0: none.",
+        ),
     ] = VERIFIED_HITS,
     as_json: AsJson = False,
 ) -> None:
@@ -109,14 +113,18 @@ def verify(
             "files named again from where they are whole, or make the run anew."
         )
     if not as_json:
-        status = deconvoy.open(url).status
+        opened = deconvoy.open(url)
+        status = opened.status
         unfinished = (
             "" if status == "done" else f" The run is {status}; what it has so far is whole."
         )
         squares = f" and {found['squares']:,} squares" if found["squares"] else ""
+        again = f"{found['hits']:,} hits{squares} recomputed"
+        if opened.kind == "study":
+            again = f"{found['networks']:,} networks judged again by their weights"
         out.print(
             f"All is well: {found['chunks']:,} chunks and {found['files']:,} other files read, "
-            f"{found['hits']:,} hits{squares} recomputed.{unfinished}"
+            f"{again}.{unfinished}"
         )
 
 

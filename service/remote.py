@@ -63,7 +63,7 @@ def submit(
     url: Service = None,
 ) -> None:
     """Put a job into the queue of a service; prints its id."""
-    parsed = deconvoy.JobSpec.from_file(spec, tuple(sets or ()))
+    parsed = specs.from_file(spec, tuple(sets or ()))
     with deconvoy.Client(url) as client:
         job = client.submit(parsed, key)
         if not as_json:
@@ -203,7 +203,7 @@ def _lines(job: "ClientJob") -> Iterator[str]:
     if job.progress is not None:
         yield _reached(job)
     yield f"submitted  {minute(job.created)} by {job.submitter}, attempt {job.attempts}"
-    yield f"model      {job.spec['model']['name']}"
+    yield f"model      {job.spec['base'] if 'base' in job.spec else job.spec['model']['name']}"
     yield f"images     {job.spec['data']['uri']}"
     yield f"run        {job.url}"
 

@@ -41,7 +41,7 @@ from tests.runs import (
     small_spec,
     write_photographs,
 )
-from workers import pipeline, shards
+from workers import executors, leasing, pipeline, shards
 from workers.actor import TorchSettings
 from workers.executors import Executor, Lease
 from workers.executors.inline import InlineExecutor
@@ -239,9 +239,9 @@ class Shuffled(InlineExecutor):
     def start(self, assignment_of: Callable[[int], Any]) -> None:
         super().start(assignment_of)
         (ready,) = super().wait(60.0)
-        assert isinstance(ready, pipeline.Ready), ready
+        assert isinstance(ready, executors.Ready), ready
         for name in ("first", "second", "third"):
-            self._reports.put(pipeline.Ready(name, ready.about))
+            self._reports.put(executors.Ready(name, ready.about))
 
     def submit(self, worker: str, lease: Lease) -> None:
         self._leases.append((worker, lease))
@@ -347,7 +347,7 @@ def test_a_worker_that_is_stopped_gives_up_its_lease_within_a_batch(tmp_path: Pa
     executor.wait(1.0)
     executor.shutdown()  # would last minutes otherwise
     reports = executor.wait(0.0)
-    assert [type(r) for r in reports if not isinstance(r, pipeline.Moved)] == [pipeline.Raised]
+    assert [type(r) for r in reports if not isinstance(r, executors.Moved)] == [executors.Raised]
 
 
 @pytest.mark.parametrize("where", ["a marker", "the images table", "a table of a layer"])
@@ -462,7 +462,7 @@ def test_a_worker_that_cannot_be_built_fails_the_job_with_the_reason(
 
     url = tmp_path / "run"
     job, run = pipeline.create(small_spec(**ONE_MAP), str(url))
-    monkeypatch.setattr("workers.executors.inline.Actor", refuse)
+    monkeypatch.setattr("workers.executors.inline.worker_of", refuse)
     with pytest.raises(JobFailed, match="No worker starts.*MemoryError: the model is too large"):
         pipeline.execute(job, run, InlineExecutor(), ignore)
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from typing import Any
 
 import zarr
 
-from deconvoy.places import anchored_study
+from deconvoy.places import anchored
 from deconvoy.schema import (
     FIRST_LAYER_ARRAYS,
     FORMAT,
@@ -57,7 +57,7 @@ def create_study(
     run.create(
         {
             "format": FORMAT,
-            "spec": anchored_study(spec).to_json(),
+            "spec": anchored(spec).to_json(),
             "state": {"status": "running"},
             "layers": [],
             "classes": list(job.classes),

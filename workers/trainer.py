@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class Pixels:
     """Images in memory."""
 
     pixels: UInt8[Tensor, "image channel row col"]
@@ -105,7 +105,7 @@ class Trainer:
             report = training.go_through()
             curves.loss.append(report.loss)
             curves.running_error.append(1 - report.accuracy)
-            curves.validation_error.append(self._errors(model, self._validation))
+            curves.validation_error.append(self._errors(model, self.validation))
             if training.epoch in study.kept_epochs:
                 self._keep(lease, model, training.epoch)
             if training.epoch < study.recipe.epochs:
@@ -118,23 +118,24 @@ class Trainer:
             training_error=np.array(self._errors(model, images)),
             filter=filters,
             rms=rms_of(filters),
-            peak=peaks_of(model, self._batches(self._validation)),
+            peak=peaks_of(model, self._batches(self.validation)),
             frequency=bands_of(filters),
             images=study.recipe.epochs * len(study.training),
-            skipped=(images.skipped, self._validation.skipped),
+            skipped=(images.skipped, self.validation.skipped),
         )
 
     # Images -----------------------------------------------------------------------------------
 
     @cached_property
-    def _training(self) -> _Pixels:
+    def _training(self) -> Pixels:
         return self._read(self._study.training)
 
     @cached_property
-    def _validation(self) -> _Pixels:
+    def validation(self) -> Pixels:
+        """Images to judge by; read when they are first asked for."""
         return self._read(self._study.validation)
 
-    def _read(self, images: LabelledImages) -> _Pixels:
+    def _read(self, images: LabelledImages) -> Pixels:
         def read(uri: str) -> Tensor | ImageUnreadable:
             if self._stopping.is_set():
                 raise JobStopped("The worker was told to stop.")
@@ -155,7 +156,7 @@ class Trainer:
                 f"{found[first]}): mend or remove them, or raise max_bad, and start a new run."
             )
         pixels = torch.stack([one for one in found if isinstance(one, Tensor)])
-        return _Pixels(pixels, torch.from_numpy(images.labels[good]), len(bad))
+        return Pixels(pixels, torch.from_numpy(images.labels[good]), len(bad))
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -168,13 +169,13 @@ class Trainer:
                 module.p = study.dropout
         return model.to(self._device)
 
-    def _errors(self, model: nn.Module, images: _Pixels) -> tuple[float, float]:
+    def _errors(self, model: nn.Module, images: Pixels) -> tuple[float, float]:
         transform = self._study.transform
         return top_errors(
             model, images.pixels, images.labels, mean=transform.mean, std=transform.std
         )
 
-    def _batches(self, images: _Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
+    def _batches(self, images: Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
         transform = self._study.transform
         batches = Batches(
             images.pixels, images.labels, transform.mean, transform.std, EVALUATION_BATCH

@@ -50,6 +50,7 @@ from workers.topk import Fold, Partial, UnitIndex, empty_fold, outliers_of, with
 from workers.verify_evolution import Evolutions
 from workers.verify_groups import Correspondences, Invariance, Probes
 from workers.verify_occlusion import ImageOcclusion, UnitOcclusions
+from workers.verify_study import StudyGroup, recomputed
 
 PICTURES = ("patch", "projection", "scale", "projected")
 """Arrays that the projection's work items fill."""
@@ -71,11 +72,16 @@ class Report:
     """Recomputed with a plain forward pass."""
     squares: int = 0
     """Positions of an occlusion analysis, recomputed likewise."""
+    networks: int = 0
+    """Of a study, judged again by their weights."""
     faults: list[Fault] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        counts = {name: getattr(self, name) for name in ("chunks", "files", "hits", "squares")}
+        counts = {name: getattr(self, name) for name in _COUNTS}
         return {**counts, "faults": [vars(fault) for fault in self.faults]}
+
+
+_COUNTS = ("chunks", "files", "hits", "squares", "networks")
 
 
 def verify(url: str, sample: int, seed: int = 0) -> Report:
@@ -93,6 +99,8 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     report = Report()
     chunks = Chunks(RunStore(url))
     report.faults += list(chunks.faults())[:SHOWN]
+    if opened.kind == "study":
+        return _verified_study(opened, chunks, report, sample)
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
         report.faults += list(check.faults())[:SHOWN]
@@ -108,6 +116,16 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         replayed = replay(url, sample, seed)
         report.hits, report.squares = replayed.hits, replayed.squares
         report.faults += replayed.faults[:SHOWN]
+    return report
+
+
+def _verified_study(opened: Run, chunks: Chunks, report: Report, sample: int) -> Report:
+    check = StudyGroup(chunks, opened.attributes)
+    report.faults += list(check.faults())[:SHOWN]
+    report.chunks, report.files = chunks.read, chunks.files + check.files
+    if sample and not report.faults and "results" in opened.attributes:
+        report.networks, wrong = recomputed(opened.url, sample)
+        report.faults += wrong[:SHOWN]
     return report
 
 

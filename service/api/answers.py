@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 RUN = {
     "id": "squeeze-photos",
+    "kind": "job",
     "name": "SqueezeNet on photographs",
     "tags": ["squeezenet"],
     "pinned": False,
@@ -70,6 +71,8 @@ class RunSummary(Answer):
     model_config = example_of(**RUN)
 
     id: str
+    kind: str
+    """job, or study: several networks that were trained"""
     name: str | None
     """What people call it; else as its spec says."""
     tags: list[str]

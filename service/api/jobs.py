@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 
 from deconvoy.spec import JobSpec
+from deconvoy.study_spec import StudySpec
 from service import problems
 from service.api.asking import KNOWN_PARAMETERS, Limit, link, page_size
 from service.api.routing import Routes
@@ -36,6 +37,12 @@ SPEC: dict[str, Any] = {
     "data": {"uri": "/data/photographs"},
     "analyses": [{"kind": "top"}, {"kind": "projection", "layers": "maps"}],
 }
+STUDY: dict[str, Any] = {
+    "kind": "study",
+    "base": "deconvoy/zfnet_small",
+    "data": {"uri": "shapes?size=2048&seed=1"},
+    "edits": [{"remove": [3, 4]}, {"widths": {"6": 128, "7": 128}}],
+}
 PROGRESS: dict[str, Any] = {
     "stage": "scan",
     "done": 1280,
@@ -59,21 +66,24 @@ JOB: dict[str, Any] = {
 }
 
 
-class _ShownAsJobSpec:
-    """The JSON schema of a job spec; what is wrong with one is told in our own sentences."""
+class _ShownAsSpec:
+    """The JSON schema of a job spec or a study's; what is wrong with one is told in our own
+    sentences."""
 
     def __get_pydantic_json_schema__(
         self, schema: Any, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         shown = handler(JobSpec.__pydantic_core_schema__)
         handler.resolve_ref_schema(shown)["examples"] = [SPEC]
-        return shown
+        study = handler(StudySpec.__pydantic_core_schema__)
+        handler.resolve_ref_schema(study)["examples"] = [STUDY]
+        return {"anyOf": [shown, study]}
 
 
 GivenSpec = Annotated[
     dict[str, Any],
-    _ShownAsJobSpec(),
-    Body(description="A job spec, as in a spec file.", examples=[SPEC]),
+    _ShownAsSpec(),
+    Body(description="A job spec or a study, as in a spec file.", examples=[SPEC]),
 ]
 
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 from fastapi import Depends, Path, Query, Request, Response
 from PIL import Image
 
-from deconvoy import figure7, figures
+from deconvoy import figure7, figures, study_figure
 from deconvoy.kept import Kept
 from service import caching, drawing, photographs, problems
 from service.api.asking import (
@@ -128,6 +128,29 @@ async def draw_evolution(
         return figures.unit_picture(pictures, show=show, tile=tile, grey=grey, **look)
 
     return await _drawn(request, run_id, draw, suffix, v)
+
+
+@router.get("/study/{network}.png", responses=PNG)
+async def draw_filters(
+    request: Request,
+    run_id: RunId,
+    network: Annotated[int, Path(ge=0, description="Of a study, from 0.", examples=[0])],
+    repeat: Annotated[int, Query(ge=0, description="Which training of it.", examples=[0])] = 0,
+    tile: Annotated[int, Query(ge=8, le=64, description="Side of a filter.", examples=[28])] = 28,
+    v: Version = None,
+) -> Response:
+    """The filters of the first layer of a network of a study (Fig. 6)."""
+
+    def draw(shelved: Shelved) -> Image.Image:
+        with problems.about("run_id"):
+            found = shelved.run.study()
+        with problems.about("network"):
+            layer = found.first_layer(network)
+        with problems.about("repeat"):
+            filters = layer.of_repeat(repeat)
+        return Image.fromarray(study_figure.filter_wall(filters, tile))
+
+    return await _drawn(request, run_id, draw, "png", v)
 
 
 @router.get("/figures/{layer:path}.png", responses=PNG)

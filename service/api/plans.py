@@ -7,8 +7,8 @@ from anyio import from_thread
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict
 
+from deconvoy import specs
 from deconvoy.errors import JobFailed
-from deconvoy.spec import JobSpec
 from service import planner, problems
 from service.admission import admit, require_storable
 from service.api.asking import KNOWN_PARAMETERS
@@ -43,7 +43,7 @@ def plan_job(request: Request, spec: GivenSpec) -> Plan:
     """Layers, units, receptive fields, transform and images; estimated work, time and storage.
     A few images are computed; one plan is made at a time."""
     require_storable(spec)
-    parsed = JobSpec.parse(spec)
+    parsed = specs.parse(spec)
     admit(parsed, request.app.state.settings)
     if not _one_at_a_time.acquire(blocking=False):
         raise problems.refused(

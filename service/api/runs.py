@@ -161,6 +161,7 @@ def _summaries(request: Request) -> Iterator[RunSummary]:
 def _summary(run_id: str, facts: Facts, note: RunNote) -> RunSummary:
     return RunSummary(
         id=run_id,
+        kind=facts.kind,
         name=note.name or facts.name,
         tags=list(note.tags),
         pinned=note.pinned,

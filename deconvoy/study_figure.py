@@ -1,0 +1,110 @@
+"""Draw a study: errors of every network (Table 3), how they came about, and first layers (Fig. 6).
+
+Source: Zeiler & Fergus (2013, arXiv:1311.2901), Table 3, section 4.1 and Fig. 6.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from deconvoy import plotting
+from deconvoy.study import FirstLayer, Study
+
+GAP = 2
+"""Pixels between two filters."""
+
+WALLS = 8
+"""Networks whose first layers are shown, at most."""
+
+
+def filter_wall(
+    filters: Float[np.ndarray, "unit row col channel"], tile: int = 28
+) -> UInt8[np.ndarray, "height width rgb"]:
+    """Filters beside each other, each scaled by its own largest weight: mid-grey is zero.
+
+    A dominating filter would make all others look empty if one scale held for all.
+    """
+    units, height, width, channels = filters.shape
+    columns = math.ceil(math.sqrt(2 * units))
+    rows = math.ceil(units / columns)
+    step = tile + GAP
+    wall = np.full((rows * step - GAP, columns * step - GAP, 3), 255, np.uint8)
+    for unit, one in enumerate(filters):
+        largest = float(np.abs(one).max()) or 1.0
+        grey = np.rint(255 * (0.5 + 0.5 * one / largest)).astype(np.uint8)
+        rgb = np.repeat(grey, 3, 2) if channels == 1 else grey
+        picture = Image.fromarray(rgb).resize((tile, tile), Image.Resampling.NEAREST)
+        top, left = unit // columns * step, unit % columns * step
+        wall[top : top + tile, left : left + tile] = np.asarray(picture)
+    return wall
+
+
+def study_figure(found: Study) -> Image.Image:
+    """The page as a picture.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    shown = min(len(found.networks), WALLS)
+    wall_rows = math.ceil(shown / 4)
+    page = plotting.page(12.5, 2.2 + 0.32 * len(found.networks) + 1.9 * wall_rows)
+    upper, lower = page.subfigures(
+        2, 1, height_ratios=(2.2 + 0.32 * len(found.networks), 1.9 * wall_rows)
+    )
+    bars, curves = upper.subplots(1, 2, width_ratios=(1.25, 1))
+    _draw_errors(bars, found)
+    _draw_curves(curves, found)
+    grid = lower.subplots(wall_rows, min(4, shown), squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, name, layer in zip(grid, found.networks, found.first_layers, strict=False):
+        axes.imshow(filter_wall(layer.filter[0]))
+        axes.set_title(f"{name}: {_told(layer)}", fontsize=8)
+    lower.suptitle("filters of the first layer, each to its own scale", fontsize=10)
+    return plotting.drawn(page)
+
+
+def _told(layer: FirstLayer) -> str:
+    filters = layer.rms.size
+    return f"{layer.dead} of {filters} dead"
+
+
+def _draw_errors(drawn: Any, found: Study) -> None:
+    rows = np.arange(len(found.networks))
+    last = found.validation_error[:, :, -1]
+    for top, (name, offset) in enumerate((("top-1", -0.2), ("top-5", 0.2))):
+        drawn.barh(
+            rows + offset, 100 * last[:, :, top].mean(1), 0.36, color=f"C{top}",
+            xerr=100 * last[:, :, top].std(1) if last.shape[1] > 1 else None,
+            label=f"validation, {name}", capsize=2,
+        )  # fmt: skip
+        training = 100 * found.training_error[:, :, top].mean(1)
+        drawn.plot(
+            training, rows + offset, "|", color="black", markersize=9, markeredgewidth=1.6,
+            label="training" if top == 0 else None,
+        )  # fmt: skip
+    labels = [
+        f"{name}  ({count / 1e6:.2f} M)"
+        for name, count in zip(found.networks, found.parameters.tolist(), strict=True)
+    ]
+    drawn.set_yticks(rows, labels, fontsize=8)
+    drawn.invert_yaxis()
+    drawn.set_xlabel("error, % of images; millions of weights in brackets", fontsize=8)
+    drawn.set_xlim(left=0)
+    drawn.grid(axis="x", alpha=0.3)
+    drawn.legend(fontsize=7)
+
+
+def _draw_curves(drawn: Any, found: Study) -> None:
+    epochs = np.arange(1, found.loss.shape[2] + 1)
+    for network, name in enumerate(found.networks):
+        curve = 100 * found.validation_error[network, :, :, 0].mean(0)
+        drawn.plot(epochs, curve, marker="o", markersize=3, linewidth=1.3, label=name)
+    drawn.set_xlabel("epoch", fontsize=8)
+    drawn.set_ylabel("validation error, top-1, %", fontsize=8)
+    drawn.set_ylim(bottom=0)
+    drawn.grid(alpha=0.3)
+    drawn.legend(fontsize=6)
