@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from deconvoy import specs
 from deconvoy.client_job import ClientJob
 from deconvoy.client_run import ServedRun, delete_run, edit_run, run_path
 from deconvoy.connection import Connection
@@ -277,8 +278,12 @@ class Client:
 
 def _fields(spec: Spec) -> dict[str, Any]:
     """A spec as it is sent."""
+    if isinstance(spec, JobSpec | StudySpec):
+        return _anchored(spec)
     if isinstance(spec, (str, os.PathLike)):
-        spec = specs.from_file(os.fspath(spec))
-    elif not isinstance(spec, JobSpec | StudySpec):
-        spec = specs.parse(dict(spec))
+        return _anchored(specs.from_file(os.fspath(spec)))
+    return _anchored(specs.parse(dict(spec)))
+
+
+def _anchored(spec: JobSpec | StudySpec) -> dict[str, Any]:
     return anchored(spec).to_json()

@@ -38,7 +38,7 @@ def _places_of_data(data: DataSpec, section: str) -> Iterator[tuple[str, str]]:
     read = {"uri": data.uri, "labels": data.labels, "boxes": data.boxes, "parts": data.parts}
     for field, value in read.items():
         for place in value if isinstance(value, tuple) else (value,):
-            drawn = field == "uri" and place is not None and _is_drawn(place)
+            drawn = field == "uri" and place is not None and is_drawn(place)
             if place is not None and not drawn:
                 yield f"{section}.{field}", place
 
@@ -48,12 +48,13 @@ def is_python(spec: Spec) -> bool:
     return isinstance(spec, JobSpec) and ":" in spec.model.name
 
 
-S = TypeVar("S", JobSpec, StudySpec)
+S = TypeVar("S", bound=Spec)
 
 
 def anchored(spec: S) -> S:
     """The spec with absolute paths, so that it means the same from any folder."""
-    return _anchored_study(spec) if isinstance(spec, StudySpec) else _anchored_job(spec)
+    made: Any = _anchored_study(spec) if isinstance(spec, StudySpec) else _anchored_job(spec)
+    return made  # type: ignore[no-any-return]
 
 
 def _anchored_job(spec: JobSpec) -> JobSpec:
@@ -103,7 +104,8 @@ def _each(paths: str | None | tuple[str | None, ...]) -> Any:
     return tuple(map(_absolute, paths)) if isinstance(paths, tuple) else _absolute(paths)
 
 
-def _is_drawn(uri: str) -> bool:
+def is_drawn(uri: str) -> bool:
+    """Whether these are the built-in images."""
     return uri == "shapes" or uri.startswith("shapes?")
 
 

@@ -150,12 +150,15 @@ class Run:
         Raises:
             RunNotFound: it is a study, which has no layers, units or hits.
         """
+        self._require_job()
+        return JobSpec.parse(self.attributes["spec"])
+
+    def _require_job(self) -> None:
         if self.kind == "study":
             raise RunNotFound(
                 f"{self.url!r} is a study of architectures: it has no layers, hits or images to "
                 f"look at, but a table: `deconvoy show {self.url}`, or Run.study() in code."
             )
-        return JobSpec.parse(self.attributes["spec"])
 
     @cached_property
     def study_spec(self) -> StudySpec:
@@ -216,7 +219,8 @@ class Run:
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
-        """In execution order."""
+        """In execution order; of a study a sentence, as ``spec`` has it."""
+        self._require_job()
         return tuple(self.attributes["layers"])
 
     def layer_group(self, layer: str) -> zarr.Group:
@@ -317,6 +321,7 @@ class Run:
 
     def images(self) -> pa.Table:
         """All images: id, uri, label, width, height, predicted, probability, skipped."""
+        self._require_job()
         if "results" not in self.attributes:  # more come with every shard
             return self._images_so_far()
         return self._images
@@ -534,7 +539,8 @@ class Run:
         return of_run(self)
 
     def __repr__(self) -> str:
-        return f"Run({self.url!r}, {self.status}, {len(self.layer_names)} layers)"
+        layers = f"{len(self.attributes['layers'])} layers"
+        return f"Run({self.url!r}, {self.status}, {'study' if self.kind == 'study' else layers})"
 
 
 def open(url: str | os.PathLike[str], token: str | None = None) -> Run:

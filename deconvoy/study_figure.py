@@ -95,7 +95,7 @@ def _draw_errors(drawn: Any, found: Study) -> None:
     drawn.set_xlabel("error, % of images; millions of weights in brackets", fontsize=8)
     drawn.set_xlim(left=0)
     drawn.grid(axis="x", alpha=0.3)
-    drawn.legend(fontsize=7)
+    drawn.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
 
 def _draw_curves(drawn: Any, found: Study) -> None:
@@ -103,6 +103,7 @@ def _draw_curves(drawn: Any, found: Study) -> None:
     for network, name in enumerate(found.networks):
         curve = 100 * found.validation_error[network, :, :, 0].mean(0)
         drawn.plot(epochs, curve, marker="o", markersize=3, linewidth=1.3, label=name)
+    drawn.xaxis.get_major_locator().set_params(integer=True)
     drawn.set_xlabel("epoch", fontsize=8)
     drawn.set_ylabel("validation error, top-1, %", fontsize=8)
     drawn.set_ylim(bottom=0)

@@ -46,7 +46,7 @@ def of_run(run: Run, commit: str) -> Facts:
         name=run.name,
         model=spec["base"] if run.kind == "study" else spec["model"]["name"],
         images=provenance["images"],
-        layers=len(run.layer_names),
+        layers=len(run.attributes["layers"]),
         units=results.get("units"),
         top1=results.get("top1"),
         created=_created(run.url),

@@ -94,7 +94,8 @@ def verify(
         int,
         typer.Option(
             min=0,
-            help="Hits to recompute with the model, or networks of a study to judge again; 0: none.",
+            help="Hits to recompute with the model, or networks of a study to judge again; 0: no "
+            "model needed.",
         ),
     ] = VERIFIED_HITS,
     as_json: AsJson = False,

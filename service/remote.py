@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import deconvoy
+from deconvoy import specs
 from deconvoy.errors import JobNotFound, RunNotFound, ServiceUnreachable
 from deconvoy.progress import span
 from service.console import AsJson, minute, out, print_json, say

@@ -975,3 +975,70 @@ def softmax_regression(
         weight = weight - rate * (c * wrong.T @ features + weight)
         bias = bias - rate * c * wrong.sum(0)
     return weight, bias
+
+
+def trained(
+    model: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    orders: Sequence[Sequence[int]],
+    rates: Sequence[float],
+    batch: int,
+    momentum: float,
+    max_rms: float,
+) -> nn.Module:
+    """The network after an epoch for each order and rate, by stochastic gradient descent with
+    momentum, each filter of a convolution scaled back to a root mean square of ``max_rms``
+    (Zeiler & Fergus 2013, section 3).  ``pixels`` are normalised; without dropout."""
+    velocity = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
+    for order, rate in zip(orders, rates, strict=True):
+        for begin in range(0, len(order), batch):
+            chosen = list(order[begin : begin + batch])
+            logits = model(pixels[chosen])
+            log_share = logits - torch.logsumexp(logits, 1, keepdim=True)
+            loss = -sum(log_share[row, labels[i]] for row, i in enumerate(chosen)) / len(chosen)
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for (name, value), gradient in zip(
+                    model.named_parameters(), gradients, strict=True
+                ):
+                    velocity[name] = momentum * velocity[name] + gradient
+                    value -= rate * velocity[name]
+                    if value.ndim == 4:
+                        for one in value:
+                            rms = float(one.square().mean().sqrt())
+                            if rms > max_rms:
+                                one *= max_rms / rms
+    return model
+
+
+def errors(model: nn.Module, pixels: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Shares of images whose label is not the highest output, and not among the five highest."""
+    wrong = [0, 0]
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        logits = model(image[None])[0].tolist()
+        above = sum(one > logits[label] for one in logits)
+        wrong[0] += above > 0
+        wrong[1] += above > 4
+    return wrong[0] / len(labels), wrong[1] / len(labels)
+
+
+def power_by_frequency(filter_: np.ndarray, side: int, edges: Sequence[float]) -> list[float]:
+    """Shares of a filter's power ("row col channel") in bands of frequencies, by the sum that
+    defines the Fourier transform, on a grid of ``side`` × ``side`` frequencies."""
+    height, width, channels = filter_.shape
+    power = [0.0] * (len(edges) + 1)
+    steps = [n if n < side / 2 else n - side for n in range(side)]
+    for u in steps:
+        for v in steps:
+            radius = ((u / side) ** 2 + (v / side) ** 2) ** 0.5
+            band = sum(radius >= edge for edge in edges)
+            for channel in range(channels):
+                real = imaginary = 0.0
+                for y in range(height):
+                    for x in range(width):
+                        angle = 2 * np.pi * (u * y + v * x) / side
+                        real += filter_[y, x, channel] * np.cos(angle)
+                        imaginary -= filter_[y, x, channel] * np.sin(angle)
+                power[band] += real**2 + imaginary**2
+    return [one / sum(power) for one in power]

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from deconvoy.errors import RequestError
+from deconvoy.places import is_drawn
 from deconvoy.schema import MISSING_LABEL
 from deconvoy.spec import DataSpec, JobSpec, ProbeSpec
 from workers.choice import choose
@@ -111,8 +112,8 @@ def own_classes(data: DataSpec) -> tuple[str, ...]:
             "none of the images has a label, but a probe learns from labels: give class folders, "
             "or data.labels."
         )
-    if names == set(CLASSES):
-        return CLASSES
+    if names <= set(CLASSES) and all(is_drawn(place.uri) for place in data.places):
+        return CLASSES  # however few were drawn
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))

@@ -50,7 +50,7 @@ class _Curves:
 
     loss: list[float] = field(default_factory=list)
     running_error: list[float] = field(default_factory=list)
-    validation_error: list[tuple[float, float]] = field(default_factory=list)
+    validation_error: list[list[float]] = field(default_factory=list)
 
 
 class Trainer:
@@ -105,7 +105,7 @@ class Trainer:
             report = training.go_through()
             curves.loss.append(report.loss)
             curves.running_error.append(1 - report.accuracy)
-            curves.validation_error.append(self._errors(model, self.validation))
+            curves.validation_error.append(list(self._errors(model, self.validation)))
             if training.epoch in study.kept_epochs:
                 self._keep(lease, model, training.epoch)
             if training.epoch < study.recipe.epochs:

@@ -86,7 +86,7 @@ def show_run(request: Request, run_id: RunId) -> RunDetails:
         resumable=run.resumable,
         labels=run.labels,
         classes=list(run.classes),
-        layer_names=list(run.layer_names),
+        layer_names=run.attributes["layers"],
         occluded=occluded,
         spec=run.attributes["spec"],
         provenance=run.attributes["provenance"],
