@@ -47,6 +47,11 @@ def occlusion_picture(run: str, commit: str, image: int, layer: str | None = Non
     return _picture(f"occlusion/{image}.png", run, commit, layer=layer)
 
 
+def filters_picture(run: str, commit: str, network: int, tile: int) -> str:
+    """The first filters of a network of a study."""
+    return _picture(f"study/{network}.png", run, commit, tile=tile)
+
+
 def unit_data(run: str, layer: str, unit: int) -> str:
     """The same as JSON."""
     return f"/v1/runs/{_part(run)}/layers/{_part(layer)}/units/{unit}"

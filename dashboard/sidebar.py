@@ -59,8 +59,9 @@ def _about(run: Json) -> str:
 def _ways(here: str, run: Json | None) -> str:
     ways = [_way("/", "Runs", here=here == "")]
     if run is not None:
+        ways.append(_way(view("run", run=run["id"]), "This run", here=here == "run"))
+    if run is not None and run["kind"] == "job":
         ways += [
-            _way(view("run", run=run["id"]), "This run", here=here == "run"),
             _way(view("images", run=run["id"]), "Images", here=here in IMAGES),
             _way(view("analysis", run=run["id"]), "Analyses", here=here == "analysis"),
             _way(view("compare", run=run["id"]), "Compare", here=here == "compare"),

@@ -7,6 +7,7 @@ from deconvoy.schema import (
     EVOLUTION_ARRAYS,
     EXAMPLE_ARRAYS,
     EXAMPLE_KINDS,
+    FIRST_LAYER_ARRAYS,
     FORMAT,
     IMAGE_COLUMNS,
     INVARIANCE_ARRAYS,
@@ -15,6 +16,7 @@ from deconvoy.schema import (
     OUTLIER_ARRAYS,
     PROBE_ARRAYS,
     PROBE_FEATURES,
+    STUDY_ARRAYS,
     UNIT_OCCLUSION,
     ArrayField,
 )
@@ -71,6 +73,12 @@ def _lines() -> Iterator[str]:
     yield _EVOLUTION_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, EVOLUTION_ARRAYS)
+    yield _STUDY_PAGE
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, STUDY_ARRAYS)
+    yield "\nIn `study/<network>`, networks counted from 0:\n"
+    yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
+    yield from map(_row, FIRST_LAYER_ARRAYS)
     yield "\n## Images, `images/part-*.parquet`\n"
     yield "One file a shard of the data set, with one row an image.\n"
     yield "| column | type | meaning |\n|---|---|---|"
@@ -129,6 +137,16 @@ these, those with pictures). `patch` and `projection` are stored one unit a chun
 shard.
 """
 
+_STUDY_PAGE = """
+## Networks trained alike, `study/` and `networks/`
+
+Only of a study, a run of its own that has no layers, hits or images. One training a chunk. The
+group's attributes have `networks` (what each is, the base first), `arguments` (of their factory),
+`parameters`, `repeats` and `max_filter_rms`. Weights are in
+`networks/<network>/<repeat>/epoch-NNN.safetensors`; a job takes them as `model.weights`, with the
+arguments as `model.arguments`.
+"""
+
 _LEDGER_PAGE = """
 ## Ledger, `ledger/`
 
@@ -149,6 +167,8 @@ An item is done when its marker is there, and only then.
 | `ledger/probe/<weights>/item-NNNNNN.json` | marker of a layer: its name, its fits |
 | `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
 | `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
+| `ledger/study/item-NNNNNN.json` | marker of one training: its network, repeat, unreadable images |
+| `ledger/study/state-NNNNNN.safetensors` | one under way: sha256, then weights, momentum, curves |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
 | `ledger/log-NNNNNN.jsonl`, `ledger/driver/NNNNNN.json` | in a bucket, instead of these two |

@@ -8,7 +8,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from deconvoy.refusals import FORMS
-from deconvoy.spec import JobSpec
+from deconvoy.spec import DataSpec, JobSpec
+from deconvoy.study_spec import StudySpec
 
 _HEAD = """# The job spec
 
@@ -29,13 +30,34 @@ compute: {workers: 2}
 """
 
 
+_STUDY = """
+# The spec of a study
+
+Several networks, each trained on the same images (`deconvoy/study_spec.py`): known by
+`kind: study`. `run`, `plan`, `resume`, `submit` and `Client.submit` take it as they take a job.
+`data` and `validation` have the fields of a job's `data`.
+
+```yaml
+kind: study
+base: deconvoy/zfnet_small
+data: {uri: photographs}              # class folders, or labels
+validation: 0.2                       # or {uri: other/photographs}
+edits:
+  - {remove: [3, 4]}
+  - {name: narrow, widths: {6: 128, 7: 128}}
+training: {epochs: 30, batch_size: 32}
+```
+"""
+
+
 def as_markdown() -> str:
     """The page ``docs/job-spec.md``."""
-    return "\n".join(_lines(JobSpec, "")) + "\n"
+    job, study = _lines(JobSpec, "", _HEAD), _lines(StudySpec, "", _STUDY)
+    return "\n".join((*job, *study)) + "\n"
 
 
-def _lines(section: type[BaseModel], path: str) -> Iterator[str]:
-    yield _HEAD if not path else f"\n## `{path}`\n"
+def _lines(section: type[BaseModel], path: str, head: str = "") -> Iterator[str]:
+    yield head if not path else f"\n## `{path}`\n"
     yield "| field | default | meaning |\n|---|---|---|"
     below: list[tuple[type[BaseModel], str]] = []
     for name, field in section.model_fields.items():
@@ -43,6 +65,8 @@ def _lines(section: type[BaseModel], path: str) -> Iterator[str]:
             continue
         yield f"| `{name}` | {_default(field)} | {_meaning(field, f'{path}.{name}'.lstrip('.'))} |"
         inside = list(dict.fromkeys(_sections(field.annotation)))
+        if section is StudySpec:
+            inside = [part for part in inside if part is not DataSpec]
         for part in inside:
             kind = part.model_fields.get("kind")
             tag = f" of kind {get_args(kind.annotation)[0]}" if kind else ""

@@ -127,14 +127,18 @@ class StudyComputeSpec(Section):
     """Networks trained at a time; ``auto``: one per GPU, else one per ``threads`` cores."""
     gpus_per_worker: Auto | Annotated[float, Field(ge=0, le=64)] = "auto"
     """``auto``: one where the cluster has GPUs, else none."""
-    threads: Annotated[int, Field(strict=True, ge=1, le=256)] = 1
-    """Threads a network is trained with; on another number weights differ in their last bits, and
-    training makes much of that."""
+    threads: Auto | Annotated[int, Field(strict=True, ge=1, le=256)] = "auto"
+    """Threads a network is trained with; ``auto``: one.  On another number weights differ in their
+    last bits, and training makes much of that."""
+
+    @property
+    def threads_each(self) -> int:
+        return 1 if self.threads == "auto" else self.threads
 
     def for_workers(self) -> ComputeSpec:
         """What an executor is asked for."""
         return ComputeSpec(
-            workers=self.workers, gpus_per_worker=self.gpus_per_worker, threads=self.threads
+            workers=self.workers, gpus_per_worker=self.gpus_per_worker, threads=self.threads_each
         )
 
 

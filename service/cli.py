@@ -21,6 +21,7 @@ from deconvoy.errors import DeconvoyError, RequestError
 from service import (
     collisions,
     drawing,
+    full_demo,
     launcher,
     reading,
     remote,
@@ -97,10 +98,21 @@ def common(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where to put it.")] = Path("runs/demo"),
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="All of the paper in small, with report.html: 10 minutes."),
+    ] = False,
 ) -> None:
     """Everything on built-in data, without network: train, analyse, draw."""
     with progress.shown() as observe:
-        found = launcher.demo(folder, observe=observe, say=say)
+        found = launcher.demo(folder, full=full, observe=observe, say=say)
+    if full:
+        here = found["folder"]
+        out.print(f"\n{tables.summary(found)}")
+        full_demo.write(here)
+        for line in full_demo.told(here):
+            out.print(escape(line), soft_wrap=True)
+        return
     run = deconvoy.open(found["folder"].run)
     out.print(f"\n{tables.summary(found)}")
     for layer in drawing.projected(run):

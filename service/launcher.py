@@ -261,17 +261,29 @@ def occlude(
     yield from occlude_each(url, images, patch=patch, stride=stride, layers=layers)
 
 
-def demo(out: Path, *, observe: Any, say: Say) -> dict[str, Any]:
-    """Train, analyse and draw on built-in data; returns what was found and where it is."""
+def demo(out: Path, *, full: bool = False, observe: Any, say: Say) -> dict[str, Any]:
+    """Train and analyse on built-in data; returns what was found and where it is.
+
+    Args:
+        full: with every analysis there is, and a study of architectures.
+    """
     with _extra("workers", "The demo"):
         from workers import demo as workers_demo
 
     folder = workers_demo.prepare(out)
     trained = workers_demo.train_small(folder, say)
-    spec = workers_demo.write_spec(folder, trained.checkpoint)
+    spec = workers_demo.write_spec(folder, trained, full)
     say(f"analysing {workers_demo.IMAGES:,} images it has never seen, every layer")
-    found = run(spec, str(folder.run), overwrite=True, observe=observe, say=lambda _: None)
+    found = run(spec, str(folder.run), overwrite=True, observe=observe, say=_silent)
+    if full:
+        study = workers_demo.write_study_spec(folder)
+        say(f"training {len(study.titles)} architectures on {workers_demo.STUDY_IMAGES:,} images")
+        run(study, str(folder.study), overwrite=True, observe=observe, say=_silent)
     return {**found, "folder": folder, "training_accuracy": trained.accuracy}
+
+
+def _silent(line: str) -> None:
+    """Nobody needs it."""
 
 
 def serve_cluster(announce: Callable[[str], None]) -> None:

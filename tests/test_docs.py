@@ -10,6 +10,7 @@ from deconvoy import queries, spec_page
 from deconvoy.format_page import as_markdown
 from deconvoy.schema import LAYER_ARRAYS, OCCLUSION_ARRAYS, UNIT_OCCLUSION
 from deconvoy.spec import JobSpec
+from deconvoy.study_spec import StudySpec
 from service.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +33,9 @@ def test_the_run_format_page_is_the_schema() -> None:
 def test_the_job_spec_page_is_the_spec() -> None:
     page = (ROOT / "docs/job-spec.md").read_text(encoding="utf-8")
     assert page == spec_page.as_markdown(), "run `make docs`"
-    (block,) = blocks(page, "yaml")
-    assert JobSpec.parse(yaml.safe_load(block)).projection is not None
+    job, study = blocks(page, "yaml")
+    assert JobSpec.parse(yaml.safe_load(job)).projection is not None
+    assert StudySpec.parse(yaml.safe_load(study)).titles == ("base", "without 3, 4", "narrow")
 
 
 def test_python_in_the_documents_compiles() -> None:

@@ -17,7 +17,6 @@ import deconvoy
 from deconvoy import queries, specs
 from deconvoy.errors import JobFailed, RequestError, RunExists, RunNotFound
 from deconvoy.schema import checkpoint_path
-from deconvoy.spec import ModelSpec
 from deconvoy.study import BANDS
 from deconvoy.study_figure import filter_wall, study_figure
 from deconvoy.study_spec import StudySpec

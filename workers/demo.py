@@ -14,14 +14,22 @@ import yaml
 
 from deconvoy.errors import RunExists
 from deconvoy.spec import (
+    Analysis,
+    CorrespondenceSpec,
     DataSpec,
     DrawnImages,
+    EvolutionSpec,
+    Ids,
+    InvarianceSpec,
     JobSpec,
     ModelSpec,
     OcclusionSpec,
+    ProbeSpec,
     ProjectionSpec,
+    Steps,
     TopSpec,
 )
+from deconvoy.study_spec import EditSpec, RecipeSpec, StudySpec
 from workers.machine import cores
 from workers.training import DEMO_EPOCHS, DEMO_IMAGES, EpochReport, draw_shapes, train
 from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet_small
@@ -31,13 +39,18 @@ IMAGES_SEED = 2
 IMAGES = 2000
 """Analysed; of another seed than those trained on."""
 
+STUDY_IMAGES = 2048
+"""That a study learns from."""
+
+PROBE_SEED = 9
+
 OCCLUDED = 16
 """Images of these under a grey square."""
 
 PATCH, STRIDE = 16, 4
 """Of 64 pixels: what is smaller hides too little of these large things to shake the model."""
 
-SPEC_NAME = "demo.yaml"
+SPEC_NAME, STUDY_NAME = "demo.yaml", "study.yaml"
 MARK = ".deconvoy-demo"
 
 
@@ -60,13 +73,31 @@ class Folder:
         return self.root / "run"
 
     @property
+    def study_spec(self) -> Path:
+        return self.root / STUDY_NAME
+
+    @property
+    def study(self) -> Path:
+        """The run of the study; only of a full demo, as are tables and the report."""
+        return self.root / "study"
+
+    @property
+    def tables(self) -> Path:
+        return self.root / "tables"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
 
 @dataclass(frozen=True)
 class Trained:
-    checkpoint: Path
+    checkpoints: tuple[Path, ...]
+    """After every epoch."""
     accuracy: float
     """Share of training images right in the last epoch, with dropout."""
 
@@ -81,8 +112,10 @@ def prepare(out: Path) -> Folder:
         if not (out / MARK).is_file():
             raise RunExists(f"{str(out)!r} holds something that is no demo: choose another --out.")
     folder = Folder(out)
-    for part in (folder.checkpoints, folder.run, folder.figures):
+    for part in (folder.checkpoints, folder.run, folder.study, folder.figures, folder.tables):
         shutil.rmtree(part, ignore_errors=True)
+    for file in (folder.report, folder.study_spec):
+        file.unlink(missing_ok=True)
     folder.checkpoints.mkdir(parents=True)
     folder.figures.mkdir()
     (out / MARK).write_text("made by `deconvoy demo`, which may replace what it made\n")
@@ -109,31 +142,94 @@ def train_small(folder: Folder, say: Callable[[str], None]) -> Trained:
             labels,
             mean=SHAPES_MEAN,
             std=SHAPES_STD,
+            epochs=DEMO_EPOCHS,
             seed=TRAINING_SEED,
             on_epoch=tell,
             checkpoints=folder.checkpoints,
         )
     finally:
         torch.set_num_threads(before)
-    last = reports[-1]
-    assert last.checkpoint is not None
-    return Trained(last.checkpoint, last.accuracy)
+    kept = tuple(report.checkpoint for report in reports if report.checkpoint is not None)
+    return Trained(kept, reports[-1].accuracy)
 
 
-def write_spec(folder: Folder, checkpoint: Path) -> JobSpec:
-    """The demo's job, also written as an example to copy from."""
-    spec = JobSpec(
-        name="demo",
-        model=ModelSpec(name="deconvoy/zfnet_small", weights=str(checkpoint)),
-        data=DataSpec(uri=f"shapes?size={IMAGES}&seed={IMAGES_SEED}"),
-        analyses=(
-            TopSpec(kind="top"),
-            ProjectionSpec(kind="projection", layers=("*",)),
-            OcclusionSpec(
-                kind="occlusion", images=DrawnImages(sample=OCCLUDED), patch=PATCH, stride=STRIDE
-            ),
+def write_spec(folder: Folder, trained: Trained, full: bool = False) -> JobSpec:
+    """The demo's job, also written as an example to copy from.
+
+    Args:
+        full: with every analysis there is.
+    """
+    *before, last = map(str, trained.checkpoints)
+    analyses: tuple[Analysis, ...] = (
+        TopSpec(kind="top"),
+        ProjectionSpec(kind="projection", layers=("*",)),
+        OcclusionSpec(
+            kind="occlusion", images=DrawnImages(sample=OCCLUDED), patch=PATCH, stride=STRIDE
         ),
     )
-    fields = spec.model_dump(mode="json", exclude_unset=True)
-    folder.spec.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")
+    spec = JobSpec(
+        name="demo",
+        model=ModelSpec(
+            name="deconvoy/zfnet_small", weights=last, checkpoints=tuple(before) if full else ()
+        ),
+        data=DataSpec(uri=f"shapes?size={IMAGES}&seed={IMAGES_SEED}"),
+        analyses=(*analyses, *_further()) if full else analyses,
+    )
+    _write(spec, folder.spec)
     return spec
+
+
+def _further() -> tuple[Analysis, ...]:
+    """What the paper does besides: its figures 4 and 5, tables 1 and 4 to 7."""
+    return (
+        EvolutionSpec(kind="evolution", units=Ids(ids=tuple(range(16)))),
+        InvarianceSpec(
+            kind="invariance",
+            images=DrawnImages(sample=8),
+            translation=Steps(first=-16, last=16, count=17),
+            scale=Steps(first=0.6, last=1.8, count=13),
+            border="reflect",
+        ),
+        CorrespondenceSpec(
+            kind="correspondence",
+            images=DrawnImages(sample=20),
+            parts=("left_eye", "right_eye", "nose", "mouth"),
+        ),
+        ProbeSpec(
+            kind="probe",
+            data=DataSpec(uri=f"shapes?size=600&seed={PROBE_SEED}"),
+            train=(1, 5, 20),
+            test=20,
+            folds=3,
+        ),
+    )
+
+
+def write_study_spec(folder: Folder) -> StudySpec:
+    """The study of a full demo: the paper's Table 3, on fewer images than the demo's network had,
+    since eight are trained."""
+    spec = StudySpec(
+        kind="study",
+        name="demo-study",
+        seed=TRAINING_SEED,
+        base="deconvoy/zfnet_small",
+        data=DataSpec(uri=f"shapes?size={STUDY_IMAGES}&seed={TRAINING_SEED}"),
+        validation=DataSpec(uri=f"shapes?size=1000&seed={IMAGES_SEED}"),
+        edits=(
+            EditSpec(remove=(3, 4)),
+            EditSpec(remove=(7,)),
+            EditSpec(remove=(6, 7)),
+            EditSpec(remove=(3, 4, 6, 7)),
+            EditSpec(widths={6: 128, 7: 128}),
+            EditSpec(widths={6: 512, 7: 512}),
+            EditSpec(widths={3: 128, 4: 256, 5: 128}),
+        ),
+        training=RecipeSpec(epochs=DEMO_EPOCHS),
+    )
+    _write(spec, folder.study_spec)
+    return spec
+
+
+def _write(spec: JobSpec | StudySpec, path: Path) -> None:
+    fields = spec.model_dump(mode="json", exclude_unset=True)
+    path.write_text(yaml.safe_dump(fields, sort_keys=False), encoding="utf-8")

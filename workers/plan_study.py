@@ -60,7 +60,7 @@ class StudyPlan:
             "epochs": job.spec.training.epochs,
             "repeats": job.spec.repeats,
             "workers": self.workers,
-            "threads": job.spec.compute.threads,
+            "threads": job.spec.compute.threads_each,
             "networks": [network.__dict__ for network in self.networks],
             "seconds": self.seconds,
             "bytes": self.bytes,
@@ -73,7 +73,7 @@ def plan_study(job: StudyJob, measuring: Callable[[], None] = lambda: None) -> S
     measuring()
     spec, trainings = job.spec, job.spec.repeats
     before = torch.get_num_threads()
-    torch.set_num_threads(spec.compute.threads)
+    torch.set_num_threads(spec.compute.threads_each)
     try:
         each = [_seconds(job, dict(arguments)) * trainings for arguments in job.arguments]
     finally:
@@ -84,7 +84,7 @@ def plan_study(job: StudyJob, measuring: Callable[[], None] = lambda: None) -> S
     )
     gpus = torch.cuda.device_count() if spec.compute.gpus_per_worker != 0 else 0
     asked = spec.compute.workers
-    workers = gpus or max(1, cores() // spec.compute.threads) if asked == "auto" else asked
+    workers = gpus or max(1, cores() // spec.compute.threads_each) if asked == "auto" else asked
     # As long as the longest takes, or as all take together.
     seconds = max(max(each) / trainings, sum(each) / workers)
     images = len(job.training) + len(job.validation)

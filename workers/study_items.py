@@ -78,7 +78,7 @@ class StudyJob:
             kept_epochs=spec.training.kept_epochs,
             seed=spec.seed,
             url=RunStore(url).absolute,
-            threads=spec.compute.threads,
+            threads=spec.compute.threads_each,
             cuda=spec.compute.gpus_per_worker != 0,
         )
 

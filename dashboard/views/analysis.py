@@ -37,11 +37,21 @@ analyses:
 }
 """How a spec asks for one that needs more than its name."""
 
+STUDY = """kind: study
+base: deconvoy/zfnet_small
+data: {uri: labelled/images}
+edits:
+  - {remove: [3, 4]}
+  - {widths: {6: 128, 7: 128}}"""
+
 
 def show() -> None:
     run, state = asked.run(), asked.state()
     name = run["name"] or run["id"]
     kind = state.get("kind") or _first(run)
+    if kind == "study":
+        _how_to_study(run, name)
+        return
     if kind not in KINDS:
         raise RequestError(
             f"The address says kind={kind!r}, but analyses with a view are {', '.join(KINDS)}: "
@@ -55,13 +65,30 @@ def show() -> None:
         [
             (other, view("analysis", run=run["id"], kind=each), each == kind)
             for each, (other, _, _) in KINDS.items()
-        ],
+        ]
+        + [("Study", view("analysis", run=run["id"], kind="study"), False)],
     )
     pieces.put(heading(title, text(told), back), pieces.bar(choice))
     if kind in _asked(run):
         shown(run)
     else:
         _absent(run, kind)
+
+
+def _how_to_study(run: Json, name: str) -> None:
+    """No run of a job has one: a study trains networks of its own."""
+    st.set_page_config(page_title="Study · Deconvoy")
+    told = "Several architectures trained alike: what removing and resizing layers costs (Table 3)"
+    back = pieces.way(("/", "Runs"), (view("run", run=run["id"]), name))
+    ways = [
+        (title, view("analysis", run=run["id"], kind=kind), False)
+        for kind, (title, _, _) in KINDS.items()
+    ]
+    here = ("Study", view("analysis", run=run["id"], kind="study"), True)
+    pieces.put(heading("Study", told, back), pieces.bar(pills("Analysis", [*ways, here])))
+    how = "A study is a run of its own. Write its spec, and hand it in by "
+    pieces.put(element("p", f"{how}<code>deconvoy submit study.yaml</code>:", class_="empty"))
+    st.code(STUDY, language="yaml")
 
 
 def _first(run: Json) -> str:

@@ -15,7 +15,24 @@ def state() -> dict[str, str]:
 
 
 def run() -> Json:
-    """The run that the address names.  Raises RunNotFound, RequestError."""
+    """The run that the address names, of a job.
+
+    Raises:
+        RunNotFound: there is none, or it is a study, which has nothing that most views show.
+        RequestError: the address names none.
+    """
+    found = any_run()
+    if found["kind"] == "study":
+        name = found["name"] or found["id"]
+        raise RunNotFound(
+            f"{name} is a study of architectures, which has no layers, units or images to show: "
+            "see This run."
+        )
+    return found
+
+
+def any_run() -> Json:
+    """The run that the address names, of whatever kind.  Raises RunNotFound, RequestError."""
     return library.summary(required("run"))
 
 

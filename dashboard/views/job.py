@@ -36,7 +36,8 @@ def show() -> None:
     st.fragment(pieces.telling(_moving), run_every=every)(id_, job.state)
     with st.expander("Spec"):
         st.code(yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True), language="yaml")
-        pieces.put(link(view("new", job=id_), "A new job like this", class_="pill"))
+        if job.spec.get("kind") != "study":  # the form is for jobs
+            pieces.put(link(view("new", job=id_), "A new job like this", class_="pill"))
 
 
 def _moving(id_: str, shown: str) -> None:

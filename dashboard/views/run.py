@@ -6,12 +6,12 @@ from dashboard import library, pieces
 from dashboard.addresses import view
 from dashboard.library import Json
 from dashboard.pieces import Markup, card, element, facts, heading, link, number, percent, text
-from dashboard.views import asked
+from dashboard.views import asked, study
 from deconvoy.methods import METHODS
 
 
 def show() -> None:
-    run = asked.run()
+    run = asked.any_run()
     name = run["name"] or run["id"]
     st.set_page_config(page_title=f"{name} · Deconvoy")
     state = element("span", text(run["status"]), class_=f"state {run['status']}")
@@ -19,6 +19,11 @@ def show() -> None:
     pieces.put(heading(name, state + tags, pieces.way(("/", "Runs"))))
     if run["failure"]:
         pieces.put(element("p", text(run["failure"]), class_="refusal", role="alert"))
+    if run["kind"] == "study":
+        study.show(run)
+        _spec(run)
+        st.code(f"{library.opening(run)}run.study().table()")
+        return
     layers = library.layers(run)
     if layers:
         pieces.put(_strip(run, layers))
@@ -26,10 +31,14 @@ def show() -> None:
         told = f"Its layers are there once all images are scanned; it is {text(run['status'])}."
         pieces.put(element("p", told, class_="empty"))
     pieces.put(element("div", _model(run) + _data(run) + _made(run), class_="cards"))
+    _spec(run)
+    st.code(f"{library.opening(run)}run.layers()")
+
+
+def _spec(run: Json) -> None:
     with st.expander("Spec and provenance"):
         st.json({"spec": run["spec"], "provenance": run["provenance"]}, expanded=1)
     pieces.put(heading("From code"))
-    st.code(f"{library.opening(run)}run.layers()")
 
 
 def _strip(run: Json, layers: list[Json]) -> str:

@@ -39,7 +39,7 @@ HIDDEN = re.compile(r"^ledger/driver(\.lock)?(/|$)|(^|/)(\.[^/]*|[^/]*\.partial)
 """Which process of which machine is the driver; and what is half-written."""
 
 
-GROUP = re.compile(r"(layers|evolution)/[^/]+|occlusion|invariance|correspondence")
+GROUP = re.compile(r"(layers|evolution|study)/[^/]+|occlusion|invariance|correspondence")
 """Groups that hold arrays, and nothing else."""
 
 PIECE = 2**20
