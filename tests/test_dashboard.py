@@ -16,6 +16,7 @@ import deconvoy
 from deconvoy import queries
 from tests import visitor
 from tests.runs import run_inline, small_spec
+from tests.studies import run_study, spec_of
 from tests.upped import Service
 from tests.visitor import NARROW, WIDE, Visitor
 from workers.zfnet import zfnet_small
@@ -43,6 +44,7 @@ def runs(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"weights": str(last), "checkpoints": [str(first)]}
     trained = small_spec(name="a training", model=model, analyses=[{"kind": "top"}, evolved])
     run_inline(trained, place / "trained")
+    run_study(spec_of(name="a study", repeats=1), place / "study")
     shutil.copytree(small_run, place / "broken")
     (place / "broken" / "zarr.json").write_text('{"zarr_format": 3')
     (place / "halfway").mkdir()
@@ -207,6 +209,23 @@ def test_units_through_time(visit: Visitor, runs: Path) -> None:
     expect(visit.page.locator(".rows tbody tr")).to_have_count(4)
 
 
+def test_a_study_is_a_table_curves_and_filters(visit: Visitor, runs: Path) -> None:
+    found = deconvoy.open(runs / "study").study()
+    visit.goes("/run?run=study", "a study")
+    rows = visit.page.locator(".rows tbody tr")
+    expect(rows).to_have_count(2)
+    best = f"{100 * found.validation_error[:, 0, -1, 0].min():.1f}"
+    assert best in visit.page.locator(".rows b").first.inner_text()
+    expect(visit.page.locator("canvas, .vega-embed svg").first).to_be_visible()
+    pictures = visit.page.locator(".filters img")
+    expect(pictures).to_have_count(2)
+    pictures.last.scroll_into_view_if_needed()
+    visit.pictures()
+    expect(visit.page.get_by_text("run.study().table()")).to_be_visible()
+    visit.goes("/analysis?run=small&kind=study", "Study")
+    expect(visit.page.get_by_text("kind: study")).to_be_visible()
+
+
 def test_two_runs_side_by_side(visit: Visitor, runs: Path) -> None:
     visit.goes("/compare?run=small", "Compare")
     visit.page.get_by_label("With").click()
@@ -308,7 +327,9 @@ def test_an_image_of_ones_own(visit: Visitor, tmp_path: Path) -> None:
         ("/compare?run=small&with=small2", "There is no run 'small2'"),
         ("/unit?run=small&layer=relu2&unit=1&smooth=abc", "smooth is a number from 0"),
         ("/unit?run=small&layer=relu2&unit=" + "9" * 5000, "unit is a whole number from 0"),
-        ("/analysis?run=small&kind=study", "kind='study'"),
+        ("/analysis?run=small&kind=nothing", "kind='nothing'"),
+        ("/layer?run=study&layer=relu1", "is a study of architectures"),
+        ("/analysis?run=study", "is a study of architectures"),
         ("/run?run=halfway", "its attributes lack"),
         ("/job?id=nobody", "There is no job 'nobody'"),
     ],
@@ -330,6 +351,8 @@ VIEWS = {
     "/compare?run=small&with=other&layer=relu2": "Compare",
     "/analysis?run=small&kind=invariance": "Invariance",
     "/analysis?run=trained": "Evolution",
+    "/analysis?run=trained&kind=study": "Study",
+    "/run?run=study": "a study",
     "/image?run=small&image=0": "face",
     "/jobs": "Jobs",
     "/new": "New job",

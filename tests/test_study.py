@@ -29,6 +29,7 @@ from tests.runs import (
     killed_at,
     write_photographs,
 )
+from tests.studies import resume_study, run_study, spec_of
 from workers import study_items
 from workers.executors.inline import InlineExecutor
 from workers.first_layer import SPECTRUM, bands_of, peaks_of, rms_of
@@ -44,30 +45,6 @@ from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet, zfnet_small
 
 FOLDERS = ("study", "networks", "ledger/study")
 """What two runs must agree in."""
-
-
-def spec_of(**changes: Any) -> StudySpec:
-    """Two networks, each trained twice for three epochs on a handful of images."""
-    fields: dict[str, Any] = {
-        "kind": "study",
-        "base": "deconvoy/zfnet_small",
-        "data": {"uri": "shapes?size=24&seed=1"},
-        "validation": {"uri": "shapes?size=12&seed=2"},
-        "edits": [{"remove": [3, 4], "widths": {6: 32, 7: 32}}],
-        "repeats": 2,
-        "training": {"epochs": 3, "batch_size": 8, "checkpoints": [1]},
-    }
-    return StudySpec.parse(fields | changes)
-
-
-def run_study(spec: StudySpec, url: Path, observe: Any = ignore) -> dict[str, Any]:
-    job, run = create(spec, str(url))
-    return execute(job, run, InlineExecutor(), observe)
-
-
-def resume_study(url: Path) -> None:
-    job, run = reopen(str(url))
-    execute(job, run, InlineExecutor(), ignore)
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def _row(run: Json, kinds: tuple[str, ...]) -> str:
         element("span", text(run["status"]), class_=f"state {run['status']}"),
         text(run["model"].removeprefix("torchvision/")),
         number(run["images"]),
-        number(run["layers"]),
+        number(run["layers"]) if run["kind"] == "job" else "study",
         number(run["units"]),
         percent(run["top1"]),
         text((run["created"] or "")[:10]),
