@@ -22,6 +22,10 @@ from deconvoy.specs import Spec
 from deconvoy.store import RunStore
 from service import collisions, tables
 
+# Read when torch is loaded.  Threads that wait for each other would spin on a core that somebody
+# else has work for: beside one busy process training took ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ExecutorName = Literal["ray", "inline"]
 Say = Callable[[str], None]
 

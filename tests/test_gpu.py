@@ -15,6 +15,7 @@ import deconvoy
 from deconvoy.spec import Method
 from tests import networks, test_scan
 from tests.runs import run_inline, small_spec
+from tests.studies import run_study, spec_of
 from tests.test_deconvnet import METHODS, assert_projections_equal_the_oracles
 from tests.test_evolution import training as training
 from tests.test_occlusion import EXACT, GRID_OF_TYPES, assert_sweep_equals_the_oracles
@@ -153,3 +154,14 @@ def test_training_goes_the_way_it_goes_on_the_cpu() -> None:
         found = train(model.to(device), images, labels, mean=SHAPES_MEAN, std=SHAPES_STD, epochs=2)
         losses.append([epoch.loss for epoch in found])
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_a_study_trains_on_it_what_it_trains_on_the_cpu(tmp_path: Path) -> None:
+    """From the same first weights; dropout draws differ, so the first epoch is near, no more."""
+    for gpus in (0, 1):
+        spec = spec_of(compute={"gpus_per_worker": gpus}, repeats=1)
+        run_study(spec, tmp_path / str(gpus))
+    ours, theirs = (deconvoy.open(tmp_path / gpus).study() for gpus in "10")
+    assert ours.loss[:, 0, 0] == pytest.approx(theirs.loss[:, 0, 0], rel=0.1)
+    assert np.isfinite(ours.first_layers[0].filter).all() and (ours.first_layers[0].peak >= 0).all()
+    assert deconvoy.open(tmp_path / "1").attributes["provenance"]["device"] == ["cuda"]
