@@ -16,6 +16,7 @@ from deconvoy.schema import (
     OUTLIER_ARRAYS,
     PROBE_ARRAYS,
     PROBE_FEATURES,
+    PROBE_SCRATCH,
     STUDY_ARRAYS,
     UNIT_OCCLUSION,
     ArrayField,
@@ -69,7 +70,7 @@ def _lines() -> Iterator[str]:
     yield from map(_row, CORRESPONDENCE_ARRAYS)
     yield _PROBE_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
-    yield from map(_row, (*PROBE_ARRAYS, PROBE_FEATURES))
+    yield from map(_row, (*PROBE_ARRAYS, PROBE_SCRATCH, PROBE_FEATURES))
     yield _EVOLUTION_PAGE
     yield "| array | dims | dtype | unit | meaning |\n|---|---|---|---|---|"
     yield from map(_row, EVOLUTION_ARRAYS)
@@ -125,7 +126,8 @@ _PROBE_PAGE = """
 
 Only with an analysis of kind probe. The group's attributes have the names of the axes (`weights`,
 `layers`, `classifiers`, `train`), `pooled` (how each layer's maps became features), `classes` (of
-the probe's images), `test` and `c`. `features` are in `probe/<weights>/<layer>`.
+the probe's images), `test` and `c`, and where the whole network was trained `recipe` (`epochs`,
+`batch_size`, `learning_rate`). `features` are in `probe/<weights>/<layer>`.
 """
 
 _EVOLUTION_PAGE = """
@@ -165,6 +167,7 @@ An item is done when its marker is there, and only then.
 | `ledger/correspondence/<part>/item-NNNNNN.json` | marker of some draws: which, images covered |
 | `ledger/probe-features/<weights>/item-NNNNNN.json` | marker of some images of the probe |
 | `ledger/probe/<weights>/item-NNNNNN.json` | marker of a layer: its name, its fits |
+| `ledger/probe-scratch/item-NNNNNN.json` | marker of a network trained: images a class, fold |
 | `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
 | `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
 | `ledger/study/item-NNNNNN.json` | marker of one training: its network, repeat, unreadable images |

@@ -11,8 +11,8 @@ class Progress:
 
     stage: str
     """``scan``, ``rescan``, ``projection``, ``occlusion``, ``unit-occlusion``,
-    ``invariance``, ``correspondence``, ``probe-features``, ``probe``, ``evolution-scan``,
-    ``evolution`` or ``study``."""
+    ``invariance``, ``correspondence``, ``probe-features``, ``probe``, ``probe-scratch``,
+    ``evolution-scan``, ``evolution`` or ``study``."""
     done: int
     """Images, projections, or positions of a square."""
     total: int

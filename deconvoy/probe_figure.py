@@ -10,11 +10,13 @@ from deconvoy import plotting
 from deconvoy.probe import Probe
 
 STYLES = {"trained": "-", "random": "--"}
+SCRATCH = {"label": "trained from scratch", "color": "black", "linestyle": "-."}
 
 
 def probe_figure(found: Probe) -> Image.Image:
     """The page as a picture: by layer, of most training images; beside it, where there are several
-    numbers of them, the learning curve of the layer that is best then.
+    numbers of them, the learning curve of the layer that is best then.  Where the whole network was
+    trained from scratch, it is a line across, with its deviation, and a curve of its own.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -36,6 +38,14 @@ def probe_figure(found: Probe) -> Image.Image:
                 look["label"] += f": {found.layers[best]}"
                 grid[1].errorbar(found.train, curve.mean(1), curve.std(1), marker="o",
                                  markersize=3, linewidth=1.4, capsize=2, **look)  # fmt: skip
+    if found.scratch is not None:
+        mean, deviation = found.scratch.mean(1), found.scratch.std(1)
+        grid[0].axhline(mean[most], linewidth=1.2, **SCRATCH)
+        ends = mean[most] - deviation[most], mean[most] + deviation[most]
+        grid[0].axhspan(*ends, color=SCRATCH["color"], alpha=0.1, linewidth=0)
+        if several:
+            grid[1].errorbar(found.train, mean, deviation, marker="o", markersize=3, linewidth=1.2,
+                             capsize=2, **SCRATCH)  # fmt: skip
     grid[0].set_xticks(range(len(found.layers)), found.layers, rotation=60, ha="right", fontsize=7)
     grid[0].set_title(f"{found.train[most]} training images a class", fontsize=10)
     if several:

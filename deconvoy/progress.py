@@ -35,6 +35,7 @@ WORDS = {
     "correspondence": "images with a box covered",
     "probe-features": "images of the probe",
     "probe": "classifiers fitted",
+    "probe-scratch": "images from scratch",
     "evolution-scan": "images by checkpoints",
     "evolution": "projections by checkpoints",
     "study": "images learned from",

@@ -271,7 +271,8 @@ def probe(run: Run, layer: Layer = None) -> pa.Table:
     """Tables 4 to 7: how well other classes are told apart by the features of each layer.
 
     A row a layer, weights (those of the model, and random ones), classifier and number of training
-    images of each class: the accuracy, a mean over classes and folds, and its deviation.
+    images of each class: the accuracy, a mean over classes and folds, and its deviation.  Last,
+    where that was asked for, the whole network, trained from scratch.
     """
     table = run.probe().table()
     if layer is None:

@@ -472,6 +472,18 @@ PROBE_ARRAYS: tuple[ArrayField, ...] = (
 )
 """In the group ``probe``."""
 
+PROBE_SCRATCH = ArrayField(
+    "scratch",
+    ("size", "fold"),
+    "float64",
+    "0–1",
+    "the accuracy of the whole network, trained from random weights on the training images; NaN "
+    "where that is not done yet",
+    fill=float("nan"),
+    only="with `scratch`",
+)
+"""In the group ``probe``, where the spec asks for it."""
+
 PROBE_FEATURES = ArrayField(
     "features",
     ("image", "feature"),

@@ -338,6 +338,17 @@ class EvolutionSpec(Section):
     """Which units of those layers are projected."""
 
 
+class ScratchSpec(Section):
+    """How the whole network is trained; momentum and the clipping of filters are the paper's."""
+
+    epochs: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 30
+    """Passes over the training images."""
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)] = 16
+    """Images a step."""
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 0.01
+    """At the start; it falls in a straight line to nearly nothing."""
+
+
 class ProbeSpec(Section):
     kind: Literal["probe"]
     data: DataSpec
@@ -366,6 +377,10 @@ class ProbeSpec(Section):
     """Inverse strength of their regularisation, of standardised features."""
     random_weights: bool = True
     """The same with random weights, drawn by the seed."""
+    scratch: ScratchSpec | None = None
+    """Beside the classifiers, train the whole network on the same images, from random weights that
+    the seed draws; its first outputs stand for the classes.  ``{}`` takes the defaults below; null:
+    it is not trained."""
 
 
 def amounts_of(given: Amounts) -> tuple[float, ...]:

@@ -981,20 +981,23 @@ def trained(
     model: nn.Module,
     pixels: Tensor,
     labels: Tensor,
-    orders: Sequence[Sequence[int]],
+    orders: Iterable[Sequence[int]],
     rates: Sequence[float],
     batch: int,
     momentum: float,
     max_rms: float,
+    classes: int | None = None,
 ) -> nn.Module:
     """The network after an epoch for each order and rate, by stochastic gradient descent with
     momentum, each filter of a convolution scaled back to a root mean square of ``max_rms``
-    (Zeiler & Fergus 2013, section 3).  ``pixels`` are normalised; without dropout."""
+    (Zeiler & Fergus 2013, section 3).  ``pixels`` are normalised.  An order is asked for
+    when its epoch begins; dropout, if the model is in training mode, draws on from there.  With
+    ``classes`` the first so many outputs alone are trained."""
     velocity = {name: torch.zeros_like(value) for name, value in model.named_parameters()}
     for order, rate in zip(orders, rates, strict=True):
         for begin in range(0, len(order), batch):
             chosen = list(order[begin : begin + batch])
-            logits = model(pixels[chosen])
+            logits = model(pixels[chosen])[:, :classes]
             log_share = logits - torch.logsumexp(logits, 1, keepdim=True)
             loss = -sum(log_share[row, labels[i]] for row, i in enumerate(chosen)) / len(chosen)
             gradients = torch.autograd.grad(loss, list(model.parameters()))
@@ -1042,3 +1045,12 @@ def power_by_frequency(filter_: np.ndarray, side: int, edges: Sequence[float]) -
                         imaginary -= filter_[y, x, channel] * np.sin(angle)
                 power[band] += real**2 + imaginary**2
     return [one / sum(power) for one in power]
+
+
+def order_of(seed: int, epoch: int, count: int) -> list[int]:
+    """The order of the images in an epoch (from 1); dropout goes on drawing from the same
+    generator, torch's global one."""
+    drawn = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(drawn) // 2)
+    order: list[int] = torch.randperm(count).tolist()
+    return order

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -56,6 +56,8 @@ from workers.leases import (
     Result,
     ScanLease,
     ScanResult,
+    ScratchLease,
+    ScratchResult,
     UnitOcclusionLease,
 )
 from workers.moving import Mover
@@ -65,6 +67,7 @@ from workers.outliers import Norms, NormScan
 from workers.pictures import cut, cut_patches, quantised
 from workers.projector import Batch, Hits, Projector
 from workers.scan import Prediction, ShardScan, combined
+from workers.sources import Source
 from workers.topk import Partial, UnitIndex
 from workers.warmup import warm_up
 from workers.writer import empty_pictures, write_pictures
@@ -246,6 +249,8 @@ class Actor:
                 return self.correspond(lease)
             case ProbeFeaturesLease() | ProbeLease():
                 return self.probe(lease)
+            case ScratchLease():
+                return self.train(lease)
             case EvolutionScanLease():
                 return self.scan_checkpoints(lease)
             case EvolutionProjectionLease():
@@ -582,6 +587,27 @@ class Actor:
         except ImageUnreadable:
             return None
 
+    def train(self, lease: ScratchLease) -> ScratchResult:
+        from workers.scratch import train_from_scratch  # scikit-learn takes a second to load
+
+        assert self._job.probing is not None and self._job.probing.start is not None
+        return train_from_scratch(
+            lease,
+            self._job.probing.start,
+            self._job.transform,
+            self._device,
+            self._job.batch_size,
+            self._decoded_again,
+            self._go_on,
+        )
+
+    def _decoded_again(self, uris: Sequence[str]) -> Iterator[Picture]:
+        """Images of the probe, all of which were read for their features."""
+        assert self._job.probing is not None
+        read = partial(self._read_again, self._job.probing.source)
+        futures = read_ahead(self._pool, read, uris, 2 * self._job.threads)
+        return (future.result() for future in futures)
+
     # Evolution --------------------------------------------------------------------------------
 
     @cached_property
@@ -680,12 +706,14 @@ class Actor:
         return self._network, image, self._occluder.colour_of(fill)
 
     def _read_id(self, image_id: int) -> Picture:
-        uri = self._uri(image_id)
+        return self._read_again(self._job.source, self._uri(image_id))
+
+    def _read_again(self, source: Source, uri: str) -> Picture:
         try:
-            return self._job.source.read(uri, self._job.transform)
+            return source.read(uri, self._job.transform)
         except ImageUnreadable as error:
             raise DeconvoyError(
-                f"The image {uri!r} was read in the scan and cannot be read any more ({error}): "
+                f"The image {uri!r} was read before and cannot be read any more ({error}): "
                 "put it back as it was, then resume."
             ) from error
 

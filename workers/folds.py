@@ -30,6 +30,10 @@ class ProbeFits:
     def shape(self) -> tuple[int, int, int]:
         return len(self.classifiers), len(self.train), self.folds
 
+    def images(self, label: Int64[np.ndarray, " image"], size: int, fold: int) -> "Split":
+        """Those of a fold, where ``train[size]`` of each class are learned from."""
+        return split(label, self.train[size], max(self.train), self.test, fold, self.seed)
+
 
 @dataclass(frozen=True)
 class Split:

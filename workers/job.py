@@ -415,7 +415,7 @@ def settle(
         evolving=evolving,
         boxes=boxes,
         corresponding=corresponding,
-        probing=probing_of(spec, layers),
+        probing=probing_of(spec, layers, network.layers[-1], packed.transform),
         part_boxes=parts,
     )
     if job.example_entries() > MAX_EXAMPLES:

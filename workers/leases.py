@@ -72,6 +72,8 @@ class ProbeAssignment:
     features: int
     random: PackedModel | None
     """The model with random weights, where it is probed, too."""
+    start: PackedModel | None = None
+    """The same, where it is trained from there."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,33 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
+class ScratchLease:
+    """Train the whole network on these images of a probe's data, and judge it by others."""
+
+    item: str
+    classes: int
+    """The first so many outputs stand for them."""
+    recipe: Recipe
+    seed: int
+    """Of the order of the images, and of dropout."""
+    train: tuple[str, ...]
+    """Uris, as those of ``test``."""
+    train_label: Int64[np.ndarray, " learned"]
+    test: tuple[str, ...]
+    test_label: Int64[np.ndarray, " judged"]
+    attempt: int = 0
+
+    def granted(self, attempt: int) -> "ScratchLease":
+        return replace(self, attempt=attempt)
+
+
+@dataclass(frozen=True)
+class ScratchResult:
+    accuracy: float
+    """Mean over the classes, 0–1."""
+
+
+@dataclass(frozen=True)
 class LabelledImages:
     """Images of which all labels are known."""
 
@@ -391,6 +420,7 @@ JobLease = (
     | CorrespondenceLease
     | ProbeFeaturesLease
     | ProbeLease
+    | ScratchLease
 )
 Lease = JobLease | TrainingLease
 Result = (
@@ -401,5 +431,6 @@ Result = (
     | EvolutionScanResult
     | CorrespondenceResult
     | ProbeResult
+    | ScratchResult
     | TrainingResult
 )

@@ -37,6 +37,7 @@ from workers.probe_stage import features_work, fits_work
 from workers.rescan import Rescan
 from workers.reuse import digest_of, take_over, unchanged
 from workers.run_state import told_in_state
+from workers.scratch_stage import scratch_work
 from workers.shards import CommittedShards
 from workers.stages import Work
 from workers.tables import entries_of, example_arrays, hit_arrays, sums_of
@@ -330,11 +331,15 @@ class _Driver:
     # Probe ------------------------------------------------------------------------------------
 
     def probe(self) -> None:
-        """Classify other images by the features of each layer."""
+        """Classify other images by the features of each layer, and by networks trained on them."""
         probing = self.job.probing
-        if probing is not None:
-            self.leasing.carry_out(features_work(self.job, self.run, probing))
-            self.leasing.carry_out(fits_work(self.run, probing))
+        if probing is None:
+            return
+        self.leasing.carry_out(features_work(self.job, self.run, probing))
+        self.leasing.carry_out(fits_work(self.run, probing))
+        scratch = scratch_work(self.run, probing)
+        if scratch is not None:
+            self.leasing.carry_out(scratch)
 
     # Evolution --------------------------------------------------------------------------------
 

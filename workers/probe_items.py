@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from deconvoy.errors import RequestError
 from deconvoy.places import is_drawn
 from deconvoy.schema import MISSING_LABEL
-from deconvoy.spec import DataSpec, JobSpec, ProbeSpec
+from deconvoy.spec import DataSpec, JobSpec, ProbeSpec, Transform
 from workers.choice import choose
 from workers.datasets import Listing, list_images
 from workers.folds import ProbeFits, require_enough
@@ -21,6 +21,7 @@ from workers.graph import Layer
 from workers.labels import of_own_file
 from workers.leases import ProbeAssignment
 from workers.models import PackedModel, pack
+from workers.scratch_items import require_trainable
 from workers.shapes import CLASSES
 
 
@@ -34,6 +35,8 @@ class Probing:
     """Of the images, which are not those of the model."""
     layers: tuple[Layer, ...]
     random: PackedModel | None
+    start: PackedModel | None
+    """Where the network trained from scratch begins; None where none is."""
     seed: int
 
     @property
@@ -60,14 +63,21 @@ class Probing:
             self.spec.pool,
             self.spec.features,
             self.random,
+            self.start,
         )
 
 
-def probing_of(spec: JobSpec, layers: Sequence[Layer]) -> Probing | None:
+def probing_of(
+    spec: JobSpec, layers: Sequence[Layer], logits: Layer, transform: Transform
+) -> Probing | None:
     """What a spec's probe comes down to; None where it has none.
 
+    Args:
+        layers: of the job.
+        logits: the network's output, whether or not it is one of them.
+
     Raises:
-        RequestError: its images, their labels or a layer do not fit.
+        RequestError: its images, their labels, a layer or the network do not fit.
     """
     asked = spec.probe
     if asked is None:
@@ -83,18 +93,30 @@ def probing_of(spec: JobSpec, layers: Sequence[Layer]) -> Probing | None:
     chosen = tuple(layers)
     if asked.layers != "all":
         chosen = choose(layers, asked.layers, "analyses.probe.layers")
-    random = None
-    if asked.random_weights:
-        if spec.model.name.startswith("object/"):
-            raise RequestError(
-                "analyses.probe.random_weights needs a model that can be made anew, and this one "
-                "is an object: set it to false."
-            )
-        plain = spec.model.model_copy(update={"weights": None, "checkpoints": ()})
-        random = pack(plain, spec.seed, spec.data.transform)
-    probing = Probing(asked, listing, classes, chosen, random, spec.seed)
+    anew = _anew(spec, asked)
+    random = anew if asked.random_weights else None
+    start = anew if asked.scratch else None
+    probing = Probing(asked, listing, classes, chosen, random, start, spec.seed)
     require_enough(probing.label, classes, asked.train)
+    if asked.scratch:
+        require_trainable(spec, logits, transform, len(classes))
     return probing
+
+
+def _anew(spec: JobSpec, asked: ProbeSpec) -> PackedModel | None:
+    """The model with random weights, drawn by the seed; None where nothing needs it."""
+    if not asked.random_weights and asked.scratch is None:
+        return None
+    if spec.model.name.startswith("object/"):
+        field, remedy = "scratch", "leave it out"
+        if asked.random_weights:
+            field, remedy = "random_weights", "set it to false"
+        raise RequestError(
+            f"analyses.probe.{field} needs a model that can be made anew, and this one is an "
+            f"object ({spec.model.name}): {remedy}."
+        )
+    plain = spec.model.model_copy(update={"weights": None, "checkpoints": ()})
+    return pack(plain, spec.seed, spec.data.transform)
 
 
 def own_classes(data: DataSpec) -> tuple[str, ...]:

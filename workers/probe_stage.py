@@ -31,7 +31,7 @@ def features_work(job: Job, run: RunStore, probing: Probing) -> Work:
     if len(left) == len(items):  # with a marker its arrays must not be made anew
         create_probe(
             run, probing.layers, probing.label, probing.classes, probing.fits, probing.weights,
-            size, probing.spec.pool, probing.spec.features,
+            size, probing.spec.pool, probing.spec.features, probing.spec.scratch,
         )  # fmt: skip
 
     def lease_of(name: str) -> ProbeFeaturesLease:

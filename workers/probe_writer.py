@@ -1,4 +1,5 @@
-"""Write and read the group ``probe``: some images a chunk, the fits of one layer a chunk."""
+"""Write and read the group ``probe``: some images a chunk, the fits of one layer a chunk, what one
+network came to that was trained from scratch a chunk."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,15 @@ import zarr
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from deconvoy.arrays import read
-from deconvoy.schema import MISSING_LABEL, PROBE_ARRAYS, PROBE_FEATURES, PROBE_GROUP, features_path
+from deconvoy.schema import (
+    MISSING_LABEL,
+    PROBE_ARRAYS,
+    PROBE_FEATURES,
+    PROBE_GROUP,
+    PROBE_SCRATCH,
+    features_path,
+)
+from deconvoy.spec import ScratchSpec
 from deconvoy.store import RunStore
 from workers.folds import ProbeFits
 from workers.graph import Layer
@@ -28,12 +37,14 @@ def create_probe(
     shard_size: int,
     pool: str | int,
     features: int,
+    scratch: ScratchSpec | None = None,
 ) -> None:
     """Make the group.
 
     Args:
         weights: 1, or 2 with random ones.
         shard_size: images of a work item.
+        scratch: how the whole network is trained, where it is.
     """
     group = run.zarr("r+").create_group(PROBE_GROUP, overwrite=True)
     images = len(label)
@@ -55,6 +66,8 @@ def create_probe(
             shape = images, count(layer, grid)
             chunks = min(shard_size, images), shape[1]
             create_array(own, PROBE_FEATURES, shape, chunks, None, {"pooled": told(layer, grid)})
+    if scratch:
+        create_array(group, PROBE_SCRATCH, fits.shape[1:], (1, 1), None, {})
     # Last: a group that has them is whole.
     group.attrs.update(
         {
@@ -66,6 +79,7 @@ def create_probe(
             "train": list(fits.train),
             "test": fits.test,
             "c": fits.c,
+            **({"recipe": scratch.model_dump(mode="json")} if scratch else {}),
         }
     )
 
@@ -103,6 +117,10 @@ def write_fits(
     root = run.zarr("r+")
     for name, values in (("converged", converged), ("accuracy", accuracy)):
         kept_whole(root, f"{PROBE_GROUP}/{name}")[weights, layer] = values
+
+
+def write_scratch(run: RunStore, size: int, fold: int, accuracy: float) -> None:
+    kept_whole(run.zarr("r+"), f"{PROBE_GROUP}/{PROBE_SCRATCH.name}")[size, fold] = accuracy
 
 
 def _group(run: RunStore, place: str) -> zarr.Group:

@@ -10,7 +10,6 @@ from torch import Tensor
 from deconvoy.schema import features_path
 from deconvoy.spec import Transform
 from deconvoy.store import RunStore
-from workers.folds import split
 from workers.graph import Layer, Network
 from workers.images import Picture, chunks, normalise, on_device
 from workers.lanes import Lanes
@@ -92,7 +91,7 @@ class Prober:
 
         def fit_one(place: tuple[int, int, int]) -> Any:
             kind, size, fold = place
-            images = split(label, fits.train[size], max(fits.train), fits.test, fold, fits.seed)
+            images = fits.images(label, size, fold)
             found = fit(features, label, images, fits.classifiers[kind], fits.c)
             self._advance(1)
             return found

@@ -16,6 +16,7 @@ Stage = Literal[
     "correspondence",
     "probe-features",
     "probe",
+    "probe-scratch",
     "evolution-scan",
     "evolution",
     "study",

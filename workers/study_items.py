@@ -21,10 +21,7 @@ from workers.job import versions
 from workers.leases import LabelledImages, StudyAssignment, TrainingLease
 from workers.models import OWN, pack
 from workers.probe_items import own_classes
-from workers.training import Recipe
-
-MAX_BYTES = 8 * 2**30
-"""Of decoded images in the memory of each worker."""
+from workers.training import MAX_BYTES, Recipe
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ BATCH_SIZE = 16
 EVALUATION_BATCH = 256
 """Large enough to keep two cores busy, small enough for any machine."""
 
+MAX_BYTES = 8 * 2**30
+"""Of decoded images in the memory of each worker."""
+
 DEMO_IMAGES = 4096
 DEMO_EPOCHS = 6
 """About a minute for ``zfnet_small`` on two cores, drawing the images included."""

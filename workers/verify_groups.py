@@ -21,9 +21,10 @@ from deconvoy.schema import (
     PROBE_ARRAYS,
     PROBE_FEATURES,
     PROBE_GROUP,
+    PROBE_SCRATCH,
     features_path,
 )
-from deconvoy.spec import JobSpec
+from deconvoy.spec import JobSpec, ProbeSpec
 from workers.checksums import Chunks, Fault
 from workers.parts import marker_path, number_of
 
@@ -200,7 +201,7 @@ def _marker(part: str, number: int) -> str:
 
 
 class Probes:
-    """The group ``probe``: features and fits that the markers promise."""
+    """The group ``probe``: features, fits and trainings that the markers promise."""
 
     def __init__(self, chunks: Chunks, attributes: dict[str, Any]) -> None:
         self.chunks, self.run, self.attributes = chunks, chunks.run, attributes
@@ -213,7 +214,8 @@ class Probes:
         place = f"{PROBE_GROUP}/zarr.json"
         if asked is None or (not self.run.exists(place) and not done):
             return
-        arrays = [f"{PROBE_GROUP}/{field.name}/zarr.json" for field in PROBE_ARRAYS]
+        fields = (*PROBE_ARRAYS, PROBE_SCRATCH) if asked.scratch else PROBE_ARRAYS
+        arrays = [f"{PROBE_GROUP}/{field.name}/zarr.json" for field in fields]
         absent = [path for path in (place, *arrays) if not self.run.exists(path)]
         yield from (Fault(path, "is missing") for path in absent)
         if absent or PROBE_GROUP in self.chunks.unopened:
@@ -222,6 +224,8 @@ class Probes:
         for number, weights in enumerate(told.get("weights", ())):
             yield from self._features(weights, told["layers"], done)
             yield from self._fits(number, weights, len(told["layers"]), done)
+        if asked.scratch:
+            yield from self._scratch(asked, done)
 
     def _features(self, weights: str, layers: Sequence[str], done: bool) -> Iterator[Fault]:
         there = self._committed(f"probe-features/{weights}")
@@ -245,6 +249,13 @@ class Probes:
                 if place[0] == number and place[1] in there:
                     yield self.chunks.absent_at(path, place)
         yield from self._unmarked(f"probe/{weights}", layers, there, done)
+
+    def _scratch(self, asked: ProbeSpec, done: bool) -> Iterator[Fault]:
+        there, path = self._committed("probe-scratch"), f"{PROBE_GROUP}/{PROBE_SCRATCH.name}"
+        for size, fold in self.chunks.missing.get(path, ()):
+            if size * asked.folds + fold in there:
+                yield self.chunks.absent_at(path, (size, fold))
+        yield from self._unmarked("probe-scratch", len(asked.train) * asked.folds, there, done)
 
     def _unmarked(self, stage: str, items: int, there: set[int], done: bool) -> Iterator[Fault]:
         for number in sorted(set(range(items)) - there) if done else ():

@@ -38,6 +38,9 @@ def show(run: Json) -> None:
         for row, weights in enumerate(found.weights)
         for column, classifier in enumerate(found.classifiers)
     ]
+    if found.scratch is not None:
+        across = np.full(len(found.layers), found.scratch[size].mean())
+        lines.append(("trained from scratch", across))
     curves.draw(np.arange(1, len(found.layers) + 1), lines, "layer", "accuracy")
     pieces.put(_table(found, size))
 
@@ -54,8 +57,15 @@ def _table(found: Probe, size: int) -> str:
     for number, layer in enumerate(found.layers):
         cells = [str(number + 1), text(layer), text(found.pooled[number])]
         for row, column, _ in kinds:
-            own = found.accuracy[row, number, column, size]
-            cells.append(f"{100 * own.mean():.1f} ± {100 * own.std():.1f} %")
+            cells.append(_over_folds(found.accuracy[row, number, column, size]))
         body += element("tr", "".join(element("td", cell) for cell in cells))
+    if found.scratch is not None:
+        cells = ["", "whole network", "trained from scratch"]
+        last = element("td", _over_folds(found.scratch[size]), colspan=str(len(kinds)))
+        body += element("tr", "".join(element("td", cell) for cell in cells) + last)
     table = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
     return element("div", element("table", table, class_="rows"), class_="scroll")
+
+
+def _over_folds(accuracy: np.ndarray) -> str:
+    return f"{100 * accuracy.mean():.1f} ± {100 * accuracy.std():.1f} %"
