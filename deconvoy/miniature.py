@@ -28,6 +28,8 @@ class Part:
     pictures: Mapping[str, Image.Image]
     """By what they show."""
     table: pa.Table | None = None
+    shown: pa.Table | None = None
+    """Of the table, where all of it would be too long to read."""
 
 
 def pages(run: Run, study: Run, parts: Sequence[Part]) -> Iterator[str]:
@@ -68,9 +70,10 @@ def _section(part: Part, found: Sequence[Expectation]) -> str:
     for described, image in part.pictures.items():
         shown = picture(_fitting(image), f"{part.source}: {described}")
         body += element("figure", shown + element("figcaption", text(described)))
-    if part.table is not None:
-        rows = [tuple(row.values()) for row in part.table.to_pylist()]
-        body += element("div", table(part.table.column_names, rows), class_="wide")
+    told = part.table if part.shown is None else part.shown
+    if told is not None:
+        rows = [tuple(row.values()) for row in told.to_pylist()]
+        body += element("div", table(told.column_names, rows), class_="wide")
     return element("section", body)
 
 

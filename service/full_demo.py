@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from PIL import Image
 
@@ -105,7 +106,13 @@ def _parts(run: deconvoy.Run, study: deconvoy.Run) -> Iterator[Part]:
         "network has not seen.",
         {"by layer, and by images learned from": probe_figure.probe_figure(run.probe())},
         queries.probe(run),
+        _of_most(queries.probe(run)),
     )
+
+
+def _of_most(found: pa.Table) -> pa.Table:
+    """Rows of the most training images."""
+    return found.filter(pc.equal(found["train"], pc.max(found["train"])))
 
 
 def _evolution(run: deconvoy.Run, layer: str) -> Image.Image:

@@ -72,13 +72,23 @@ def test_the_smallest_shift_decides() -> None:
     assert expectations.lower_layers_move_more(turned).holds is None
 
 
-@pytest.mark.parametrize(("delta", "holds"), [(0.01, True), (0.6, False)])
-def test_parts_correspond_where_chance_does_not(delta: float, holds: bool) -> None:
-    random = np.linspace(0.4, 0.5, 20).reshape(1, 20, 1)
-    one = np.array([[delta]])
-    found = Correspondence(("nose",), ("relu5",), np.arange(3), one, np.zeros((1, 1)), random)
+@pytest.mark.parametrize(
+    ("delta", "holds"),
+    [
+        (((0.6, 0.01), (0.6, 0.01), (0.6, 0.6)), True),
+        (((0.01, 0.6), (0.01, 0.6), (0.01, 0.6)), False),  # in the lower layer alone
+        (((0.6, 0.01), (0.6, 0.6), (0.6, 0.6)), False),  # one part of three
+    ],
+)
+def test_parts_correspond_where_chance_does_not(
+    delta: tuple[tuple[float, float], ...], holds: bool
+) -> None:
+    random = np.linspace(0.4, 0.5, 20).reshape(1, 20, 1).repeat(3, 0).repeat(2, 2)
+    parts, layers, none = ("nose", "eye", "mouth"), ("relu1", "relu5"), np.zeros((3, 2))
+    found = Correspondence(parts, layers, np.arange(3), np.array(delta), none, random)
     told = expectations.parts_correspond(found)
-    assert told.holds is holds and ("relu5 (nose)" in told.told) is holds
+    assert told.holds is holds
+    assert ("relu5 (nose" in told.told) is (delta[0][1] < 0.4)
 
 
 @pytest.mark.parametrize(
