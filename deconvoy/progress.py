@@ -38,7 +38,7 @@ WORDS = {
     "probe-scratch": "images from scratch",
     "evolution-scan": "images by checkpoints",
     "evolution": "projections by checkpoints",
-    "study": "images learned from",
+    "study": "images learned from and judged",
 }
 
 

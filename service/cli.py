@@ -100,7 +100,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where to put it.")] = Path("runs/demo"),
     full: Annotated[
         bool,
-        typer.Option("--full", help="All of the paper in small, with report.html: 10 minutes."),
+        typer.Option("--full", help="All of the paper in small, with report.html: 6 minutes."),
     ] = False,
 ) -> None:
     """Everything on built-in data, without network: train, analyse, draw."""
@@ -132,7 +132,8 @@ def demo(
         f"  deconvoy show {here.run} relu5 3\n"
         f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"
         f"  deconvoy figure {here.run} --image 7 -o seven.png     (a square slides over it, now)\n"
-        f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)",
+        f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)\n"
+        f"  deconvoy demo --full     (all of the paper in small, with a report: some 6 minutes)",
         soft_wrap=True,
     )
 

@@ -18,7 +18,7 @@ BUCKETS = (0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.
 """Seconds; 15 ms and 100 ms are what unit pages are held to."""
 
 RATES = {
-    "deconvoy_images_per_second": ("scan", "rescan", "evolution-scan"),
+    "deconvoy_images_per_second": ("scan", "rescan", "evolution-scan", "study", "probe-scratch"),
     "deconvoy_projections_per_second": ("projection", "evolution"),
     "deconvoy_squares_per_second": ("occlusion", "unit-occlusion"),
     "deconvoy_moves_per_second": ("invariance",),

@@ -30,9 +30,10 @@ from tests.runs import (
     write_photographs,
 )
 from tests.studies import resume_study, run_study, spec_of
-from workers import study_items
+from workers import extend, pipeline, study_items
 from workers.executors.inline import InlineExecutor
 from workers.first_layer import SPECTRUM, bands_of, peaks_of, rms_of
+from workers.fresh import occlude
 from workers.leasing import Advance
 from workers.models import pack
 from workers.plan_study import plan_study
@@ -280,7 +281,9 @@ def test_progress_counts_the_images_learned_from(tmp_path: Path) -> None:
     seen: list[Advance] = []
     run_study(spec_of(repeats=1), tmp_path / "run", seen.append)
     done = [advance.done for advance in seen]
-    assert done[0] == 0 and done == sorted(done) and done[-1] == 2 * 3 * 24 == seen[-1].total
+    # Two networks; 24 and 12 images are read, seen in three epochs, and judged at the end.
+    assert done[0] == 0 and done == sorted(done)
+    assert done[-1] == 2 * (1 + 3 + 1) * (24 + 12) == seen[-1].total
     assert {advance.stage for advance in seen} == {"study"}
 
 
@@ -369,6 +372,7 @@ def test_folders_are_classes_and_bad_images_are_left_out(tmp_path: Path) -> None
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"data": {"uri": "shapes?size=9", "where": {"wrong": True}}}, "a study begins with none"),
     ({"validation": 0.001}, "which is 0: at least one must"),
     ({"data": {"uri": "shapes?size=9", "transform": {"resize": 32, "crop": 32}}}, "takes 3 × 64"),
     ({"data": {"uri": "shapes?size=9", "where": {"ids": [0]}}, "validation": 0.6}, "which is 1"),
@@ -440,6 +444,13 @@ def test_what_only_a_job_has_is_told(calm: Path) -> None:
             ask()
     with pytest.raises(RunExists):
         create(spec_of(), str(calm))
+    for use in (
+        lambda: pipeline.reopen(str(calm)),
+        lambda: occlude(str(calm), "cat.jpg"),
+        lambda: extend.create(str(calm), "shapes?size=9", str(calm) + "-2"),
+    ):
+        with pytest.raises(RequestError, match="is a study of architectures"):
+            use()
 
 
 def test_a_job_is_no_study(tmp_path: Path) -> None:

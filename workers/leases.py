@@ -404,7 +404,7 @@ class TrainingResult:
     peak: Float32[np.ndarray, " unit"]
     frequency: Float64[np.ndarray, "unit band"]
     images: int
-    """Trained on, of all epochs together."""
+    """Read, learned from and judged, of all epochs together."""
     skipped: tuple[int, int]
     """Unreadable images, for training and for validation."""
 

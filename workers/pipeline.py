@@ -98,6 +98,11 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     if not run.exists(METADATA):
         raise RequestError(f"{url!r} is no run, so there is nothing to resume: see `deconvoy run`.")
     attributes = attributes_in(run.read(METADATA), url)
+    if attributes["spec"].get("kind") == "study":
+        raise RequestError(
+            f"{url!r} is a study of architectures, which holds no hits of images: give the run of "
+            "a job."
+        )
     began: Any = attributes["provenance"]
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()

@@ -30,7 +30,7 @@ from workers.parts import marker_path
 from workers.run_state import told_in_state
 from workers.stages import Work
 from workers.study_items import StudyJob, settle_study
-from workers.trainer import state_path
+from workers.trainer import state_path, work_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _work(job: StudyJob, run: RunStore) -> Work:
             run.delete(state_path(name))
         return result.images
 
-    each = job.spec.training.epochs * len(job.training)
+    each = work_of(job.spec.training.epochs, len(job.training) + len(job.validation))
     done = (len(items) - len(left)) * each
     return Work("study", left, items.__getitem__, commit, done, len(items) * each)
 

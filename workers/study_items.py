@@ -103,6 +103,7 @@ def settle_study(spec: StudySpec) -> StudyJob:
     """
     packed = pack(ModelSpec(name=spec.base), spec.seed, spec.data.transform)
     _require_size(spec, packed.transform)
+    _require_images_of_their_own(spec)
     classes = _classes(spec.data)
     listing = list_images(spec.data, classes, len(classes))
     images = _labelled(listing, spec.data, "data")
@@ -143,6 +144,16 @@ def _sketch(base: str, arguments: dict[str, Any]) -> nn.Module:
     """A network without room for its numbers."""
     with torch.device("meta"):
         return OWN[base.removeprefix("deconvoy/")](**arguments)
+
+
+def _require_images_of_their_own(spec: StudySpec) -> None:
+    """No network is there yet that could tell an image wrong."""
+    for field, data in ("data", spec.data), ("validation", spec.validation):
+        if isinstance(data, DataSpec) and data.where is not None and data.where.wrong:
+            raise RequestError(
+                f"{field}.where.wrong asks for images that a model tells wrong, but a study begins "
+                "with none: leave it out."
+            )
 
 
 def _classes(data: DataSpec) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class Trainer:
         }
 
     def progress(self) -> int:
-        """Images trained on within the lease at hand."""
+        """Images read, learned from and judged within the lease at hand."""
         return self._done
 
     def stop(self) -> None:
@@ -92,7 +92,9 @@ class Trainer:
         """
         # Of this thread, which need not be the one that built the trainer.
         torch.set_num_threads(self._study.threads)
-        study, images = self._study, self._training
+        self._done = 0
+        study, images, others = self._study, self._training, self.validation
+        each = len(study.training) + len(study.validation)
         model = self._model(lease)
         training = Training(
             model, images.pixels, images.labels, mean=study.transform.mean,
@@ -100,12 +102,12 @@ class Trainer:
             go_on=self._go_on,
         )  # fmt: skip
         curves = self._take_up(lease, training)
-        self._done = training.epoch * len(images.labels)
+        self._done = (1 + training.epoch) * each  # what was read before or put away counts, too
         while training.epoch < study.recipe.epochs:
             report = training.go_through()
             curves.loss.append(report.loss)
             curves.running_error.append(1 - report.accuracy)
-            curves.validation_error.append(list(self._errors(model, self.validation)))
+            curves.validation_error.append(list(self._errors(model, others)))
             if training.epoch in study.kept_epochs:
                 self._keep(lease, model, training.epoch)
             if training.epoch < study.recipe.epochs:
@@ -118,10 +120,10 @@ class Trainer:
             training_error=np.array(self._errors(model, images)),
             filter=filters,
             rms=rms_of(filters),
-            peak=peaks_of(model, self._batches(self.validation)),
+            peak=peaks_of(model, self._batches(others)),
             frequency=bands_of(filters),
-            images=study.recipe.epochs * len(study.training),
-            skipped=(images.skipped, self.validation.skipped),
+            images=work_of(study.recipe.epochs, each),
+            skipped=(images.skipped, others.skipped),
         )
 
     # Images -----------------------------------------------------------------------------------
@@ -139,6 +141,7 @@ class Trainer:
         def read(uri: str) -> Tensor | ImageUnreadable:
             if self._stopping.is_set():
                 raise JobStopped("The worker was told to stop.")
+            self._done += 1  # by several threads, so it may count too few: for people and patience
             try:
                 return images.source.read(uri, self._study.transform).pixels
             except ImageUnreadable as error:
@@ -172,8 +175,9 @@ class Trainer:
     def _errors(self, model: nn.Module, images: Pixels) -> tuple[float, float]:
         transform = self._study.transform
         return top_errors(
-            model, images.pixels, images.labels, mean=transform.mean, std=transform.std
-        )
+            model, images.pixels, images.labels, mean=transform.mean, std=transform.std,
+            go_on=self._go_on,
+        )  # fmt: skip
 
     def _batches(self, images: Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
         transform = self._study.transform
@@ -182,6 +186,7 @@ class Trainer:
         )
         for pixels, _ in batches.in_order(torch.arange(len(images.labels))):
             yield pixels
+            self._go_on(len(pixels))
 
     def _go_on(self, count: int) -> None:
         if self._stopping.is_set():
@@ -211,6 +216,12 @@ class Trainer:
             return _Curves()
         told = json.loads(training.take_up(content)["curves"])
         return _Curves(**told)
+
+
+def work_of(epochs: int, images: int) -> int:
+    """Of one training: all are read, learned from or judged in every epoch, and judged at the
+    end."""
+    return (1 + epochs + 1) * images
 
 
 def _cut(content: bytes, at: int) -> tuple[bytes, bytes]:

@@ -279,9 +279,14 @@ def top_errors(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    go_on: Callable[[int], None] = lambda _: None,
 ) -> tuple[float, float]:
     """Shares of the images whose label is not the highest output, and not among the five highest
-    (of fewer outputs: among all).  The model is in evaluation mode."""
+    (of fewer outputs: among all).  The model is in evaluation mode.
+
+    Args:
+        go_on: told of the images of every batch.
+    """
     device, wrong = _device(model), [0, 0]
     batches = Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
     for pixels, truth in batches.in_order(torch.arange(len(labels))):
@@ -289,6 +294,7 @@ def top_errors(
         found = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
         wrong[0] += int((~found[:, 0]).sum())
         wrong[1] += int((~found.any(1)).sum())
+        go_on(len(truth))
     return wrong[0] / len(labels), wrong[1] / len(labels)
 
 
