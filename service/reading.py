@@ -30,7 +30,8 @@ def query(
     as_json: AsJson = False,
 ) -> None:
     """Ask a run: purity, examples, outliers, dead, images-most-hit, selective, nearest, image,
-    localisation, invariance, correspondence, evolution, probe, settled."""
+    localisation, invariance, correspondence, evolution, probe, study, study-curves,
+    settled."""
     if name is None:
         if as_json:
             print_json({q.name: q.doc for q in queries.QUERIES.values()})

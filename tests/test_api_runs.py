@@ -50,6 +50,7 @@ def test_a_list_says_what_each_run_is(client: httpx.Client, small_run: Path) -> 
     (row,) = told["runs"]
     assert row | {"created": None, "commit": None} == {
         "id": "small",
+        "kind": "job",
         "name": "a small one",
         "tags": [],
         "pinned": False,

@@ -153,7 +153,7 @@ def test_the_registry_holds_the_queries_with_their_arguments() -> None:
     assert list(queries.QUERIES) == [
         *("purity", "examples", "outliers", "dead", "images-most-hit", "selective"),
         *("nearest", "image", "localisation", "invariance"),
-        *("correspondence", "evolution", "probe", "settled"),
+        *("correspondence", "evolution", "probe", "study", "study-curves", "settled"),
     ]
     nearest = queries.QUERIES["nearest"]
     told = [(a.name, a.type, a.required, a.default) for a in nearest.arguments]

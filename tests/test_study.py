@@ -15,7 +15,7 @@ from torch import nn
 
 import deconvoy
 from deconvoy import queries, specs
-from deconvoy.errors import JobFailed, RequestError, RunExists, RunNotFound
+from deconvoy.errors import DeconvoyError, JobFailed, RequestError, RunExists, RunNotFound
 from deconvoy.schema import checkpoint_path
 from deconvoy.study import BANDS
 from deconvoy.study_figure import filter_wall, study_figure
@@ -449,7 +449,7 @@ def test_what_only_a_job_has_is_told(calm: Path) -> None:
         lambda: occlude(str(calm), "cat.jpg"),
         lambda: extend.create(str(calm), "shapes?size=9", str(calm) + "-2"),
     ):
-        with pytest.raises(RequestError, match="is a study of architectures"):
+        with pytest.raises(DeconvoyError, match="is a study of architectures"):
             use()
 
 
