@@ -471,6 +471,25 @@ def test_a_study_goes_on_only_with_its_images(calm: Path, tmp_path: Path) -> Non
         reopen(str(url))
 
 
+def test_others_are_judged_by_only_if_their_classes_are_known(tmp_path: Path) -> None:
+    for place, names in (("data", "ab"), ("others", "bc")):
+        for photograph in write_photographs(tmp_path / place, 4):
+            folder = tmp_path / place / names["ab".index(photograph.parent.name)].upper()
+            folder.mkdir(exist_ok=True)
+            photograph.rename(folder / photograph.name)
+        for empty in "ab":
+            (tmp_path / place / empty).rmdir()
+    uris = {place: {"uri": str(tmp_path / place)} for place in ("data", "others")}
+    with pytest.raises(RequestError, match="validation has images of 'C', which is no class of"):
+        settle_study(spec_of(data=uris["data"], validation=uris["others"]))
+    assert settle_study(spec_of(data=uris["data"], validation=uris["data"])).classes == ("A", "B")
+
+
+def test_a_plan_of_batches_larger_than_the_data() -> None:
+    told = plan_study(settle_study(spec_of(training={"epochs": 1, "batch_size": 500})))
+    assert told.seconds > 0
+
+
 def test_the_plan_foretells_it() -> None:
     told = plan_study(settle_study(spec_of())).to_json()
     assert told["kind"] == "study" and told["images"] == 24 and told["validation_images"] == 12

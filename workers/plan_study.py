@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ def _seconds(job: StudyJob, arguments: dict[str, Any]) -> float:
     times: list[float] = []
     training = Training(
         model, pixels, torch.zeros(len(pixels), dtype=torch.int64), mean=job.transform.mean,
-        std=job.transform.std, recipe=job.recipe, seed=0,
+        std=job.transform.std, recipe=replace(job.recipe, batch_size=batch), seed=0,
         go_on=lambda _: times.append(time.perf_counter()),
     )  # fmt: skip
     training.go_through()

@@ -110,6 +110,7 @@ def settle_study(spec: StudySpec) -> StudyJob:
     fingerprints = [listing.fingerprint]
     if isinstance(spec.validation, DataSpec):
         training = images
+        _require_known(_classes(spec.validation, "validation", 1), classes)
         other = list_images(spec.validation, classes, len(classes))
         validation = _labelled(other, spec.validation, "validation")
         fingerprints.append(other.fingerprint)
@@ -156,17 +157,28 @@ def _require_images_of_their_own(spec: StudySpec) -> None:
             )
 
 
-def _classes(data: DataSpec) -> tuple[str, ...]:
+def _classes(data: DataSpec, field: str = "data", least: int = 2) -> tuple[str, ...]:
     try:
         classes = own_classes(data)
     except RequestError as error:
-        told = str(error).replace("a probe learns", "training learns")
-        raise RequestError(told if told.startswith("data") else f"data: {told}") from error
-    if len(classes) < 2:
+        told = str(error).replace("a probe learns", "training learns").removeprefix("data.")
+        raise RequestError(f"{field}: {told}") from error
+    if len(classes) < least:
         raise RequestError(
-            f"data has one class, {classes[0]!r}: networks learn to tell two or more apart."
+            f"{field} has one class, {classes[0]!r}: networks learn to tell two or more apart."
         )
     return classes
+
+
+def _require_known(found: Sequence[str], classes: Sequence[str]) -> None:
+    """Names would else be taken by their order, and be those of other classes."""
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise RequestError(
+            f"validation has images of {unknown[0]!r}, which is no class of data (there are: "
+            f"{', '.join(classes[:8])}{', …' if len(classes) > 8 else ''}): leave them out, as by "
+            "validation.where.classes, or give data of the same classes."
+        )
 
 
 def _labelled(listing: Listing, data: DataSpec, field: str) -> LabelledImages:
