@@ -157,7 +157,8 @@ class Run:
         if self.kind == "study":
             raise RunNotFound(
                 f"{self.url!r} is a study of architectures: it has no layers, hits or images to "
-                f"look at, but a table: `deconvoy show {self.url}`, or Run.study() in code."
+                f"look at, but a table, `deconvoy show {self.url}` or Run.study() in code, and a "
+                f"figure, `deconvoy figure {self.url} --analysis study`."
             )
 
     @cached_property

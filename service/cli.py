@@ -131,7 +131,8 @@ def demo(
         f"  deconvoy show {here.run}\n"
         f"  deconvoy show {here.run} relu5 3\n"
         f"  deconvoy figure {here.run} relu5 --units 16-31 -o relu5.png\n"
-        f"  deconvoy figure {here.run} --image 7 -o seven.png     (a square slides over it, now)\n"
+        f"  deconvoy figure {here.run} --image 7 --patch 16 --stride 4 -o seven.png     (a square "
+        f"slides over it, now)\n"
         f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)\n"
         f"  deconvoy demo --full     (all of the paper in small, with a report: some 6 minutes)",
         soft_wrap=True,

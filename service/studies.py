@@ -28,7 +28,7 @@ def of_study(study: Study) -> Table:
     repeats = study.loss.shape[1]
     table = Table(box=None)
     table.add_column("network", overflow="fold")
-    names = ["parameters", "train top-1", "train top-5", "val top-1", "val top-5"]
+    names = ["parameters", "train error top-1 %", "top-5 %", "validation error top-1 %", "top-5 %"]
     names += ["± over repeats"] * (repeats > 1) + ["dead filters", "at the RMS bound"]
     for name in (*names, "low/middle/high"):
         table.add_column(name, justify="right")
