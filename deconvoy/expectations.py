@@ -61,7 +61,7 @@ def lower_layers_settle_first(run: Run) -> Iterator[Expectation]:
     rows = settling_of(run).to_pylist()
     for curve, by, told in (
         ("overlap", "images", "Nine tenths of the final strongest images are there from"),
-        ("cosine", "filters", "The cosine of filters to their final ones stays above 0.9 from"),
+        ("cosine", "filters", "Filters stay at a cosine of 0.9 or above to their final ones from"),
     ):
         known = [row for row in rows if row[f"{curve}_at"] is not None]
         lower, upper = _halves([row[f"{curve}_at"] for row in known])

@@ -23,7 +23,7 @@ from deconvoy.miniature import Part
 from service import drawing
 
 SHOWN_LAYERS = ("relu1", "relu2", "relu3", "relu4", "relu5")
-"""Of Fig. 2 and Fig. 4 in the report; all layers lie among the figures."""
+"""Of Fig. 2 and Fig. 4."""
 
 
 def write(folder: Any) -> None:

@@ -8,8 +8,6 @@ nothing is kept from lease to lease but decoded pictures and what each image giv
 """
 
 import io
-import os
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +58,7 @@ from workers.leases import (
     ScratchResult,
     UnitOcclusionLease,
 )
+from workers.machine import about
 from workers.moving import Mover
 from workers.numerics import require_fast
 from workers.occluding import Occluder
@@ -200,13 +199,7 @@ class Actor:
         )
 
     def whoami(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "node": socket.gethostname(),
-            "device": str(self._device),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "threads": self._job.threads,
-        }
+        return about(str(self._device), self._job.threads)
 
     def progress(self) -> int:
         """Images, projections, positions of a square or moves done within the lease at hand."""

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import socket
+from typing import Any
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8
 """Of ``mallopt``, as malloc.h numbers them."""
@@ -12,6 +14,17 @@ def cores() -> int:
     """Cores this process may use; containers and affinities count."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def about(device: str, threads: int) -> dict[str, Any]:
+    """What a worker says of itself: pid, node, device, gpus, threads."""
+    return {
+        "pid": os.getpid(),
+        "node": socket.gethostname(),
+        "device": device,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        "threads": threads,
+    }
 
 
 def keep_freed_memory() -> bool:

@@ -7,8 +7,6 @@ run, so another worker takes it up there and comes to the same bits.
 import hashlib
 import json
 import logging
-import os
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +26,7 @@ from deconvoy.spec import ModelSpec
 from deconvoy.store import RunStore
 from workers.first_layer import bands_of, filters_of, peaks_of, rms_of
 from workers.leases import LabelledImages, StudyAssignment, TrainingLease, TrainingResult
-from workers.machine import cores
+from workers.machine import about, cores
 from workers.models import pack
 from workers.training import EVALUATION_BATCH, Batches, Training, top_errors
 
@@ -67,13 +65,7 @@ class Trainer:
         self._stopping = threading.Event()
 
     def whoami(self) -> dict[str, Any]:
-        return {
-            "pid": os.getpid(),
-            "node": socket.gethostname(),
-            "device": str(self._device),
-            "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "threads": self._study.threads,
-        }
+        return about(str(self._device), self._study.threads)
 
     def progress(self) -> int:
         """Images read, learned from and judged within the lease at hand."""
