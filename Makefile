@@ -6,11 +6,12 @@
 # tests in one process, as a debugger needs it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs constraints
+.PHONY: help setup demo test fire lint bench docs constraints
 
 BIN := .venv/bin
 READY := .venv/setup-complete
 JOBS ?= 2
+FIRE ?= full
 CANDIDATES := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH
@@ -49,6 +50,9 @@ demo: $(READY)  ## train, analyse and draw on built-in data: no GPU, no network
 
 test: $(READY)  ## run the tests, in JOBS processes (2)
 	@$(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
+
+fire: $(READY)  ## run the tests under fire, at full length or in minutes: FIRE=short
+	@$(BIN)/python -m pytest -q --fire=$(FIRE) tests/fire $(ARGS)
 
 lint: $(READY)  ## check style, types and which package may import which
 	@$(BIN)/ruff check .

@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 REPORTED = ("torch", "torchvision", "ray", "zarr", "numpy", "pyarrow", "pydantic", "jaxtyping")
 
 
+FIRE = Path(__file__).parent / "fire"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fire", choices=("short", "full"), help="run the tests below tests/fire, this long"
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Tests under fire are run where they are asked for."""
+    return True if collection_path == FIRE and config.getoption("--fire") is None else None
+
+
 def pytest_report_header() -> str:
     return "versions: " + ", ".join(f"{name} {_installed(name)}" for name in REPORTED)
 
