@@ -630,6 +630,14 @@ _NAN = float("nan")
 
 STUDY_ARRAYS: tuple[ArrayField, ...] = (
     ArrayField(
+        "diverged",
+        ("training",),
+        "int32",
+        "epochs",
+        "the epoch, from 1, in which loss or weights were not finite any more, from which on the "
+        "training has no numbers; 0 if they always were",
+    ),
+    ArrayField(
         "loss",
         ("training", "epoch"),
         "float64",

@@ -18,6 +18,12 @@ def parse(fields: Any) -> Spec:
         RequestError: naming every wrong field, its value and the rule.
     """
     if not isinstance(fields, dict) or "kind" not in fields:
+        if isinstance(fields, dict) and "base" in fields and "model" not in fields:
+            raise FieldInvalid(
+                "The field 'base' is of a study of architectures, which begins with `kind: study`: "
+                "add it; or, for a job, give `model` in its place.",
+                "base",
+            )
         return JobSpec.parse(fields)
     if fields["kind"] != "study":
         raise FieldInvalid(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
 from numpy import ndarray
 
 from deconvoy.arrays import read
-from deconvoy.errors import RunNotFound
+from deconvoy.errors import RunNotFound, RunUnreadable
 from deconvoy.schema import STUDY_GROUP, first_layer_path
 
 if TYPE_CHECKING:
@@ -77,8 +77,17 @@ class Study:
     """Share of the validation images whose class is not the first, or among the first five."""
     training_error: Float64[ndarray, "network repeat top"]
     """The same of the training images, at the end."""
+    diverged: Int32[ndarray, "network repeat"]
+    """The epoch, from 1, in which loss or weights were not finite any more; 0 if they always
+    were."""
     max_filter_rms: float | None
     first_layers: tuple[FirstLayer, ...]
+
+    @property
+    def finished(self) -> Bool[ndarray, "network repeat"]:
+        """Whether a training came to its end; all numbers of others are NaN from some epoch on."""
+        ended: Bool[ndarray, "network repeat"] = np.isfinite(self.training_error[:, :, 0])
+        return ended
 
     def first_layer(self, network: int) -> FirstLayer:
         """That of one network.
@@ -93,31 +102,38 @@ class Study:
         return self.first_layers[network]
 
     def table(self) -> pa.Table:
-        """One row a network: network, parameters, repeats; training_top1, training_top5,
-        validation_top1, validation_top5: errors at the end, 0–1, means over the repeats; deviation
-        (of validation_top1, over the repeats); and of the filters of the first layer: filters,
-        dead, at_bound (whose root mean square the bound holds back; null where there is none), low,
-        middle, high (mean shares of their power)."""
+        """One row a network: network, parameters, repeats (that came to their end), diverged
+        (repeats whose loss was not finite any more); training_top1, training_top5, validation_top1,
+        validation_top5: errors at the end, 0–1, means over the repeats; deviation (of
+        validation_top1, over the repeats); and of the filters of the first layer: filters, dead,
+        at_bound (whose root mean square the bound holds back; null where there is none), low,
+        middle, high (mean shares of their power).  Of a network of which no repeat came to its end
+        all but the first four are null."""
         rows = [self._row(network) for network in range(len(self.networks))]
         return pa.Table.from_pylist(rows, _SCHEMA)
 
     def _row(self, network: int) -> dict[str, Any]:
-        training = self.training_error[network].mean(0)
-        each = self.validation_error[network][:, -1]
-        validation, first = each.mean(0), self.first_layers[network]
-        bound = self.max_filter_rms
-        held = None if bound is None else int((first.rms >= AT_BOUND * bound).sum())
-        low, middle, high = np.nanmean(first.frequency, (0, 1))
-        return {
+        ended, first = self.finished[network], self.first_layers[network]
+        row = {
             "network": self.networks[network],
             "parameters": int(self.parameters[network]),
-            "repeats": len(each),
+            "repeats": int(ended.sum()),
+            "diverged": int((self.diverged[network] > 0).sum()),
+        }
+        if not ended.any():
+            return row
+        training = self.training_error[network][ended].mean(0)
+        each = self.validation_error[network][ended, -1]
+        validation, bound = each.mean(0), self.max_filter_rms
+        held = None if bound is None else int((first.rms >= AT_BOUND * bound).sum())
+        low, middle, high = np.nanmean(first.frequency, (0, 1))
+        return row | {
             "training_top1": training[0],
             "training_top5": training[1],
             "validation_top1": validation[0],
             "validation_top5": validation[1],
             "deviation": each[:, 0].std(),
-            "filters": first.rms.size,
+            "filters": first.rms[ended].size,
             "dead": first.dead,
             "at_bound": held,
             "low": low,
@@ -127,21 +143,35 @@ class Study:
 
     def curves(self) -> pa.Table:
         """One row a network and epoch: network, epoch (from 1), loss, running_error,
-        validation_top1, validation_top5; means over the repeats."""
-        epochs = self.loss.shape[2]
-        rows = [
-            {
-                "network": name,
-                "epoch": epoch + 1,
-                "loss": self.loss[network, :, epoch].mean(),
-                "running_error": self.running_error[network, :, epoch].mean(),
-                "validation_top1": self.validation_error[network, :, epoch, 0].mean(),
-                "validation_top5": self.validation_error[network, :, epoch, 1].mean(),
-            }
-            for network, name in enumerate(self.networks)
-            for epoch in range(epochs)
-        ]
-        return pa.Table.from_pylist(rows)
+        validation_top1, validation_top5; means over the repeats that have come so far, null where
+        none has."""
+        loss, running, judged = map(
+            over_repeats, (self.loss, self.running_error, self.validation_error)
+        )
+        networks, epochs = loss.shape
+        columns = {
+            "network": np.repeat(self.networks, epochs),
+            "epoch": np.tile(np.arange(1, epochs + 1), networks),
+            "loss": loss.ravel(),
+            "running_error": running.ravel(),
+            "validation_top1": judged[:, :, 0].ravel(),
+            "validation_top5": judged[:, :, 1].ravel(),
+        }
+        return pa.table(
+            {name: pa.array(values, from_pandas=True) for name, values in columns.items()}
+        )
+
+
+def over_repeats(
+    values: Float[ndarray, "network repeat *rest"],
+) -> Float64[ndarray, "network *rest"]:
+    """Means over the repeats that have a number; NaN where none has."""
+    known = np.isfinite(values)
+    count = known.sum(1)
+    nothing = np.full(count.shape, np.nan)
+    return np.asarray(
+        np.divide(np.where(known, values, 0).sum(1), count, out=nothing, where=count > 0)
+    )
 
 
 _ERRORS = ("training_top1", "training_top5", "validation_top1", "validation_top5", "deviation")
@@ -151,6 +181,7 @@ _SCHEMA = pa.schema(
         ("network", pa.string()),
         ("parameters", pa.int64()),
         ("repeats", pa.int64()),
+        ("diverged", pa.int64()),
         *((name, pa.float64()) for name in _ERRORS),
         ("filters", pa.int64()),
         ("dead", pa.int64()),
@@ -164,7 +195,8 @@ def study_of(run: "Run") -> Study:
     """That of a run.
 
     Raises:
-        RunNotFound: the run is none, or has not finished it.
+        RunNotFound: the run is none, or no network has come to its end.
+        RunUnreadable: a part of it is not there.
     """
     if run.kind != "study":
         raise RunNotFound(
@@ -179,17 +211,19 @@ def study_of(run: "Run") -> Study:
 
     def by_network(name: str) -> ndarray:
         values: ndarray = read(group, name)
-        if np.isnan(values).any():
-            raise RunNotFound(f"The study {run.url!r} is not finished: it is {run.status}.")
         return values.reshape(networks, repeats, *values.shape[1:])
 
     layers = []
     for network in range(networks):
         own = run.group_at(first_layer_path(network))
-        assert own is not None
+        if own is None:
+            raise RunUnreadable(
+                f"The study {run.url!r} lacks {first_layer_path(network)}: `deconvoy verify "
+                f"{run.url}` tells what is missing."
+            )
         names = ("filter", "rms", "peak", "frequency")
         layers.append(FirstLayer(**{name: read(own, name) for name in names}))
-    return Study(
+    found = Study(
         networks=tuple(told["networks"]),
         arguments=tuple(told["arguments"]),
         classes=tuple(run.classes),
@@ -198,6 +232,9 @@ def study_of(run: "Run") -> Study:
         first_layers=tuple(layers),
         **{
             name: by_network(name)
-            for name in ("loss", "running_error", "validation_error", "training_error")
+            for name in ("loss", "running_error", "validation_error", "training_error", "diverged")
         },
     )
+    if not found.finished.any() and not found.diverged.any():
+        raise RunNotFound(f"The study {run.url!r} has no results yet: it is {run.status}.")
+    return found

@@ -33,6 +33,7 @@ def filter_wall(
     step = tile + GAP
     wall = np.full((rows * step - GAP, columns * step - GAP, 3), 255, np.uint8)
     for unit, one in enumerate(filters):
+        one = np.nan_to_num(one)  # of a training that diverged
         largest = float(np.abs(one).max()) or 1.0
         grey = np.rint(255 * (0.5 + 0.5 * one / largest)).astype(np.uint8)
         rgb = np.repeat(grey, 3, 2) if channels == 1 else grey

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 import deconvoy
 from deconvoy import figures, progress, queries, specs
-from deconvoy.errors import DeconvoyError, RequestError
+from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
 from service import (
     collisions,
     drawing,
@@ -291,15 +291,24 @@ def _show_study(run_: deconvoy.Run, as_json: bool) -> None:
     results: dict[str, Any] = run_.attributes.get("results", {})
     if as_json:
         fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
-        networks = run_.study().table().to_pylist() if results else []
+        networks = _study_rows(run_)
         print_json({**fields, "results": results, "networks": networks})
         return
     _show_state(run_)
-    if not results:
-        out.print("There are no results yet: not every network is trained.")
+    if results:
+        out.print(studies.summary(results))
+    if not _study_rows(run_):
+        out.print("There are no results yet: no network has been trained to its end.")
         return
-    out.print(studies.summary(results))
     out.print(studies.of_study(run_.study()))
+
+
+def _study_rows(run_: deconvoy.Run) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = run_.study().table().to_pylist()
+    except RunNotFound:
+        return []
+    return rows
 
 
 def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:

@@ -16,10 +16,20 @@ Row = dict[str, Any]
 def summary(found: Row) -> str:
     """What was trained, in a line."""
     each = f", each {found['repeats']} times" if found["repeats"] > 1 else ""
-    return (
+    told = (
         f"{found['networks']} networks trained{each} on {found['images']:,} images, judged by "
         f"{found['validation_images']:,}"
     )
+    lost = found["diverged"]
+    if lost:
+        which = ", ".join(f"{one['network']} (epoch {one['epoch']})" for one in lost[:4]) + (
+            ", …" if len(lost) > 4 else ""
+        )
+        told += (
+            f". Of {which} the loss was not finite any more: lower training.learning_rate, in a "
+            "new run"
+        )
+    return told
 
 
 def of_study(study: Study) -> Table:
@@ -33,6 +43,10 @@ def of_study(study: Study) -> Table:
     for name in (*names, "low/middle/high"):
         table.add_column(name, justify="right")
     for row in study.table().to_pylist():
+        if not row["repeats"]:
+            told = "diverged" if row["diverged"] else "not trained yet"
+            table.add_row(escape(row["network"]), f"{row['parameters']:,}", told)
+            continue
         errors = ("training_top1", "training_top5", "validation_top1", "validation_top5")
         cells = [f"{100 * row[name]:.1f}" for name in errors]
         cells += [f"{100 * row['deviation']:.1f}"] * (repeats > 1)

@@ -451,6 +451,15 @@ def test_the_first_outputs_are_trained_by_plain_steps() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_batchnorm_does_not_learn_from_scratch_by_one_image_at_a_time(place: Path) -> None:
+    changes = {"scratch": {**SCRATCH, "batch_size": 1}}
+    spec = scratch_spec(place, changes).to_json()
+    spec["model"] = {"name": "torchvision/resnet18"}
+    spec["layers"] = "all"
+    with pytest.raises(RequestError, match="scratch.batch_size is 1, but .* has BatchNorm"):
+        settle(JobSpec.parse(spec))
+
+
 def test_from_scratch_is_what_plain_steps_come_to(scratched: Path) -> None:
     job, _ = pipeline.reopen(str(scratched))
     probing, transform = job.probing, job.packed.transform

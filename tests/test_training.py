@@ -16,10 +16,13 @@ from workers.training import (
     DEMO_EPOCHS,
     DEMO_IMAGES,
     EpochReport,
+    Recipe,
+    Training,
     accuracy,
     clip_filters_,
     decayed,
     draw_shapes,
+    top_errors,
     train,
 )
 from workers.zfnet import SHAPES_MEAN, SHAPES_STD, zfnet_small
@@ -276,3 +279,39 @@ def _smoothness(weight: Tensor) -> float:
     across = (centred[..., 1:] * centred[..., :-1]).mean()
     down = (centred[..., 1:, :] * centred[..., :-1, :]).mean()
     return float((across + down) / 2 / centred.square().mean())
+
+
+def test_a_last_batch_of_one_joins_the_one_before_it_where_a_variance_is_taken() -> None:
+    images, labels = draw_shapes(seed=1, size=9)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten()
+    )
+    seen = list[int]()
+    training = Training(
+        nn.Sequential(model, nn.Linear(4, 12)), images, labels, mean=SHAPES_MEAN, std=SHAPES_STD,
+        recipe=Recipe(epochs=1, batch_size=4), seed=0, go_on=seen.append,
+    )  # fmt: skip
+    training.go_through()
+    assert seen == [4, 5]
+    for size in (1, 9):
+        batch = Recipe(epochs=1, batch_size=1 if size == 9 else 4)
+        with pytest.raises(RequestError, match="BatchNorm learns from 2 images or more at a time"):
+            Training(
+                model, images[:size], labels[:size], mean=SHAPES_MEAN, std=SHAPES_STD,
+                recipe=batch, seed=0,
+            )  # fmt: skip
+
+
+def test_outputs_and_weights_that_are_not_finite_are_told() -> None:
+    images, labels = draw_shapes(seed=1, size=4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 12))
+    with torch.no_grad():
+        model[1].bias[0] = float("nan")
+    with pytest.raises(ActivationInvalid, match="outputs that are not finite"):
+        top_errors(model, images, labels, mean=SHAPES_MEAN, std=SHAPES_STD)
+    training = Training(
+        model, images, labels, mean=SHAPES_MEAN, std=SHAPES_STD, seed=0,
+        recipe=Recipe(epochs=1, rate_field="analyses.probe.scratch.learning_rate"),
+    )  # fmt: skip
+    with pytest.raises(ActivationInvalid, match="epoch 1: .* Lower analyses.probe.scratch.learn"):
+        training.go_through()

@@ -407,6 +407,11 @@ class TrainingResult:
     """Read, learned from and judged, of all epochs together."""
     skipped: tuple[int, int]
     """Unreadable images, for training and for validation."""
+    weights: dict[str, str]
+    """sha256 of the weights that were kept, by path in the run."""
+    diverged: int = 0
+    """Epoch in which loss or weights were not finite any more, from which on everything here is
+    NaN; 0 if they always were."""
 
 
 JobLease = (

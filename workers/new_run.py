@@ -1,6 +1,7 @@
 """Where a run is made, and whether one that is there goes on as it began."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from deconvoy.errors import RequestError, RunExists, RunUnreachable
 from deconvoy.schema import FORMAT
 from deconvoy.spec import Transform
 from deconvoy.store import RunStore
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -73,3 +76,10 @@ def require_same(
                 "with the same weights, checkpoints, images, boxes and parts. Put them back, or "
                 "start a new run."
             )
+
+
+def warn_of_others(began: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Say on what else the last bits may depend that is not as it was."""
+    for key in keys:
+        if now[key] != began.get(key):
+            logger.warning("The run began with %s %s, now %s.", key, began.get(key), now[key])

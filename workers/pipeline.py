@@ -30,7 +30,7 @@ from workers.leasing import Advance as Advance
 from workers.leasing import Leasing
 from workers.leasing import Observe as Observe
 from workers.models import PackedModel
-from workers.new_run import require_same, vacant
+from workers.new_run import require_same, vacant, warn_of_others
 from workers.occlusion_stage import image_work, unit_work
 from workers.parts import marker_path
 from workers.probe_stage import features_work, fits_work
@@ -107,9 +107,7 @@ def reopen(url: str, packed: PackedModel | None = None) -> tuple[Job, RunStore]:
     job = settle(JobSpec.parse(attributes["spec"]), packed, batch_size=began["batch_size"])
     now = job.provenance()
     require_same(url, began, now, _MUST_BE_THE_SAME)
-    for key in ("versions", "layout"):
-        if now[key] != began.get(key):
-            logger.warning("The run began with %s %s, now %s.", key, began.get(key), now[key])
+    warn_of_others(began, now, ("versions", "layout"))
     return job, run
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from deconvoy.errors import DiskTooSmall
 from deconvoy.spec import ModelSpec
 from deconvoy.store import RunStore
+from deconvoy.study_spec import StudySpec
 from workers.machine import cores
 from workers.models import pack
 from workers.study_items import StudyJob
@@ -82,9 +83,7 @@ def plan_study(job: StudyJob, measuring: Callable[[], None] = lambda: None) -> S
         PlannedNetwork(name, parameters, seconds)
         for name, parameters, seconds in zip(spec.titles, job.parameters, each, strict=True)
     )
-    gpus = torch.cuda.device_count() if spec.compute.gpus_per_worker != 0 else 0
-    asked = spec.compute.workers
-    workers = gpus or max(1, cores() // spec.compute.threads_each) if asked == "auto" else asked
+    workers = _workers(spec)
     # As long as the longest takes, or as all take together.
     seconds = max(max(each) / trainings, sum(each) / workers)
     images = len(job.training) + len(job.validation)
@@ -92,10 +91,32 @@ def plan_study(job: StudyJob, measuring: Callable[[], None] = lambda: None) -> S
     return StudyPlan(job, networks, workers, seconds, most_bytes_of_study(job), pixels)
 
 
+def _device_of(spec: StudySpec) -> torch.device:
+    cuda = spec.compute.gpus_per_worker != 0 and torch.cuda.is_available()
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def _workers(spec: StudySpec) -> int:
+    """As many as this machine has room for, where the spec leaves it open."""
+    asked, each = spec.compute.workers, spec.compute.gpus_per_worker
+    if asked != "auto":
+        return asked
+    if _device_of(spec).type == "cpu":
+        return max(1, cores() // spec.compute.threads_each)
+    return max(1, int(torch.cuda.device_count() / (1 if each == "auto" else each)))
+
+
+def _now(device: torch.device) -> float:
+    """The time, after all that the device was told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def _seconds(job: StudyJob, arguments: dict[str, Any]) -> float:
     """Of one training, by one worker."""
     spec, side, channels = job.spec, job.transform.crop, job.transform.channels
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device_of(spec)
     model = pack(ModelSpec(name=spec.base, arguments=arguments), spec.seed).build().to(device)
     batch = min(spec.training.batch_size, len(job.training))
     with torch.random.fork_rng(devices=[]):
@@ -105,7 +126,7 @@ def _seconds(job: StudyJob, arguments: dict[str, Any]) -> float:
     training = Training(
         model, pixels, torch.zeros(len(pixels), dtype=torch.int64), mean=job.transform.mean,
         std=job.transform.std, recipe=replace(job.recipe, batch_size=batch), seed=0,
-        go_on=lambda _: times.append(time.perf_counter()),
+        go_on=lambda _: times.append(_now(device)),
     )  # fmt: skip
     training.go_through()
     step = statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
@@ -122,9 +143,9 @@ def _forward_seconds(
     """Of one image, as errors are counted."""
     images = pixels[: min(len(pixels), EVALUATION_BATCH)].to(device) / 255
     model(images)
-    began = time.perf_counter()
+    began = _now(device)
     model(images)
-    return (time.perf_counter() - began) / len(images)
+    return (_now(device) - began) / len(images)
 
 
 def most_bytes_of_study(job: StudyJob) -> int:
@@ -145,8 +166,9 @@ def require_room_for_study(job: StudyJob, run: RunStore) -> None:
     """
     room, needed = run.bytes_free(), most_bytes_of_study(job)
     if room is not None and needed > room + run.bytes_used():
+        fewer = len(job.spec.training.kept_epochs) > 1
         raise DiskTooSmall(
             f"The study needs about {needed / 1e9:.1f} GB, but {run.url!r} has room for "
-            f"{(room + run.bytes_used()) / 1e9:.1f} GB: free some space or choose another --out; "
-            "or keep fewer weights (training.checkpoints: last)."
+            f"{(room + run.bytes_used()) / 1e9:.1f} GB: free some space or choose another --out"
+            f"{'; or keep fewer weights (training.checkpoints: last)' if fewer else ''}."
         )

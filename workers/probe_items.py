@@ -98,8 +98,8 @@ def probing_of(
     start = anew if asked.scratch else None
     probing = Probing(asked, listing, classes, chosen, random, start, spec.seed)
     require_enough(probing.label, classes, asked.train)
-    if asked.scratch:
-        require_trainable(spec, logits, transform, len(classes))
+    if start is not None:
+        require_trainable(spec, start, logits, transform, len(classes))
     return probing
 
 

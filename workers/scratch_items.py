@@ -7,11 +7,15 @@ was trained on many others is told to know more than one that has seen them alon
 from deconvoy.errors import RequestError
 from deconvoy.spec import JobSpec, ScratchSpec, Transform
 from workers.graph import Layer
-from workers.training import MAX_BYTES, Recipe
+from workers.models import PackedModel
+from workers.training import MAX_BYTES, Recipe, learns_from_several
 
 
 def recipe_of(asked: ScratchSpec) -> Recipe:
-    return Recipe(asked.epochs, asked.batch_size, asked.learning_rate)
+    return Recipe(
+        asked.epochs, asked.batch_size, asked.learning_rate,
+        rate_field="analyses.probe.scratch.learning_rate",
+    )  # fmt: skip
 
 
 def images_of(asked: ScratchSpec, learned: int, judged: int) -> int:
@@ -20,18 +24,27 @@ def images_of(asked: ScratchSpec, learned: int, judged: int) -> int:
     return (asked.epochs + 1) * learned + judged
 
 
-def require_trainable(spec: JobSpec, logits: Layer, transform: Transform, classes: int) -> None:
+def require_trainable(
+    spec: JobSpec, start: PackedModel, logits: Layer, transform: Transform, classes: int
+) -> None:
     """Before anything is computed.
 
     Args:
-        logits: the network's output.
+        start: where the network begins.
+        logits: its output.
         classes: that are to be told apart.
 
     Raises:
-        RequestError: the network has too few outputs, or the images take too much memory.
+        RequestError: the network has too few outputs, cannot learn from one image at a time, or the
+            images take too much memory.
     """
     probe, name = spec.probe, spec.model.name
-    assert probe is not None
+    assert probe is not None and probe.scratch is not None
+    if probe.scratch.batch_size == 1 and learns_from_several(start.build()):
+        raise RequestError(
+            f"analyses.probe.scratch.batch_size is 1, but {name} has BatchNorm, which learns from "
+            "2 images or more at a time: raise it."
+        )
     if logits.is_map:
         raise RequestError(
             f"analyses.probe.scratch takes an output for a class, but the output of {name} is a "

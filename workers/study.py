@@ -5,9 +5,10 @@ Source: Zeiler & Fergus (ECCV 2014, arXiv:1311.2901), section 5 and Table 3.
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import zarr
 
 from deconvoy.places import anchored
@@ -25,7 +26,7 @@ from workers.executors import Executor
 from workers.groups import create_group, write_row
 from workers.leases import TrainingResult
 from workers.leasing import Leasing, Observe
-from workers.new_run import require_same, vacant
+from workers.new_run import require_same, vacant, warn_of_others
 from workers.parts import marker_path
 from workers.run_state import told_in_state
 from workers.stages import Work
@@ -75,7 +76,9 @@ def reopen_study(url: str, attributes: dict[str, Any]) -> tuple[StudyJob, RunSto
         RequestError: the images differ from those it began with.
     """
     job = settle_study(StudySpec.parse(attributes["spec"]))
-    require_same(url, attributes["provenance"], job.provenance(), _MUST_BE_THE_SAME)
+    began, now = attributes["provenance"], job.provenance()
+    require_same(url, began, now, _MUST_BE_THE_SAME)
+    warn_of_others(began, now, ("versions",))
     return job, RunStore(url)
 
 
@@ -97,12 +100,13 @@ def execute_study(
         finally:
             executor.shutdown()
         run.sweep()
-        summary = {
+        summary: dict[str, Any] = {
             "networks": len(job.arguments),
             "repeats": job.spec.repeats,
             "images": len(job.training),
             "validation_images": len(job.validation),
         }
+        summary["diverged"] = list(_diverged(job, run))
         run.zarr("r+").attrs.update({"results": summary})
         return summary
 
@@ -110,6 +114,9 @@ def execute_study(
 def _work(job: StudyJob, run: RunStore) -> Work:
     items = job.items()
     left = [name for name in items if not run.exists(marker_path(name))]
+    for name in items.keys() - set(left):  # a driver may have ended between marker and deletion
+        if run.exists(state_path(name)):
+            run.delete(state_path(name))
     if len(left) == len(items):  # with a marker its arrays must not be made anew
         _create(job, run)
 
@@ -117,9 +124,10 @@ def _work(job: StudyJob, run: RunStore) -> Work:
         network, repeat = items[name].network, items[name].repeat
         first = {key: getattr(result, key) for key in ("filter", "rms", "peak", "frequency")}
         write_row(run, first_layer_path(network), repeat, first)
-        found = {field.name: getattr(result, field.name) for field in STUDY_ARRAYS}
+        found = {field.name: np.asarray(getattr(result, field.name)) for field in STUDY_ARRAYS}
         write_row(run, STUDY_GROUP, list(items).index(name), found)
         fields = {"network": network, "repeat": repeat, "skipped": list(result.skipped)}
+        fields["weights"] = dict(result.weights)
         run.write(marker_path(name), json.dumps(fields).encode())
         if run.exists(state_path(name)):
             run.delete(state_path(name))
@@ -128,6 +136,18 @@ def _work(job: StudyJob, run: RunStore) -> Work:
     each = work_of(job.spec.training.epochs, len(job.training) + len(job.validation))
     done = (len(items) - len(left)) * each
     return Work("study", left, items.__getitem__, commit, done, len(items) * each)
+
+
+def _diverged(job: StudyJob, run: RunStore) -> Iterator[dict[str, int | str]]:
+    """Trainings that came to no end, with the epoch in which they diverged."""
+    group: Any = run.zarr("r")[STUDY_GROUP]
+    epochs = np.asarray(group["diverged"][...]).reshape(-1, job.spec.repeats)
+    for network, repeat in np.argwhere(epochs):
+        yield {
+            "network": job.spec.titles[network],
+            "repeat": int(repeat),
+            "epoch": int(epochs[network, repeat]),
+        }
 
 
 def _create(job: StudyJob, run: RunStore) -> None:

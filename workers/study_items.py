@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
 from torch import nn
 
 from deconvoy.errors import RequestError
@@ -105,14 +106,22 @@ def settle_study(spec: StudySpec) -> StudyJob:
     _require_size(spec, packed.transform)
     _require_images_of_their_own(spec)
     classes = _classes(spec.data)
+    own = spec.validation.transform if isinstance(spec.validation, DataSpec) else "auto"
+    if own not in ("auto", spec.data.transform):
+        raise RequestError(
+            "validation.transform is not used, since images are judged as they are learned from: "
+            "leave it out; data.transform holds for both."
+        )
     listing = list_images(spec.data, classes, len(classes))
     images = _labelled(listing, spec.data, "data")
+    _require_several_classes(images, classes)
     fingerprints = [listing.fingerprint]
     if isinstance(spec.validation, DataSpec):
         training = images
         _require_known(_classes(spec.validation, "validation", 1), classes)
         other = list_images(spec.validation, classes, len(classes))
         validation = _labelled(other, spec.validation, "validation")
+        _require_others(training, validation)
         fingerprints.append(other.fingerprint)
     else:
         training, validation = _parted(images, spec.validation, spec.seed)
@@ -197,7 +206,8 @@ def _labelled(listing: Listing, data: DataSpec, field: str) -> LabelledImages:
 def _parted(
     images: LabelledImages, share: float, seed: int
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Those to learn from and those to judge by, drawn by the seed, each in reading order."""
+    """Those to learn from and those to judge by, each in reading order: of every class the same
+    share, as near as whole images allow, drawn by the seed."""
     count = round(share * len(images))
     if not 0 < count < len(images):
         raise RequestError(
@@ -205,6 +215,7 @@ def _parted(
             "be judged by and one learned from. Give it another share, or images of its own."
         )
     order = np.random.default_rng(np.random.SeedSequence([seed, 0])).permutation(len(images))
+    order = order[np.argsort(_place_in_class(images.labels[order]), kind="stable")]
     drawn = np.sort(order[:count]), np.sort(order[count:])
     validation, training = (
         replace(
@@ -215,6 +226,38 @@ def _parted(
         for numbers in drawn
     )
     return training, validation
+
+
+def _place_in_class(labels: Int64[np.ndarray, " image"]) -> Float64[np.ndarray, " image"]:
+    """Of each image, how far behind it comes among those of its class: between 0 and 1."""
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        place[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return place
+
+
+def _require_several_classes(images: LabelledImages, classes: Sequence[str]) -> None:
+    """Of those that were chosen, as by ``where``."""
+    (label, *others) = np.unique(images.labels)
+    if not others:
+        raise RequestError(
+            f"All {len(images):,} images that {images.field} leaves are of one class, "
+            f"{classes[label]!r}: networks learn to tell two or more apart."
+        )
+
+
+def _require_others(training: LabelledImages, validation: LabelledImages) -> None:
+    """Who is judged by what was learned is judged by memory."""
+    if training.source != validation.source:
+        return
+    both = set(training.uris) & set(validation.uris)
+    if both:
+        raise RequestError(
+            f"validation has {len(both):,} of the images of data (one is {min(both)!r}), and a "
+            "network that is judged by what it learned tells nothing: give other images, or a "
+            "share (validation: 0.2), which is left out of learning."
+        )
 
 
 def _require_size(spec: StudySpec, transform: Transform) -> None:

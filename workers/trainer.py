@@ -20,10 +20,11 @@ from jaxtyping import Float, Int64, UInt8
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from deconvoy.errors import ImageUnreadable, JobStopped, TooManyBadImages
+from deconvoy.errors import ActivationInvalid, ImageUnreadable, JobStopped, TooManyBadImages
 from deconvoy.schema import checkpoint_path
 from deconvoy.spec import ModelSpec
 from deconvoy.store import RunStore
+from deconvoy.study import BANDS
 from workers.first_layer import bands_of, filters_of, peaks_of, rms_of
 from workers.leases import LabelledImages, StudyAssignment, TrainingLease, TrainingResult
 from workers.machine import about, cores
@@ -49,6 +50,8 @@ class _Curves:
     loss: list[float] = field(default_factory=list)
     running_error: list[float] = field(default_factory=list)
     validation_error: list[list[float]] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
+    """sha256 of those that were kept, by path."""
 
 
 class Trainer:
@@ -76,16 +79,16 @@ class Trainer:
         self._stopping.set()
 
     def work(self, lease: TrainingLease) -> TrainingResult:
-        """Train one network to its end.
+        """Train one network to its end, or until it diverges: that, too, is a result.
 
         Raises:
-            ActivationInvalid: the loss is not finite any more.
             TooManyBadImages: more cannot be read than ``max_bad`` allows.
         """
         # Of this thread, which need not be the one that built the trainer.
         torch.set_num_threads(self._study.threads)
         self._done = 0
-        study, images, others = self._study, self._training, self.validation
+        study = self._study
+        images, _ = self.training, self.validation  # both are read now
         each = len(study.training) + len(study.validation)
         model = self._model(lease)
         training = Training(
@@ -95,13 +98,30 @@ class Trainer:
         )  # fmt: skip
         curves = self._take_up(lease, training)
         self._done = (1 + training.epoch) * each  # what was read before or put away counts, too
+        try:
+            return self._trained(lease, model, training, curves)
+        except ActivationInvalid as error:
+            logger.warning("Network %d, repeat %d: %s", lease.network, lease.repeat, error)
+            return self._diverged(model, training.epoch, curves)
+
+    def _trained(
+        self, lease: TrainingLease, model: nn.Module, training: Training, curves: _Curves
+    ) -> TrainingResult:
+        """What becomes of a network.
+
+        Raises:
+            ActivationInvalid: it diverged.
+        """
+        study, images, others = self._study, self.training, self.validation
         while training.epoch < study.recipe.epochs:
             report = training.go_through()
+            errors = self.errors(model, others)
             curves.loss.append(report.loss)
             curves.running_error.append(1 - report.accuracy)
-            curves.validation_error.append(list(self._errors(model, others)))
+            curves.validation_error.append(list(errors))
             if training.epoch in study.kept_epochs:
-                self._keep(lease, model, training.epoch)
+                path, digest = self._keep(lease, model, training.epoch)
+                curves.weights[path] = digest
             if training.epoch < study.recipe.epochs:
                 self._put_away(lease, training, curves)
         filters = filters_of(model)
@@ -109,19 +129,54 @@ class Trainer:
             loss=np.array(curves.loss),
             running_error=np.array(curves.running_error),
             validation_error=np.array(curves.validation_error),
-            training_error=np.array(self._errors(model, images)),
+            training_error=np.array(self.errors(model, images)),
             filter=filters,
             rms=rms_of(filters),
-            peak=peaks_of(model, self._batches(others)),
+            peak=peaks_of(model, self.batches(others)),
             frequency=bands_of(filters),
-            images=work_of(study.recipe.epochs, each),
+            images=self._images,
             skipped=(images.skipped, others.skipped),
+            weights=curves.weights,
         )
+
+    def _diverged(self, model: nn.Module, epoch: int, curves: _Curves) -> TrainingResult:
+        """What is known of a network until then."""
+        study, filters = self._study, filters_of(model)
+        images, others = self.training, self.validation
+
+        def filled(values: list[Any], *shape: int) -> np.ndarray:
+            found = np.full((study.recipe.epochs, *shape), np.nan)
+            if values:
+                found[: len(values)] = values
+            return found
+
+        units = len(filters)
+        return TrainingResult(
+            loss=filled(curves.loss),
+            running_error=filled(curves.running_error),
+            validation_error=filled(curves.validation_error, 2),
+            training_error=np.full(2, np.nan),
+            filter=np.full_like(filters, np.nan),
+            rms=np.full(units, np.nan),
+            peak=np.full(units, np.nan, np.float32),
+            frequency=np.full((units, len(BANDS) + 1), np.nan),
+            images=self._images,
+            skipped=(images.skipped, others.skipped),
+            weights=curves.weights,
+            diverged=epoch,
+        )
+
+    @property
+    def _images(self) -> int:
+        """Read, learned from and judged by one training."""
+        study = self._study
+        return work_of(study.recipe.epochs, len(study.training) + len(study.validation))
 
     # Images -----------------------------------------------------------------------------------
 
     @cached_property
-    def _training(self) -> Pixels:
+    def training(self) -> Pixels:
+        """Images to learn from; read when they are first asked for."""
         return self._read(self._study.training)
 
     @cached_property
@@ -130,28 +185,36 @@ class Trainer:
         return self._read(self._study.validation)
 
     def _read(self, images: LabelledImages) -> Pixels:
-        def read(uri: str) -> Tensor | ImageUnreadable:
+        transform, count = self._study.transform, len(images)
+        # There may be no room for all of them twice, so each is put in its place, and those behind
+        # a bad one are moved up.
+        shape = (count, transform.channels, transform.crop, transform.crop)
+        pixels = torch.empty(shape, dtype=torch.uint8)
+
+        def read(number: int) -> ImageUnreadable | None:
             if self._stopping.is_set():
                 raise JobStopped("The worker was told to stop.")
             self._done += 1  # by several threads, so it may count too few: for people and patience
             try:
-                return images.source.read(uri, self._study.transform).pixels
+                pixels[number] = images.source.read(images.uris[number], transform).pixels
             except ImageUnreadable as error:
                 return error
+            return None
 
         with ThreadPoolExecutor(min(cores(), 8), "decode") as pool:
-            found = list(pool.map(read, images.uris))
-        good = [number for number, one in enumerate(found) if isinstance(one, Tensor)]
-        bad = [number for number, one in enumerate(found) if not isinstance(one, Tensor)]
-        if len(bad) > images.max_bad * len(found) or not good:
+            found = list(pool.map(read, range(count)))
+        bad = [number for number, error in enumerate(found) if error is not None]
+        good = [number for number, error in enumerate(found) if error is None]
+        if len(bad) > images.max_bad * count or not good:
             first = bad[0]
             raise TooManyBadImages(
-                f"{len(bad)} of {len(found)} images of {images.field} are unreadable, more than "
+                f"{len(bad)} of {count} images of {images.field} are unreadable, more than "
                 f"max_bad = {images.max_bad:g} allows (the first is {images.uris[first]!r}: "
                 f"{found[first]}): mend or remove them, or raise max_bad, and start a new run."
             )
-        pixels = torch.stack([one for one in found if isinstance(one, Tensor)])
-        return Pixels(pixels, torch.from_numpy(images.labels[good]), len(bad))
+        for place, number in enumerate(good if bad else ()):
+            pixels[place] = pixels[number]
+        return Pixels(pixels[: len(good)], torch.from_numpy(images.labels[good]), len(bad))
 
     # Networks ---------------------------------------------------------------------------------
 
@@ -164,14 +227,16 @@ class Trainer:
                 module.p = study.dropout
         return model.to(self._device)
 
-    def _errors(self, model: nn.Module, images: Pixels) -> tuple[float, float]:
+    def errors(self, model: nn.Module, images: Pixels) -> tuple[float, float]:
+        """Shares of images told wrong, as ``top_errors`` has it."""
         transform = self._study.transform
         return top_errors(
             model, images.pixels, images.labels, mean=transform.mean, std=transform.std,
             go_on=self._go_on,
         )  # fmt: skip
 
-    def _batches(self, images: Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
+    def batches(self, images: Pixels) -> Iterator[Float[Tensor, "image channel row col"]]:
+        """Images, normalised."""
         transform = self._study.transform
         batches = Batches(
             images.pixels, images.labels, transform.mean, transform.std, EVALUATION_BATCH
@@ -187,11 +252,14 @@ class Trainer:
 
     # What lies in the run ---------------------------------------------------------------------
 
-    def _keep(self, lease: TrainingLease, model: nn.Module, epoch: int) -> None:
+    def _keep(self, lease: TrainingLease, model: nn.Module, epoch: int) -> tuple[str, str]:
+        """Where the weights went, and their sha256."""
         weights = {
             name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
         }
-        self._run.write(checkpoint_path(lease.network, lease.repeat, epoch), save(weights))
+        path, content = checkpoint_path(lease.network, lease.repeat, epoch), save(weights)
+        self._run.write(path, content)
+        return path, hashlib.sha256(content).hexdigest()
 
     def _put_away(self, lease: TrainingLease, training: Training, curves: _Curves) -> None:
         content = training.state({"curves": json.dumps(curves.__dict__)})

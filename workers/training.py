@@ -83,6 +83,8 @@ class Recipe:
     momentum: float = MOMENTUM
     max_filter_rms: float | None = MAX_FILTER_RMS
     """None: filters are not clipped."""
+    rate_field: str = "learning_rate"
+    """What a person calls the rate."""
 
 
 class Training:
@@ -106,9 +108,10 @@ class Training:
         seed: int,
         go_on: Callable[[int], None] = lambda _: None,
     ) -> None:
-        _check(images, labels, recipe.epochs, recipe.batch_size)
+        least = 2 if learns_from_several(model) else 1
+        _check(images, labels, recipe.epochs, recipe.batch_size, least)
         self._model, self._recipe, self._seed, self._go_on = model, recipe, seed, go_on
-        self._batches = Batches(images, labels, tuple(mean), tuple(std), recipe.batch_size)
+        self._batches = Batches(images, labels, tuple(mean), tuple(std), recipe.batch_size, least)
         self._optimizer = torch.optim.SGD(
             model.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum
         )
@@ -119,7 +122,7 @@ class Training:
         """Train for the next epoch.
 
         Raises:
-            ActivationInvalid: the loss is not finite any more.
+            ActivationInvalid: the loss, or a weight, is not finite any more.
         """
         recipe, self.epoch = self._recipe, self.epoch + 1
         rate = decayed(recipe.learning_rate, self.epoch, recipe.epochs)
@@ -153,10 +156,13 @@ class Training:
                 self._go_on(len(truth))
         model.eval()
         mean_loss = total / count
-        if not math.isfinite(mean_loss):
+        # The last step may spoil weights that no loss has seen yet.
+        whole = all(bool(weight.isfinite().all()) for weight in model.parameters())
+        if not math.isfinite(mean_loss) or not whole:
+            told = f"the loss is {mean_loss:g}" if whole else "weights are not finite"
             raise ActivationInvalid(
-                f"Training diverged in epoch {self.epoch}: the loss is {mean_loss}, and must be "
-                f"finite. Lower learning_rate (now {self._optimizer.param_groups[0]['lr']:g})."
+                f"Training diverged in epoch {self.epoch}: {told}. Lower {recipe.rate_field} "
+                f"(now {recipe.learning_rate:g})."
             )
         return mean_loss, right / count
 
@@ -247,7 +253,6 @@ def clip_filters_(
     weight.mul_((max_rms / rms).clamp(max=1))
 
 
-@torch.no_grad()
 def accuracy(
     model: nn.Module,
     images: UInt8[Tensor, "image channel row col"],
@@ -260,18 +265,12 @@ def accuracy(
     was_training = model.training
     model.eval()
     try:
-        batches = Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
-        device = _device(model)
-        right = sum(
-            int((model(pixels.to(device)).argmax(1).cpu() == truth).sum())
-            for pixels, truth in batches.in_order(torch.arange(len(labels)))
-        )
+        first, _ = _right(model, Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH))
     finally:
         model.train(was_training)
-    return right / len(labels)
+    return first / len(labels)
 
 
-@torch.no_grad()
 def top_errors(
     model: nn.Module,
     images: UInt8[Tensor, "image channel row col"],
@@ -286,16 +285,30 @@ def top_errors(
 
     Args:
         go_on: told of the images of every batch.
+
+    Raises:
+        ActivationInvalid: an output is not finite.
     """
-    device, wrong = _device(model), [0, 0]
     batches = Batches(images, labels, tuple(mean), tuple(std), EVALUATION_BATCH)
-    for pixels, truth in batches.in_order(torch.arange(len(labels))):
+    first, five = _right(model, batches, go_on)
+    return (len(labels) - first) / len(labels), (len(labels) - five) / len(labels)
+
+
+@torch.no_grad()
+def _right(
+    model: nn.Module, batches: "Batches", go_on: Callable[[int], None] = lambda _: None
+) -> tuple[int, int]:
+    """Images whose label is the highest output, and is among the five highest."""
+    device, first, five = _device(model), 0, 0
+    for pixels, truth in batches.in_order(torch.arange(len(batches.labels))):
         logits = model(pixels.to(device)).cpu()
+        if not bool(logits.isfinite().all()):
+            raise ActivationInvalid("The network gives outputs that are not finite.")
         found = logits.topk(min(5, logits.shape[1])).indices == truth[:, None]
-        wrong[0] += int((~found[:, 0]).sum())
-        wrong[1] += int((~found.any(1)).sum())
+        first += int(found[:, 0].sum())
+        five += int(found.any(1).sum())
         go_on(len(truth))
-    return wrong[0] / len(labels), wrong[1] / len(labels)
+    return first, five
 
 
 def save_checkpoint(model: nn.Module, folder: Path, epoch: int) -> Path:
@@ -323,13 +336,18 @@ class Batches:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     size: int
+    least: int = 1
+    """A last batch of fewer joins the one before it."""
 
     def in_order(
         self, order: Int64[Tensor, " image"]
     ) -> Iterator[tuple[Float[Tensor, "image channel row col"], Int64[Tensor, " image"]]]:
+        parts = list(torch.split(order, self.size))
+        if len(parts) > 1 and len(parts[-1]) < self.least:
+            parts[-2:] = [torch.cat(parts[-2:])]
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         std = torch.tensor(self.std).view(-1, 1, 1)
-        for chosen in torch.split(order, self.size):
+        for chosen in parts:
             yield (self.images[chosen] / 255 - mean) / std, self.labels[chosen]
 
 
@@ -350,7 +368,12 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _check(images: Tensor, labels: Tensor, epochs: int, batch_size: int) -> None:
+def learns_from_several(model: nn.Module) -> bool:
+    """Whether it takes two images or more at a time to learn: a variance over one is none."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+
+
+def _check(images: Tensor, labels: Tensor, epochs: int, batch_size: int, least: int) -> None:
     if len(images) != len(labels) or len(images) == 0:
         raise RequestError(
             f"Training got {len(images)} images and {len(labels)} labels: "
@@ -359,6 +382,11 @@ def _check(images: Tensor, labels: Tensor, epochs: int, batch_size: int) -> None
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if value < 1:
             raise RequestError(f"Training got {name}={value}: it must be 1 or more.")
+    if min(len(images), batch_size) < least:
+        raise RequestError(
+            f"Training got {len(images)} images and batch_size={batch_size}, but a network with "
+            f"BatchNorm learns from {least} images or more at a time: give it more."
+        )
 
 
 def _checkpoint_epochs(

@@ -3,9 +3,10 @@
 That the bytes are those that were written is checked with all other chunks.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,11 +18,18 @@ from deconvoy.schema import (
     checkpoint_path,
     first_layer_path,
 )
+from deconvoy.study import Study
 from deconvoy.study_spec import StudySpec
 from workers.checksums import Chunks, Fault
 from workers.parts import marker_path, number_of
 
+if TYPE_CHECKING:
+    from workers.replay_study import Judged
+
 MARKERS = "ledger/study"
+
+TIPPED = 2
+"""Images that another machine's rounding may tell otherwise."""
 
 
 class StudyGroup:
@@ -35,6 +43,8 @@ class StudyGroup:
         """Markers and weights read."""
         self.trained: dict[int, tuple[int, int]] = {}
         """Network and repeat of every row that a marker promises."""
+        self.weights: dict[str, str] = {}
+        """sha256 of the weights that markers promise, by path."""
 
     def faults(self) -> Iterator[Fault]:
         names = [name for name in self.run.names(MARKERS) if name.startswith("item-")]
@@ -65,6 +75,7 @@ class StudyGroup:
         try:
             fields = json.loads(self.run.read(path))
             self.trained[number_of(path)] = int(fields["network"]), int(fields["repeat"])
+            self.weights.update(dict(fields["weights"]))
         except (ValueError, KeyError, TypeError) as error:
             yield Fault(path, f"cannot be read: {error}")
 
@@ -79,19 +90,24 @@ class StudyGroup:
                     for missing in self.chunks.missing.get(path, ()):
                         if missing[0] == place:
                             yield self.chunks.absent_at(path, missing)
+        diverged = self.chunks.array_at(f"{STUDY_GROUP}/diverged")
         for field in STUDY_ARRAYS:
             found = self.chunks.array_at(f"{STUDY_GROUP}/{field.name}")
-            for row in self.trained if found is not None else ():
-                assert found is not None
+            if found is None or diverged is None:
+                continue
+            for row in self.trained:
+                if row < len(diverged) and diverged[row]:
+                    continue  # what it has no numbers of is told by the epoch
                 if row >= len(found) or not np.isfinite(found[row]).all():
                     yield Fault(f"{STUDY_GROUP}/{field.name}", f"has no numbers in row {row}")
 
     def _weights(self) -> Iterator[Fault]:
-        for network, repeat in self.trained.values():
-            for epoch in self.spec.training.kept_epochs:
-                path = checkpoint_path(network, repeat, epoch)
-                if not self.run.exists(path):
-                    yield Fault(path, "is missing, but the ledger promises it")
+        for path, digest in sorted(self.weights.items()):
+            self.files += 1
+            if not self.run.exists(path):
+                yield Fault(path, "is missing, but the ledger promises it")
+            elif hashlib.sha256(self.run.read(path)).hexdigest() != digest:
+                yield Fault(path, "is not what was written: its sha256 differs from the ledger's")
 
 
 def recomputed(url: str, sample: int) -> tuple[int, list[Fault]]:
@@ -107,12 +123,37 @@ def recomputed(url: str, sample: int) -> tuple[int, list[Fault]]:
 
     study = Run(url).study()
     faults, trainings = list[Fault](), 0
-    for network, repeat, errors in judge_again(url, sample):
+    for judged in judge_again(url, sample, study.finished):
         trainings += 1
-        said = study.validation_error[network, repeat, -1]
-        # Of one image more or less: another machine's rounding may tip one.
-        if np.abs(np.array(errors) - said).max() > 0.01:
-            told = f"err in {errors[0]:.4f} of the validation images, but the study says {said[0]}"
-            epochs = study.loss.shape[2]
-            faults.append(Fault(checkpoint_path(network, repeat, epochs), told))
+        faults += _differing(study, judged)
     return trainings, faults
+
+
+def _differing(study: Study, judged: "Judged") -> Iterator[Fault]:
+    """What the study says of a training that its weights do not."""
+    network, repeat = judged.network, judged.repeat
+    place = checkpoint_path(network, repeat, study.loss.shape[2])
+    for found, said, count, images in (
+        (judged.validation, study.validation_error[network, repeat, -1], judged.counts[1],
+         "validation"),
+        (judged.training, study.training_error[network, repeat], judged.counts[0], "training"),
+    ):  # fmt: skip
+        wrong = np.rint(np.stack([found, said]) * count).astype(int)
+        if np.abs(wrong[0] - wrong[1]).max() > TIPPED:
+            yield Fault(
+                place,
+                f"tells {wrong[0, 0]:,} of {count:,} {images} images wrong (top-5: "
+                f"{wrong[0, 1]:,}), but the study says {wrong[1, 0]:,} ({wrong[1, 1]:,})",
+            )
+    layer = study.first_layers[network]
+    for name, same in (
+        ("filter", np.array_equal(judged.filter, layer.filter[repeat])),
+        ("rms", np.allclose(judged.rms, layer.rms[repeat], rtol=1e-6)),
+        ("frequency", np.allclose(judged.frequency, layer.frequency[repeat], equal_nan=True)),
+        ("peak", np.allclose(judged.peak, layer.peak[repeat], rtol=1e-3, atol=1e-4)),
+    ):
+        if not same:
+            yield Fault(
+                f"{first_layer_path(network)}/{name}",
+                f"is not that of the weights in row {repeat}",
+            )

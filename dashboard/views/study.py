@@ -6,7 +6,7 @@ from dashboard import addresses, curves, library, pieces
 from dashboard.library import Json
 from dashboard.pieces import element, number, text
 from deconvoy.errors import RunNotFound
-from deconvoy.study import Study
+from deconvoy.study import Study, over_repeats
 
 TILE = 28
 
@@ -22,8 +22,11 @@ def show(run: Json) -> None:
     if len(epochs) > 1:
         pieces.put(element("h2", "How they learned", class_="part"))
         lines = [
-            (name, 100 * found.validation_error[network, :, :, 0].mean(0))
-            for network, name in enumerate(found.networks)
+            (name, 100 * judged)
+            for name, judged in zip(
+                found.networks, over_repeats(found.validation_error)[:, :, 0], strict=True
+            )
+            if np.isfinite(judged).any()
         ]
         curves.draw(epochs, lines, "epoch", "validation error, top-1, %")
     pieces.put(element("h2", "First layers", class_="part"), _walls(run, found))
@@ -50,9 +53,14 @@ def _table(found: Study) -> str:
     cells = zip(names, kinds, strict=True)
     head = element("tr", "".join(element("th", name, class_=kind) for name, kind in cells))
     rows = found.table().to_pylist()
-    best = min(row["validation_top1"] for row in rows)
+    best = min((row["validation_top1"] for row in rows if row["repeats"]), default=None)
     body = ""
     for row in rows:
+        if not row["repeats"]:
+            told = "diverged" if row["diverged"] else "not trained yet"
+            few = (text(row["network"]), number(row["parameters"]), told)
+            body += element("tr", "".join(element("td", cell) for cell in few))
+            continue
         spread = f" ± {100 * row['deviation']:.1f}" if row["repeats"] > 1 else ""
         judged = f"{100 * row['validation_top1']:.1f}{spread}"
         held = "" if row["at_bound"] is None else f"{row['at_bound']:,} of {row['filters']:,}"
@@ -77,6 +85,8 @@ def _walls(run: Json, found: Study) -> str:
     """Filters of every network, as pictures that the browser fetches when they come into view."""
     figures = ""
     for network, name in enumerate(found.networks):
+        if not found.finished[network].any():
+            continue
         address = addresses.filters_picture(run["id"], run["commit"], network, TILE)
         layer = found.first_layers[network]
         told = f"{name}: {layer.dead:,} of {layer.rms.size:,} dead"
