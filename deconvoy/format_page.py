@@ -170,7 +170,7 @@ An item is done when its marker is there, and only then.
 | `ledger/probe-scratch/item-NNNNNN.json` | marker of a network trained: images a class, fold |
 | `ledger/evolution-scan/part-NNNNNN.npz` | marker of a shard: its hits at every checkpoint |
 | `ledger/evolution/<layer>/item-NNNNNN.json` | marker of an item: its units, its projections |
-| `ledger/study/item-NNNNNN.json` | marker of one training: its network, repeat, bad images, weights |
+| `ledger/study/item-NNNNNN.json` | marker of one training: network, repeat, bad images, weights |
 | `ledger/study/state-NNNNNN.safetensors` | one under way: sha256, then weights, momentum, curves |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
 | `ledger/driver.lock` | held by the driver at work |
