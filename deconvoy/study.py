@@ -77,6 +77,8 @@ class Study:
     """Share of the validation images whose class is not the first, or among the first five."""
     training_error: Float64[ndarray, "network repeat top"]
     """The same of the training images, at the end."""
+    validation_images: int
+    """That were judged by."""
     max_filter_rms: float | None
     first_layers: tuple[FirstLayer, ...]
 
@@ -194,6 +196,7 @@ def study_of(run: "Run") -> Study:
         arguments=tuple(told["arguments"]),
         classes=tuple(run.classes),
         parameters=np.array(told["parameters"], np.int64),
+        validation_images=run.attributes["provenance"]["validation_images"],
         max_filter_rms=told["max_filter_rms"],
         first_layers=tuple(layers),
         **{
