@@ -264,10 +264,10 @@ def deeper_features_tell_more(found: Probe, maps: Sequence[str]) -> Expectation:
         f"{_by_layer(layers, each)}; by guessing {found.chance:.0%}."
     ]
     for number in falls:
-        beyond = "more than" if number in clear else "no more than"
+        beyond = "beyond" if number in clear else "within"
         told.append(
             f"It falls from {layers[number]} to {layers[number + 1]} by "
-            f"{-100 * steps[number].mean():.1f} points, {beyond} the scatter of the "
+            f"{-100 * steps[number].mean():.1f} points, {beyond} the noise of the "
             f"{accuracy.shape[1]} folds."
         )
     if accuracy.shape[1] < 2:
@@ -301,7 +301,7 @@ def learned_features_tell_more(found: Probe) -> Expectation:
         f"weights {random[best[1]].mean():.1%} ({names[best[1]]})"
     )
     if all(clear):
-        told += f"; more in each of the {len(features)} layers, beyond the scatter of the folds."
+        told += f"; more in each of the {len(features)} layers, beyond the noise of the folds."
     else:
         told += f"; not clearly more in {_listed(names[~np.array(clear)].tolist())}."
     return Expectation("Tables 4–7", claim, holds, told)
@@ -390,8 +390,8 @@ def occlusion_points_at_the_object(found: Localisation) -> Expectation:
         found.rows.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
         for name in ("hit", "centre", "chance")
     )
-    told = found.told()
-    told = f"{told[0].upper()}{told[1:].rstrip('.')}."
+    told = found.told().removeprefix("localisation: ").rstrip(".")
+    told = f"{told[0].upper()}{told[1:]}."
     if not len(hit):
         return Expectation("Fig. 7", claim, None, told)
     by_chance, by_centre = noise.paired(hit - chance), noise.paired(hit - centre)
