@@ -53,7 +53,9 @@ _HEAD = (
     "Figures and tables of Zeiler & Fergus, Visualizing and Understanding Convolutional Networks "
     "(ECCV 2014, arXiv:1311.2901), made anew of a small network and drawn images: {run}; "
     "{networks} architectures trained alike. What the paper finds of a large network and "
-    "photographs need not hold of these: below stands what was measured."
+    "photographs need not hold of these: below stands what was measured. What differs by "
+    "less than twice its standard error, or what something simpler explains as well, cannot be "
+    "told."
 )
 
 

@@ -80,6 +80,8 @@ class Study:
     diverged: Int32[ndarray, "network repeat"]
     """The epoch, from 1, in which loss or weights were not finite any more; 0 if they always
     were."""
+    validation_images: int
+    """That were judged by."""
     max_filter_rms: float | None
     first_layers: tuple[FirstLayer, ...]
 
@@ -228,6 +230,7 @@ def study_of(run: "Run") -> Study:
         arguments=tuple(told["arguments"]),
         classes=tuple(run.classes),
         parameters=np.array(told["parameters"], np.int64),
+        validation_images=run.attributes["provenance"]["validation_images"],
         max_filter_rms=told["max_filter_rms"],
         first_layers=tuple(layers),
         **{

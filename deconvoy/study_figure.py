@@ -19,6 +19,14 @@ GAP = 2
 WALLS = 8
 """Networks whose first layers are shown, at most."""
 
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""Of curves, in turn: ten colours alone would come again, and seven and four together do not before
+28.  Each curve is thinner than those below it, so that one that lies on another leaves it seen."""
+
+WIDTHS = (3.0, 1.2)
+"""Of the first curve and of the last, in points."""
+
 
 def filter_wall(
     filters: Float[np.ndarray, "unit row col channel"], tile: int = 28
@@ -51,21 +59,27 @@ def study_figure(found: Study) -> Image.Image:
     """
     shown = min(len(found.networks), WALLS)
     wall_rows = math.ceil(shown / 4)
-    page = plotting.page(12.5, 2.2 + 0.32 * len(found.networks) + 1.9 * wall_rows)
+    page = plotting.page(14.0, 2.2 + 0.32 * len(found.networks) + 1.9 * wall_rows)
     upper, lower = page.subfigures(
         2, 1, height_ratios=(2.2 + 0.32 * len(found.networks), 1.9 * wall_rows)
     )
     bars, curves = upper.subplots(1, 2, width_ratios=(1.25, 1))
     _draw_errors(bars, found)
-    _draw_curves(curves, found)
+    draw_curves(curves, found)
     grid = lower.subplots(wall_rows, min(4, shown), squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, name, layer in zip(grid, found.networks, found.first_layers, strict=False):
         axes.imshow(filter_wall(layer.filter[0]))
         axes.set_title(f"{name}: {_told(layer)}", fontsize=8)
-    lower.suptitle("filters of the first layer, each to its own scale", fontsize=10)
+    lower.suptitle(walls_title(len(found.networks)), fontsize=10)
     return plotting.drawn(page)
+
+
+def walls_title(networks: int) -> str:
+    """Above the filters; says so where not all networks have a place."""
+    part = f"; first {WALLS} of {networks} networks" if networks > WALLS else ""
+    return f"filters of the first layer, each to its own scale{part}"
 
 
 def _told(layer: FirstLayer) -> str:
@@ -99,14 +113,19 @@ def _draw_errors(drawn: Any, found: Study) -> None:
     drawn.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
 
 
-def _draw_curves(drawn: Any, found: Study) -> None:
+def draw_curves(drawn: Any, found: Study) -> None:
+    """Errors by epoch, each network with a look of its own."""
     epochs = np.arange(1, found.loss.shape[2] + 1)
+    widths = np.linspace(*WIDTHS, len(found.networks))
     for network, name in enumerate(found.networks):
         curve = 100 * found.validation_error[network, :, :, 0].mean(0)
-        drawn.plot(epochs, curve, marker="o", markersize=3, linewidth=1.3, label=name)
+        drawn.plot(
+            epochs, curve, label=name, linewidth=widths[network], markersize=widths[network] + 3,
+            linestyle=STYLES[network % len(STYLES)], marker=MARKERS[network % len(MARKERS)],
+        )  # fmt: skip
     drawn.xaxis.get_major_locator().set_params(integer=True)
     drawn.set_xlabel("epoch", fontsize=8)
     drawn.set_ylabel("validation error, top-1, %", fontsize=8)
     drawn.set_ylim(bottom=0)
     drawn.grid(alpha=0.3)
-    drawn.legend(fontsize=6)
+    drawn.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1), handlelength=3.5)

@@ -5,6 +5,7 @@ same bits whoever trains them and however often they are cut off.
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from deconvoy import queries, specs
 from deconvoy.errors import DeconvoyError, JobFailed, RequestError, RunExists, RunNotFound
 from deconvoy.schema import checkpoint_path
 from deconvoy.store import RunStore
-from deconvoy.study import BANDS
-from deconvoy.study_figure import filter_wall, study_figure
+from deconvoy.study import BANDS, Study
+from deconvoy.study_figure import draw_curves, filter_wall, study_figure, walls_title
 from deconvoy.study_spec import StudySpec
 from service import studies
 from tests import reference
@@ -281,6 +282,42 @@ def test_figures_are_drawn(calm: Path) -> None:
     one = np.zeros((1, 2, 2, 3), np.float32)
     one[0, 0, 0] = 1, -1, 0
     assert filter_wall(one, 2)[0, 0].tolist() == [255, 0, 128]
+
+
+def test_a_figure_of_many_networks_says_how_many_it_shows(calm: Path) -> None:
+    study = deconvoy.open(calm).study()
+    many = _repeated(study, 12)
+    page = study_figure(many)
+    assert page.height > study_figure(study).height
+    assert walls_title(12).endswith("; first 8 of 12 networks")
+    assert walls_title(8).endswith("scale")
+
+
+def test_curves_that_are_the_same_are_both_seen(calm: Path) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    draw_curves(axes, _repeated(deconvoy.open(calm).study(), 20))
+    lines = axes.get_lines()
+    looks = {(line.get_linestyle(), line.get_marker(), line.get_color()) for line in lines}
+    widths = [line.get_linewidth() for line in lines]
+    assert len(looks) == 20 and widths == sorted(set(widths), reverse=True)
+
+
+def _repeated(study: Study, count: int) -> Study:
+    """Its first network so many times."""
+    rows = [0] * count
+    arrays = {
+        name: getattr(study, name)[rows]
+        for name in ("parameters", "loss", "running_error", "validation_error", "training_error")
+    }
+    return replace(
+        study,
+        networks=tuple(f"network {number}" for number in range(count)),
+        arguments=study.arguments[:1] * count,
+        first_layers=study.first_layers[:1] * count,
+        **arrays,
+    )
 
 
 def test_progress_counts_the_images_learned_from(tmp_path: Path) -> None:
