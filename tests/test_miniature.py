@@ -46,6 +46,7 @@ def study_of(
         validation_error=of_repeats[:, :, None, None].repeat(2, 3),
         training_error=np.zeros((count, repeats, 2)), validation_images=images,
         max_filter_rms=0.1, first_layers=(layer,) * count,
+        diverged=np.zeros((count, repeats), np.int32),
     )  # fmt: skip
 
 

@@ -309,8 +309,10 @@ def _repeated(study: Study, count: int) -> Study:
     rows = [0] * count
     arrays = {
         name: getattr(study, name)[rows]
-        for name in ("parameters", "loss", "running_error", "validation_error", "training_error")
-    }
+        for name in (
+            "parameters", "loss", "running_error", "validation_error", "training_error", "diverged",
+        )
+    }  # fmt: skip
     return replace(
         study,
         networks=tuple(f"network {number}" for number in range(count)),
