@@ -30,7 +30,7 @@ from deconvoy.errors import (
     RunNotFound,
     RunUnreachable,
 )
-from deconvoy.files import S3_HINT
+from deconvoy.files import S3_HINT, asked_again
 from deconvoy.holds import FOLDER, Hold
 from deconvoy.store import METADATA, RunStore
 
@@ -125,7 +125,7 @@ class BucketStore(RunStore):
         import obstore
 
         with _telling(self.url):
-            found = obstore.list_with_delimiter(self.client, prefix=folder)
+            found = asked_again(lambda: obstore.list_with_delimiter(self.client, prefix=folder))
         paths = [*found["common_prefixes"], *(str(each["path"]) for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
@@ -249,9 +249,17 @@ class BucketStore(RunStore):
     def _listed(self) -> Iterator[Any]:
         import obstore
 
+        last: str | None = None
+
+        def following() -> list[Any]:
+            """The next objects, behind the last that was told of."""
+            stream = obstore.list(self.client, offset=last, chunk_size=BULK)
+            return list(next(iter(stream), ()))
+
         with _telling(self.url):
-            for chunk in obstore.list(self.client):
-                yield from chunk
+            while found := asked_again(following):
+                yield from found
+                last = str(found[-1]["path"])
 
 
 class _Log:

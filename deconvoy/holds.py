@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deconvoy.errors import RunBusy
+from deconvoy.files import asked_again
 
 HEARTBEAT_SECONDS = 15.0
 """A driver writes its object anew so often."""
@@ -209,8 +210,10 @@ class Hold:
     def _numbers(self) -> list[int]:
         import obstore
 
-        listed = obstore.list_with_delimiter(self._client, prefix=FOLDER)["objects"]
-        names = (str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed)
+        listed = asked_again(lambda: obstore.list_with_delimiter(self._client, prefix=FOLDER))
+        names = (
+            str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed["objects"]
+        )
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _seen(self) -> _Seen | None:

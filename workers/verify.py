@@ -1,9 +1,11 @@
 """Verify a run: that its bytes are those that were written, complete, and what its ledger says.
 
-Three questions.  Does every chunk have its checksum, and can every images part and marker be read?
+Three questions.  Does every chunk have its checksum, can every images part and marker be read, and
+are files without a checksum of their own those that the seal of a finished run names?
 Is everything there that the markers promise?  And are the tables the fold of the markers?  None
 needs the model or torch; ``workers.replay`` asks the fourth: does a plain forward pass find the
-same?  What no checksum covers is the attributes (``zarr.json``): they must be well-formed.
+same?  Of a run that is not done, or older than seals, attributes (``zarr.json``) must be
+well-formed, no more.
 """
 
 import io
@@ -36,6 +38,7 @@ from workers.checksums import Chunks, Fault
 from workers.examples import Entries, Ranking, rankings_of
 from workers.outliers import LeftOut
 from workers.parts import number_of, spans
+from workers.seal import Sealed
 from workers.tables import (
     entries_of,
     example_arrays,
@@ -109,6 +112,7 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         report.faults += list(further.faults())[:SHOWN]
         report.files += further.files
     report.chunks, report.files = chunks.read, report.files + chunks.files
+    _compare_with_seal(opened, report)
     # Of a broken run the hits cannot be read; before its scan is done a run has none.
     if sample and not report.faults and "results" in opened.attributes:
         from workers.replay import replay
@@ -119,10 +123,19 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     return report
 
 
+def _compare_with_seal(opened: Run, report: Report) -> None:
+    """Of a file that has a fault already, that it differs is no news."""
+    named = {fault.place for fault in report.faults}
+    sealed = Sealed(RunStore(opened.url), opened.attributes)
+    report.faults += [fault for fault in sealed.faults() if fault.place not in named][:SHOWN]
+    report.files += sealed.files
+
+
 def _verified_study(opened: Run, chunks: Chunks, report: Report, sample: int) -> Report:
     check = StudyGroup(chunks, opened.attributes)
     report.faults += list(check.faults())[:SHOWN]
     report.chunks, report.files = chunks.read, chunks.files + check.files
+    _compare_with_seal(opened, report)
     if sample and not report.faults and "results" in opened.attributes:
         report.networks, wrong = recomputed(opened.url, sample)
         report.faults += wrong[:SHOWN]
