@@ -162,7 +162,7 @@ def test_a_store_that_is_away_makes_no_image_unreadable(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         monkeypatch.setattr("deconvoy.files.PATIENCE_SECONDS", 0.2)
         _store.cache_clear()
-        source, transform = FileSource(remote), Transform()
+        source, transform = FileSource(remote), Transform(resize=64, crop=64)
         for fault in ("500", "503", "cut", "partial", "key"):
             with proxy.weather.raging(fault):
                 with pytest.raises(FilesUnreachable, match="so it was not skipped.*resume"):

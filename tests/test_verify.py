@@ -108,6 +108,7 @@ def test_a_missing_chunk_of_any_array_is_found_and_named(run: Path, name: str) -
 @pytest.mark.parametrize(
     "path",
     [
+        "layers/logits/zarr.json",
         "layers/logits/score/zarr.json",
         "layers/relu2/patch/zarr.json",
         "images/part-000001.parquet",

@@ -9,6 +9,7 @@ well-formed, no more.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from deconvoy.schema import (
     layer_path,
 )
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import METADATA, RunStore
 from workers.candidates import candidate_images, decided
 from workers.checksums import Chunks, Fault
 from workers.examples import Entries, Ranking, rankings_of
@@ -106,10 +107,10 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         return _verified_study(opened, chunks, report, sample)
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
-        report.faults += list(check.faults())[:SHOWN]
+        report.faults += _found(check.faults())
     for analysis in _ANALYSES:
         further = analysis(chunks, opened.attributes)
-        report.faults += list(further.faults())[:SHOWN]
+        report.faults += _found(further.faults())
         report.files += further.files
     report.chunks, report.files = chunks.read, report.files + chunks.files
     _compare_with_seal(opened, report)
@@ -123,6 +124,20 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     return report
 
 
+def _found(faults: Iterator[Fault]) -> list[Fault]:
+    """The first of them.  Attributes that were damaged may lead anywhere, and then say so."""
+    found: list[Fault] = []
+    try:
+        for fault in itertools.islice(faults, SHOWN):
+            found.append(fault)
+    except DeconvoyError:
+        raise
+    except Exception as error:  # whatever reading by wrong names and numbers raises
+        told = f"does not fit the rest of the run: {type(error).__name__}: {error}"
+        found.append(Fault(METADATA, told))
+    return found
+
+
 def _compare_with_seal(opened: Run, report: Report) -> None:
     """Of a file that has a fault already, that it differs is no news."""
     named = {fault.place for fault in report.faults}
@@ -133,7 +148,7 @@ def _compare_with_seal(opened: Run, report: Report) -> None:
 
 def _verified_study(opened: Run, chunks: Chunks, report: Report, sample: int) -> Report:
     check = StudyGroup(chunks, opened.attributes)
-    report.faults += list(check.faults())[:SHOWN]
+    report.faults += _found(check.faults())
     report.chunks, report.files = chunks.read, chunks.files + check.files
     _compare_with_seal(opened, report)
     if sample and not report.faults and "results" in opened.attributes:
@@ -162,7 +177,10 @@ class _Scan:
             return
         yield from self._absent()
         groups = {layer_path(layer) for layer in self.attributes["layers"]}
-        if not faults and not groups & self.chunks.unopened:
+        gone = [f"{group}/zarr.json" for group in sorted(groups)]
+        gone = [path for path in gone if path not in self.chunks.present]
+        yield from (Fault(path, "is missing") for path in gone)
+        if not faults and not gone and not groups & self.chunks.unopened:
             yield from self._compare_tables()
 
     def _read_markers(self) -> Iterator[Fault]:
