@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -269,20 +270,30 @@ def _store(root: str) -> Any:
 
 
 def asked_again(ask: Callable[[], T]) -> T:
-    """What a store answers.  obstore asks again of its own where a request fails, and where a file
-    ends half way; where a list does, it does not."""
-    from obstore.exceptions import BaseError
-
-    for _ in range(LISTED_AGAIN):
+    """What a store answers to what may safely be asked twice.  obstore asks again of its own where
+    most requests fail, and where a file ends half way; not where a list ends so or the answer to
+    a write, nor where a file is created that must not be there, or many are deleted at once."""
+    for pause in PAUSES:
         try:
             return ask()
-        except BaseError as error:
-            if "list response body" not in str(error):
+        except Exception as error:
+            if not asked_once(error):
                 raise
+        time.sleep(pause)
     return ask()
 
 
-LISTED_AGAIN = 4
+def asked_once(error: Exception) -> bool:
+    """Whether a store fell silent and obstore has not asked again."""
+    told = str(error).strip().partition("\n")[0]
+    return bool(_SILENT.search(told)) and not _RETRIED.search(told)
+
+
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds before asking again."""
+
+_SILENT = re.compile("body error|list response body|error sending request")
+_RETRIED = re.compile(r"after \d+ retries")
 
 
 def _answer(ask: Callable[[], T], url: str) -> T:
