@@ -455,5 +455,7 @@ def test_a_process_ends_before_the_interpreter_is_taken_down_and_after_all_else(
         "cli.main = lambda: (atexit.register(print, 'registered'), print('answer'), sys.exit(7))\n"
         "cli.command()"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
     assert done.returncode == 7 and done.stdout.split() == ["answer", "registered"]

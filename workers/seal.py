@@ -81,7 +81,7 @@ class Sealed:
 def _without_checksum(paths: Iterable[str]) -> list[str]:
     return sorted(
         path for path in paths
-        if path.endswith((".json", ".safetensors")) and not path.startswith(_APART)
+        if (path.endswith(".json") or path.startswith("networks/")) and not path.startswith(_APART)
     )  # fmt: skip
 
 
