@@ -6,6 +6,7 @@ Objects cannot be added to, so a log is a row of segments, of which the last is 
 grows.  Clients are made where they are used and never pickled.  They do not survive a fork.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from deconvoy.errors import (
     RunNotFound,
     RunUnreachable,
 )
-from deconvoy.files import S3_HINT
+from deconvoy.files import PAUSES, S3_HINT, asked_again, asked_once
 from deconvoy.holds import FOLDER, Hold
 from deconvoy.store import METADATA, RunStore
 
@@ -125,7 +126,7 @@ class BucketStore(RunStore):
         import obstore
 
         with _telling(self.url):
-            found = obstore.list_with_delimiter(self.client, prefix=folder)
+            found = asked_again(lambda: obstore.list_with_delimiter(self.client, prefix=folder))
         paths = [*found["common_prefixes"], *(str(each["path"]) for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
@@ -203,6 +204,7 @@ class BucketStore(RunStore):
             ended.set()
             tending.join()
             self._hold = None
+            hold.give_up()
             if hold.lost is None and not hold.dissolved:
                 # A log is for people, and a hold expires: no reason to fail a job that is done.
                 with suppress(RunUnreachable), _telling(self.url):
@@ -249,9 +251,17 @@ class BucketStore(RunStore):
     def _listed(self) -> Iterator[Any]:
         import obstore
 
+        last: str | None = None
+
+        def following() -> list[Any]:
+            """The next objects, behind the last that was told of."""
+            stream = obstore.list(self.client, offset=last, chunk_size=BULK)
+            return list(next(iter(stream), ()))
+
         with _telling(self.url):
-            for chunk in obstore.list(self.client):
-                yield from chunk
+            while found := asked_again(following):
+                yield from found
+                last = str(found[-1]["path"])
 
 
 class _Log:
@@ -322,7 +332,14 @@ class _ZarrObjects(ObjectStore[Any]):
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         with _telling(self.url):
-            self._run.require_hold()
+            for pause in PAUSES:  # of creating, obstore leaves that to us
+                self._run.require_hold()
+                try:
+                    return await super().set_if_not_exists(key, value)
+                except Exception as error:
+                    if not asked_once(error):
+                        raise
+                await asyncio.sleep(pause)
             await super().set_if_not_exists(key, value)
 
     async def delete(self, key: str) -> None:

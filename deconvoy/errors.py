@@ -82,6 +82,10 @@ class ImageUnreadable(DeconvoyError, OSError):
     """One image that cannot be decoded; the scan records it and goes on."""
 
 
+class FilesUnreachable(DeconvoyError, ConnectionError):
+    """The store that images lie at does not answer now, which says nothing of any image."""
+
+
 class OutsideRoots(DeconvoyError, PermissionError):
     """A file that whoever works for a service may not read."""
 

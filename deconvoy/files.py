@@ -9,13 +9,16 @@ fork, and a ``Files`` pickles as its URL alone.
 import hashlib
 import io
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deconvoy.errors import MissingExtra, RequestError
+from deconvoy.errors import FilesUnreachable, MissingExtra, RequestError
 from deconvoy.fence import require_inside
 
 T = TypeVar("T")
@@ -24,6 +27,19 @@ REMOTE_SCHEMES = ("s3", "http", "https")
 
 READ_AHEAD = 4 * 2**20
 """Bytes a reader of a remote file fetches at a time."""
+
+PATIENCE_SECONDS = 180
+"""A store that does not answer is asked again for so long, by obstore, before a job fails."""
+
+_AWAY = re.compile(r"HTTP error|status code: (5\d\d|408|429)")
+"""In what obstore tells of a store that does not answer, or stops half way: asked later, it may
+have the file."""
+
+_NO_CREDENTIALS = re.compile(
+    "<Code>(InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|RequestTimeTooSkewed|"
+    "InvalidToken|TokenRefreshRequired)</Code>"
+)
+"""In an answer that refuses whoever asks, and so says nothing of the file either."""
 
 
 def refuse_in_the_way(path: Path) -> None:
@@ -107,15 +123,16 @@ class Files:
         """``length`` bytes from ``start``.  Raises OSError, also where the file is too short."""
         self._require_inside(path)
         if self.remote:
-            return _answer(
+            content = _answer(
                 lambda: bytes(
                     _obstore().get_range(_store(self.root), path, start=start, length=length)
                 ),
                 self.url(path),
             )
-        with Path(self.root, path).open("rb") as file:
-            file.seek(start)
-            content = file.read(length)
+        else:
+            with Path(self.root, path).open("rb") as file:
+                file.seek(start)
+                content = file.read(length)
         if len(content) != length:
             raise OSError(f"{self.url(path)} ends before byte {start + length}")
         return content
@@ -140,8 +157,11 @@ class Files:
                 f"{self.root!r} is a web address, and web servers do not list folders: give a "
                 ".parquet, .tar or .csv file there."
             )
-        stream = _obstore().list(_store(self.root))
-        for found in _answer(lambda: [row for chunk in stream for row in chunk], self.root):
+
+        def listed() -> list[Any]:
+            return [row for chunk in _obstore().list(_store(self.root)) for row in chunk]
+
+        for found in _answer(lambda: asked_again(listed), self.root):
             path = str(found["path"])
             if not any(part.startswith(".") for part in path.split("/")):
                 yield FileEntry(path, found["size"], _tag(found))
@@ -242,20 +262,64 @@ def _store(root: str) -> Any:
     _obstore()
     from obstore.store import from_url
 
-    return from_url(root, client_options={"allow_http": True})
+    return from_url(
+        root,
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=PATIENCE_SECONDS)},
+    )
+
+
+def asked_again(ask: Callable[[], T]) -> T:
+    """What a store answers to what may safely be asked twice.  obstore asks again of its own where
+    most requests fail, and where a file ends half way; not where a list ends so or the answer to
+    a write, nor where a file is created that must not be there, or many are deleted at once."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except Exception as error:
+            if not asked_once(error):
+                raise
+        time.sleep(pause)
+    return ask()
+
+
+def asked_once(error: Exception) -> bool:
+    """Whether a store fell silent and obstore has not asked again."""
+    told = str(error).strip().partition("\n")[0]
+    return bool(_SILENT.search(told)) and not _RETRIED.search(told)
+
+
+PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds before asking again."""
+
+_SILENT = re.compile("body error|list response body|error sending request")
+_RETRIED = re.compile(r"after \d+ retries")
 
 
 def _answer(ask: Callable[[], T], url: str) -> T:
-    """What a store answers; its errors as the builtin ones a local file would raise."""
+    """What a store answers; its errors as the builtin ones a local file would raise.
+
+    Raises:
+        FilesUnreachable: it does not answer, or not to us; which says nothing of the file.
+    """
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    hint = S3_HINT if url.startswith("s3:") else ""
     try:
         return ask()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
-    except PermissionError as error:
-        raise PermissionError(f"{url} may not be read{S3_HINT}") from error
     except Exception as error:  # obstore's own classes
-        told = str(error).strip().splitlines()[0]
-        raise OSError(f"{url}: {told}{S3_HINT if url.startswith('s3:') else ''}") from error
+        told = str(error).strip()
+        reason = told.splitlines()[0].partition("<?xml")[0].rstrip(" :.")
+        if _AWAY.search(told) or _NO_CREDENTIALS.search(told):
+            raise FilesUnreachable(
+                f"{url} cannot be fetched now: {reason}{hint}. That says nothing of the file, so "
+                "it was not skipped; see that its store answers, then go on with `deconvoy resume`."
+            ) from error
+        if isinstance(error, (PermissionError, PermissionDeniedError, UnauthenticatedError)):
+            raise PermissionError(f"{url} may not be read{hint}") from error
+        raise OSError(f"{url}: {reason}{hint}") from error
 
 
 S3_HINT = (

@@ -173,6 +173,7 @@ An item is done when its marker is there, and only then.
 | `ledger/study/item-NNNNNN.json` | marker of one training: network, repeat, bad images, weights |
 | `ledger/study/state-NNNNNN.safetensors` | one under way: sha256, then weights, momentum, curves |
 | `ledger/log.jsonl` | one line a lease granted, committed or lost, or an item taken over |
+| `ledger/seal.json` | written when the run is done: the sha256 of every file without a checksum |
 | `ledger/driver.lock` | held by the driver at work |
 | `ledger/log-NNNNNN.jsonl`, `ledger/driver/NNNNNN.json` | in a bucket, instead of these two |
 
@@ -197,8 +198,8 @@ it.
 
 ## Attributes of the root group
 
-`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`), `layers` (names in
-execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
+`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`, `sealed`), `layers` (names
+in execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
 `predicted`: it has none, so a hit's label is the predicted class), `provenance` (model and weights
 sha256, fingerprint of the listing, images of each of its places, outputs, transform, batch size,
 dtype, layout of maps by kind of device, devices, library versions), `results` (top-1, images read

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deconvoy.errors import RunBusy
+from deconvoy.files import asked_again
 
 HEARTBEAT_SECONDS = 15.0
 """A driver writes its object anew so often."""
@@ -28,6 +29,9 @@ EXPIRY_SECONDS = 60.0
 """Without a heartbeat for so long a driver has lost the run to whoever asks for it."""
 
 FOLDER = "ledger/driver"
+
+_given_up: set[str] = set()
+"""Owners in this process whose drivers have ended without a way to say so to the store."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ class Holder:
         return Holder(secrets.token_hex(8), os.getpid(), socket.gethostname(), _machine())
 
     def gone(self) -> bool:
-        """Whether it was a process of this machine that is no more."""
+        """Whether it was a driver of this process that has ended, or a process of this machine that
+        is no more."""
+        if self.owner in _given_up:
+            return True
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -107,15 +114,16 @@ class Hold:
         self._number = seen.number + 1 if seen else 1
         # Whoever was first, or we, where the answer to our request was lost and it was sent again.
         with suppress(AlreadyExistsError):
-            obstore.put(self._client, self._path(self._number), self._content(), mode="create")
+            place, content = self._path(self._number), self._content()
+            asked_again(lambda: obstore.put(self._client, place, content, mode="create"))
         # Between our look and our create others may have come and gone, and swept our number; ours
         # then is a lower one, which counts for nothing.
         now = self._seen()
         if now is None or now.holder.owner != self._own.owner:
             raise self._busy(now.holder if now else self._own)
         self._confirmed = time.monotonic()
-        older = [number for number in self._numbers() if number < self._number]
-        obstore.delete(self._client, [self._path(number) for number in older])
+        older = [self._path(number) for number in self._numbers() if number < self._number]
+        asked_again(lambda: obstore.delete(self._client, older))
 
     def confirm(self) -> None:
         """The heartbeat."""
@@ -174,6 +182,11 @@ class Hold:
                 "goes on with it, or it was deleted."
             )
 
+    def give_up(self) -> None:
+        """For a driver that ends, before it tries to say so: the store may not answer.  Its process
+        may live on, as that of a notebook does, and nobody is to wait for it."""
+        _given_up.add(self._own.owner)
+
     def release(self) -> None:
         import obstore
 
@@ -209,8 +222,10 @@ class Hold:
     def _numbers(self) -> list[int]:
         import obstore
 
-        listed = obstore.list_with_delimiter(self._client, prefix=FOLDER)["objects"]
-        names = (str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed)
+        listed = asked_again(lambda: obstore.list_with_delimiter(self._client, prefix=FOLDER))
+        names = (
+            str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed["objects"]
+        )
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _seen(self) -> _Seen | None:

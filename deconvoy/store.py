@@ -284,8 +284,12 @@ class FolderStore(RunStore):
     def driver_lock(self) -> Iterator[None]:
         """The system lets go when the process ends, however."""
         place = self.root / "ledger" / "driver.lock"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("a+") as file:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            opened = place.open("a+")
+        except OSError as error:
+            raise self.refused(error) from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -20,6 +20,7 @@ from deconvoy.errors import (
     CatalogueUnavailable,
     DeconvoyError,
     FieldInvalid,
+    FilesUnreachable,
     JobConflict,
     JobNotFound,
     KeyReused,
@@ -45,6 +46,7 @@ STATUSES: tuple[tuple[type[DeconvoyError], int], ...] = (
     (RequestError, 422),
     (CatalogueUnavailable, 503),
     (RunUnreachable, 503),
+    (FilesUnreachable, 503),
 )
 """Of our errors, the first that fits; of any other 500: the request was right, something else is
 not, and its sentence says what."""

@@ -442,3 +442,20 @@ def test_what_is_stripped_from_weights_is_said(spec: Path, tmp_path: Path) -> No
     assert found.returncode == 0, found.stderr
     assert "stripping the prefix 'module.'" in found.stderr
     assert "under 'state_dict'" in found.stderr
+
+
+def test_a_process_ends_before_the_interpreter_is_taken_down_and_after_all_else() -> None:
+    """Threads of libraries that ask for it then would abort the process, after its answer."""
+    code = (
+        "import atexit, sys\n"
+        "from service import cli\n"
+        "class Loud:\n"
+        "    def __del__(self): print('taken down')\n"
+        "sys.modules['loud'] = Loud()\n"
+        "cli.main = lambda: (atexit.register(print, 'registered'), print('answer'), sys.exit(7))\n"
+        "cli.command()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert done.returncode == 7 and done.stdout.split() == ["answer", "registered"]

@@ -13,13 +13,15 @@ import pytest
 from obstore.store import S3Store
 
 import deconvoy
-from deconvoy.errors import RequestError
-from deconvoy.files import Files
-from deconvoy.spec import DataSpec
+from deconvoy.errors import FilesUnreachable, ImageUnreadable, RequestError
+from deconvoy.files import Files, _store
+from deconvoy.spec import DataSpec, Transform
+from tests.fire.proxy import Weather, proxy_before
 from tests.runs import results_of, run_inline, small_spec, write_photographs
 from tests.s3 import BUCKET, s3_server
 from tests.test_found import png, write_list, write_parquet, write_tar
 from workers.datasets import list_images
+from workers.sources import FileSource
 
 CLASSES = ("a", "b", *(f"class {i}" for i in range(8)))
 
@@ -149,3 +151,28 @@ def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     thread.start()
     thread.join(120)
     assert found and "s3://away/images/1.png" in found[0] and "AWS_ENDPOINT_URL" in found[0]
+
+
+def test_a_store_that_is_away_makes_no_image_unreadable(
+    photographs: tuple[str, Path], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an hour without network would leave out other images than another hour."""
+    remote, folder = photographs
+    with proxy_before(environment["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        monkeypatch.setattr("deconvoy.files.PATIENCE_SECONDS", 0.2)
+        _store.cache_clear()
+        source, transform = FileSource(remote), Transform(resize=64, crop=64)
+        for fault in ("500", "503", "cut", "partial", "key"):
+            with proxy.weather.raging(fault):
+                with pytest.raises(FilesUnreachable, match="so it was not skipped.*resume"):
+                    source.read("a/000.png", transform)
+        with proxy.weather.raging("403"), pytest.raises(ImageUnreadable, match="may not be read"):
+            source.read("a/000.png", transform)
+        assert source.read("a/000.png", transform).width == 80
+        with pytest.raises(OSError, match="ends before byte 1000000000"):
+            Files(remote).read_range("a/000.png", 10, 10**9 - 10)
+        proxy.weather = Weather(seed=1, every=1, spell=1, faults=("partial",))
+        names = {file.name for file in folder.rglob("*.png")}
+        assert {entry.path.rpartition("/")[2] for entry in Files(remote).entries()} == names
+    _store.cache_clear()

@@ -16,8 +16,9 @@ import deconvoy
 from deconvoy.errors import RequestError
 from deconvoy.schema import EXAMPLE_ARRAYS, LAYER_ARRAYS, OUTLIER_ARRAYS
 from deconvoy.store import RunStore
-from tests.runs import run_inline, small_spec, write_photographs
+from tests.runs import resume_inline, run_inline, small_spec, write_photographs
 from workers.replay import drawn
+from workers.seal import SEAL, finish
 from workers.verify import PICTURES, Report, verify
 from workers.writer import write_pictures
 
@@ -80,6 +81,7 @@ def test_without_a_sample_neither_torch_nor_the_model_is_needed(run: Path) -> No
     attributes = json.loads((run / "zarr.json").read_text())
     attributes["attributes"]["spec"]["model"]["name"] = "gone.py:model"
     (run / "zarr.json").write_text(json.dumps(attributes))
+    finish(RunStore(run))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     found, torch_loaded = json.loads(done.stdout)
     assert found["faults"] == [] and found["chunks"] > 20 and not torch_loaded
@@ -106,6 +108,7 @@ def test_a_missing_chunk_of_any_array_is_found_and_named(run: Path, name: str) -
 @pytest.mark.parametrize(
     "path",
     [
+        "layers/logits/zarr.json",
         "layers/logits/score/zarr.json",
         "layers/relu2/patch/zarr.json",
         "images/part-000001.parquet",
@@ -165,8 +168,9 @@ def test_what_is_all_nothing_has_a_file_so_that_its_loss_is_seen(run: Path) -> N
 
 def test_pictures_without_a_marker_are_found(run: Path) -> None:
     (run / "ledger/projection/relu2/item-000000.json").unlink()
-    (fault,) = verify(str(run), 0).faults
+    fault, sealed = verify(str(run), 0).faults
     assert fault.place == "layers/relu2/projected" and "no marker" in fault.reason
+    assert sealed.place.startswith("ledger/projection/") and "is missing" in sealed.reason
 
 
 Change = Callable[[Any], None]
@@ -262,6 +266,7 @@ def test_a_run_over_three_places_of_odd_sizes_is_whole(tmp_path: Path, told: boo
         provenance: Any = group.attrs["provenance"]
         new = ("places", "outputs")
         group.attrs["provenance"] = {k: v for k, v in provenance.items() if k not in new}
+        finish(RunStore(tmp_path / "run"))
     report = verify(str(tmp_path / "run"), 20)
     assert report.faults == [] and report.hits == 20
     shutil.copy(
@@ -361,3 +366,45 @@ def test_what_a_stopped_run_has_is_verified(run: Path) -> None:
     assert report.faults == [] and report.hits == 0  # the scan is not done, so there are none
     (run / "images/part-000001.parquet").unlink()
     assert places(verify(str(run), 0)) == ["images/part-000001.parquet"]
+
+
+# --- the seal -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [
+        ("zarr.json", '"images": 20', '"images": 21'),
+        ("zarr.json", '"status": "done"', '"status": "donf"'),
+        ("zarr.json", '"sealed"', '"sealee"'),
+        ("layers/relu2/zarr.json", '"height": 16', '"height": 17'),
+        ("layers/relu2/score/zarr.json", '"meaning"', '"meening"'),
+        ("ledger/projection/relu2/item-000000.json", '"projections": 18', '"projections": 16'),
+    ],
+)
+def test_what_is_still_well_formed_but_not_what_was_written_is_found(
+    run: Path, path: str, old: str, new: str
+) -> None:
+    content = (run / path).read_text()
+    assert old in content, content
+    (run / path).write_text(content.replace(old, new, 1))
+    assert path in places(verify(str(run), 0))
+
+
+def test_a_seal_that_is_gone_or_broken_is_found_and_resuming_sets_it_anew(run: Path) -> None:
+    whole = (run / SEAL).read_bytes()
+    (run / SEAL).unlink()
+    assert places(verify(str(run), 0)) == [SEAL]
+    resume_inline(run)
+    assert verify(str(run), 0).faults == [] and (run / SEAL).read_bytes() != b""
+    for broken in (b"", whole[:-10], whole.replace(b"a", b"b", 1)):
+        (run / SEAL).write_bytes(broken)
+        assert places(verify(str(run), 0)) == [SEAL]
+
+
+def test_a_run_that_is_older_than_seals_is_verified_as_ever(run: Path) -> None:
+    (run / SEAL).unlink()
+    attributes = json.loads((run / "zarr.json").read_text())
+    attributes["attributes"]["state"] = {"status": "done"}
+    (run / "zarr.json").write_text(json.dumps(attributes))
+    assert verify(str(run), 5).faults == []

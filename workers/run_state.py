@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from deconvoy import tombstone
 from deconvoy.errors import DeconvoyError, JobStopped, RunBusy, RunUnreachable
 from deconvoy.store import METADATA, RunStore
+from workers.seal import finish
 
 _REFUSED_WRITES = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
@@ -34,7 +35,7 @@ def told_in_state(run: RunStore, remedy: str | None = None) -> Iterator[None]:
     try:
         run.zarr("r+").attrs.update({"state": {"status": "running"}})
         yield
-        run.zarr("r+").attrs.update({"state": {"status": "done"}})
+        finish(run)
     except KeyboardInterrupt:
         tell(status="stopped")
         raise JobStopped(f"Stopped. {remedy}") from None

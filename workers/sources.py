@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deconvoy.errors import ImageUnreadable
+from deconvoy.errors import FilesUnreachable, ImageUnreadable
 from deconvoy.files import Files, is_remote, split
 from deconvoy.spec import Transform
 from workers.images import Picture, decode, from_pixels
@@ -120,9 +120,15 @@ def split_joined(uri: str) -> tuple[int, str]:
 
 
 def _read(content: Any) -> Any:
-    """What ``content`` returns; what the system refuses makes the image unreadable."""
+    """What ``content`` returns; what the system refuses makes the image unreadable.
+
+    Raises:
+        FilesUnreachable: a store that is away; skipped images would differ from day to day.
+    """
     try:
         return content()
+    except FilesUnreachable:
+        raise
     except (OSError, tarfile.TarError, pa.ArrowException) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ImageUnreadable(f"cannot be read: {reason}") from error

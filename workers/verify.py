@@ -1,12 +1,15 @@
 """Verify a run: that its bytes are those that were written, complete, and what its ledger says.
 
-Three questions.  Does every chunk have its checksum, and can every images part and marker be read?
+Three questions.  Does every chunk have its checksum, can every images part and marker be read, and
+are files without a checksum of their own those that the seal of a finished run names?
 Is everything there that the markers promise?  And are the tables the fold of the markers?  None
 needs the model or torch; ``workers.replay`` asks the fourth: does a plain forward pass find the
-same?  What no checksum covers is the attributes (``zarr.json``): they must be well-formed.
+same?  Of a run that is not done, or older than seals, attributes (``zarr.json``) must be
+well-formed, no more.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +33,13 @@ from deconvoy.schema import (
     layer_path,
 )
 from deconvoy.spec import JobSpec
-from deconvoy.store import RunStore
+from deconvoy.store import METADATA, RunStore
 from workers.candidates import candidate_images, decided
 from workers.checksums import Chunks, Fault
 from workers.examples import Entries, Ranking, rankings_of
 from workers.outliers import LeftOut
 from workers.parts import number_of, spans
+from workers.seal import Sealed
 from workers.tables import (
     entries_of,
     example_arrays,
@@ -103,12 +107,13 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
         return _verified_study(opened, chunks, report, sample)
     for kind in (_Scan, _Projection):
         check = kind(chunks, opened.attributes, report)
-        report.faults += list(check.faults())[:SHOWN]
+        report.faults += _found(check.faults())
     for analysis in _ANALYSES:
         further = analysis(chunks, opened.attributes)
-        report.faults += list(further.faults())[:SHOWN]
+        report.faults += _found(further.faults())
         report.files += further.files
     report.chunks, report.files = chunks.read, report.files + chunks.files
+    _compare_with_seal(opened, report)
     # Of a broken run the hits cannot be read; before its scan is done a run has none.
     if sample and not report.faults and "results" in opened.attributes:
         from workers.replay import replay
@@ -119,10 +124,33 @@ def verify(url: str, sample: int, seed: int = 0) -> Report:
     return report
 
 
+def _found(faults: Iterator[Fault]) -> list[Fault]:
+    """The first of them.  Attributes that were damaged may lead anywhere, and then say so."""
+    found: list[Fault] = []
+    try:
+        for fault in itertools.islice(faults, SHOWN):
+            found.append(fault)
+    except DeconvoyError:
+        raise
+    except Exception as error:  # whatever reading by wrong names and numbers raises
+        told = f"does not fit the rest of the run: {type(error).__name__}: {error}"
+        found.append(Fault(METADATA, told))
+    return found
+
+
+def _compare_with_seal(opened: Run, report: Report) -> None:
+    """Of a file that has a fault already, that it differs is no news."""
+    named = {fault.place for fault in report.faults}
+    sealed = Sealed(RunStore(opened.url), opened.attributes)
+    report.faults += [fault for fault in sealed.faults() if fault.place not in named][:SHOWN]
+    report.files += sealed.files
+
+
 def _verified_study(opened: Run, chunks: Chunks, report: Report, sample: int) -> Report:
     check = StudyGroup(chunks, opened.attributes)
-    report.faults += list(check.faults())[:SHOWN]
+    report.faults += _found(check.faults())
     report.chunks, report.files = chunks.read, chunks.files + check.files
+    _compare_with_seal(opened, report)
     if sample and not report.faults and "results" in opened.attributes:
         report.networks, wrong = recomputed(opened.url, sample)
         report.faults += wrong[:SHOWN]
@@ -149,7 +177,10 @@ class _Scan:
             return
         yield from self._absent()
         groups = {layer_path(layer) for layer in self.attributes["layers"]}
-        if not faults and not groups & self.chunks.unopened:
+        gone = [f"{group}/zarr.json" for group in sorted(groups)]
+        gone = [path for path in gone if path not in self.chunks.present]
+        yield from (Fault(path, "is missing") for path in gone)
+        if not faults and not gone and not groups & self.chunks.unopened:
             yield from self._compare_tables()
 
     def _read_markers(self) -> Iterator[Fault]:
