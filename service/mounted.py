@@ -150,6 +150,11 @@ def front_page(streamlit: Path) -> str:
     return re.sub(r'<link[^>]*rel="preload"[^>]*as="font"[^>]*>', "", html)
 
 
+def _first(path: str) -> str:
+    """The first part of a path; nothing of a target that is none."""
+    return path[1:].partition("/")[0] if path.startswith("/") else ""
+
+
 class ApiFirst:
     """To the API what is its own; all else are pages."""
 
@@ -158,7 +163,8 @@ class ApiFirst:
         self.api = api
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and scope["path"].split("/")[1] in OF_THE_API
+        # `*` and `host:port` are targets, too, and no paths.
+        ours = scope["type"] == "http" and _first(scope["path"]) in OF_THE_API
         await (self.api if ours else self.app)(scope, receive, send)
 
 
