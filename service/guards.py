@@ -20,7 +20,7 @@ UPLOADS = ("/v1/uploads", "/_stcore/upload_file/")
 """Where images are handed in, which are larger than other bodies: to the API, to the dashboard."""
 LOGIN = "/login"
 FORM_BYTES = 16 * 1024
-"""Of the login's form, at most: strangers send it, and it is read before anybody knows who it is."""
+"""Of the login's form, at most: it is read before anybody knows whose it is."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 ELSEWHERE = ("same-site", "cross-site")
 """What browsers say in Sec-Fetch-Site of a page that is not of the same origin."""

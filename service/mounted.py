@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 from anyio import to_thread
 from fastapi import FastAPI, HTTPException
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from deconvoy.errors import MissingExtra
@@ -207,7 +208,8 @@ class Doorkeeper:
 
 
 class FrontPage:
-    """The page of every view: addresses of one part that name no file."""
+    """The page of every view: addresses of one part that name no file.  Streamlit has its own at
+    all others, which is shown under the same policy."""
 
     def __init__(self, app: ASGIApp, html: str) -> None:
         self.app = app
@@ -219,4 +221,12 @@ class FrontPage:
             if len(parts) == 1 and "." not in parts[0]:
                 await self.page(scope, receive, send)
                 return
-        await self.app(scope, receive, send)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.update(PAGE_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, guarded)

@@ -5,17 +5,32 @@ Sockets are spoken to directly where a client would mend, refuse or reorder what
 """
 
 import contextlib
+import os
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+from PIL import Image
+
+from service.database import Database
+from service.scopes import Scope
+from service.tokens import Tokens
+from tests.runs import run_inline, small_spec
+from tests.upped import Service
+
 SECONDS = 20.0
 """An answer may take at most so long."""
+
+SECRET = "nobody outside may see this"
 
 METHODS = ("get", "head", "post", "put", "patch", "delete", "options", "trace")
 
@@ -180,3 +195,109 @@ def lure(elsewhere: str = "", content: bytes = b"secret") -> Iterator[Lure]:
         server.shutdown()
         thread.join(10)
         server.server_close()
+
+
+# -- what is said in names -------------------------------------------------------------------------
+
+HACKED = "window.hacked=1"
+HOSTILE = (
+    f"<img src=x onerror={HACKED}>",
+    f'"><svg onload={HACKED}>',
+    f"'onmouseover='{HACKED}",
+    f"<script>{HACKED}<",
+    "{{7*7}}${HOME}{0.__class__}%s$name",
+    "![x](http:evil.example) [y](javascript:alert(1))",
+    "<style>*{background:url(http:evil.example)}<",
+    "&lt;b&gt; \N{RIGHT-TO-LEFT OVERRIDE}\N{FULLWIDTH LESS-THAN SIGN}b\N{COMBINING ACUTE ACCENT}",
+)
+"""Names of folders and files; a slash they cannot have."""
+
+SPOKEN = f"</title></script><script>{HACKED}</script><img src=x onerror={HACKED}>"
+"""A text that may have a slash: of specs, runs and tags."""
+
+
+def hostile_photographs(folder: Path) -> None:
+    """A picture of noise in each of some folders, whose names are its class, and its own."""
+    noise = np.random.default_rng(0)
+    for name in HOSTILE:
+        place = folder / name / f"{name}.png"
+        place.parent.mkdir(parents=True)
+        Image.fromarray(noise.integers(0, 256, (70, 70, 3), dtype=np.uint8)).save(place)
+
+
+class Fortress:
+    """A service with runs, tokens of every scope, and secrets just outside of what it may show.
+
+    Args:
+        folder: an empty one.
+        options: further ones of ``deconvoy up``.
+        roots: places besides its folder of images that jobs may read.
+    """
+
+    def __init__(self, folder: Path, *options: str, roots: Sequence[str] = ()) -> None:
+        self.folder, self.home = folder, folder / "home"
+        self.data, self.runs = folder / "data", self.home / "runs"
+        hostile_photographs(self.data / "photographs")
+        analyses = [{"kind": "top"}, {"kind": "projection", "units": {"ids": [0, 1]}}]
+        where = {"uri": str(self.data / "photographs")}
+        layers = ["relu2", "logits"]
+        spec = small_spec(name=SPOKEN[:200], data=where, layers=layers, analyses=analyses)
+        run_inline(spec, self.runs / "plain")
+        shutil.copytree(self.runs / "plain", self.runs / HOSTILE[0])
+        shutil.copytree(self.runs / "plain", folder / "secret")
+        (folder / "secret.txt").write_text(SECRET)
+        (self.data / "link.png").symlink_to(folder / "secret.txt")
+        shutil.copytree(self.runs / "plain", self.runs / "outward")
+        self._outward(self.runs / "outward")
+        data = [option for place in (str(self.data), *roots) for option in ("--data", place)]
+        self.service = Service(self.home, *options, *data)
+        self.tokens: dict[str, str] = {}
+
+    def _outward(self, run: Path) -> None:
+        """Links in a run that lead out of it, to a file, to a folder, to themselves."""
+        (run / "out.json").symlink_to(self.folder / "secret.txt")
+        (run / "layers" / "out").symlink_to(self.folder)
+        (run / "images" / "loop").symlink_to(run / "images" / "loop")
+        (self.runs / "linked").symlink_to(self.folder / "secret.txt")
+
+    def __enter__(self) -> "Fortress":
+        self.service.start()
+        database = Database(f"sqlite:///{self.home / 'catalogue.db'}")
+        known = Tokens(database)
+        for scope in Scope:
+            self.tokens[scope.value] = known.create(scope.value, scope)
+        self.tokens["expired"] = known.create("expired", Scope.admin, -timedelta(seconds=1))
+        self.tokens["revoked"] = known.create("revoked", Scope.admin)
+        known.revoke("revoked")
+        database.close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.service.stop()
+
+    @property
+    def url(self) -> str:
+        return self.service.url
+
+    @property
+    def host(self) -> str:
+        return self.url.removeprefix("http://")
+
+    def bearer(self, scope: str = "admin") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.tokens[scope]}"}
+
+    def sends(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        seconds: float = SECONDS,
+    ) -> Answer:
+        """A request whose target stands as it is."""
+        return say(self.url, request(method, target, self.host, headers, body), seconds)
+
+    def memory(self) -> float:
+        """Of the service's own process, in MiB."""
+        pages = Path(f"/proc/{self.service.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
