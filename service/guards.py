@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -207,6 +208,8 @@ class BodyGuard:
 
         try:
             await self.app(scope, counting, sending)
+        except ClientDisconnect:
+            pass  # nobody is there to be told, unless it was we who said so
         except Exception:
             if count <= most or begun:
                 raise

@@ -192,7 +192,10 @@ def said_to(address: str, *pieces: bytes) -> bytes:
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        return connection.recv(2**16)
+        answer = b""
+        while b"}" not in answer and (more := connection.recv(2**16)):
+            answer += more
+        return answer
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"])
@@ -228,6 +231,18 @@ def test_who_is_refused_is_not_listened_to() -> None:
         host = address.removeprefix("http://").encode()
         head = b"PATCH / HTTP/1.1\r\nHost: " + host + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert said_to(address, head, b"400\r\nxxx").startswith(b"HTTP/1.1 405")
+
+
+def test_who_goes_away_in_the_middle_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with served(application()) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = f"POST / HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 99\r\n\r\nxx"
+            connection.sendall(head.encode())
+            time.sleep(0.3)
+        time.sleep(0.3)
+        assert httpx.get(address).is_success
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_the_form_of_strangers_is_small() -> None:

@@ -112,7 +112,7 @@ def test_no_route_answers_who_has_no_token(
     """What the document has today, and whatever it will have."""
     tries = no_tokens(fortress)
     asked = 0
-    with httpx.Client(base_url=fortress.url) as client:
+    with httpx.Client(base_url=fortress.url, timeout=60) as client:
         for route in every:
             assert route.open == (route.template in OPEN), route
             if route.open:
@@ -136,7 +136,7 @@ def test_no_route_does_more_than_a_scope_allows(
 ) -> None:
     scopes = ["read", "submit", "admin"]
     tried = 0
-    with httpx.Client(base_url=fortress.url) as client:
+    with httpx.Client(base_url=fortress.url, timeout=60) as client:
         for route in every:
             needed = NEEDS_MORE.get((route.method, route.template), NEEDS[route.method])
             for scope in scopes[: scopes.index(needed)]:
@@ -160,7 +160,7 @@ def test_no_method_but_its_own(fortress: Fortress, every: list[Route]) -> None:
         of.setdefault(route.path, set()).add(route.method)
     preflight = {"Origin": "http://evil.example", "Access-Control-Request-Method": "DELETE",
                  "Access-Control-Request-Headers": "authorization"}  # fmt: skip
-    with httpx.Client(base_url=fortress.url) as client:
+    with httpx.Client(base_url=fortress.url, timeout=60) as client:
         for path, methods in of.items():
             for method in {"PUT", "PATCH", "POST", "DELETE", "TRACE", "PROPFIND"} - methods:
                 answer = client.request(method, path, headers=fortress.bearer())
@@ -173,7 +173,7 @@ def test_no_method_but_its_own(fortress: Fortress, every: list[Route]) -> None:
 def test_guesses_are_told_in_the_metrics(fortress: Fortress) -> None:
     """Nobody is locked out: 256 random bits are not guessed, and a lock would be a weapon.  An
     operator is told (docs/operate.md)."""
-    with httpx.Client(base_url=fortress.url) as client:
+    with httpx.Client(base_url=fortress.url, timeout=60) as client:
         for number in range(50):
             form = {"token": f"dv_{number:043d}"}
             assert client.post("/login", data=form).status_code == 401
@@ -232,7 +232,7 @@ def test_no_link_or_dot_leads_out_of_a_run(fortress: Fortress, run: str, path: s
 
 def test_a_run_of_any_name_is_reached_by_it_alone(fortress: Fortress) -> None:
     """Its name is a folder's, and may be markup."""
-    with httpx.Client(base_url=fortress.url, headers=fortress.bearer()) as client:
+    with httpx.Client(base_url=fortress.url, headers=fortress.bearer(), timeout=60) as client:
         listed = {run["id"] for run in client.get("/v1/runs").json()["runs"]}
         assert listed == {"plain", "outward", HOSTILE[0]}
         for run in ("plain", HOSTILE[0]):
@@ -301,7 +301,9 @@ def test_no_spec_leads_where_a_job_may_not_read(
 ) -> None:
     plain = {"model": {"name": "deconvoy/zfnet_small"}, "data": {"uri": "shapes?size=9"}}
     tried = 0
-    with httpx.Client(base_url=fortress.url, headers=fortress.bearer("submit")) as client:
+    with httpx.Client(
+        base_url=fortress.url, headers=fortress.bearer("submit"), timeout=60
+    ) as client:
         for place in places(fortress, elsewhere):
             specs = [plain | make(place) for _, make in FIELDS]
             specs += [STUDY | {"data": {"uri": place}}]
@@ -473,7 +475,9 @@ def test_half_open_connections_hold_up_nobody(fortress: Fortress, fire: Fire, te
         half_open(fortress.url, count, form),
     ):
         taken = []
-        with httpx.Client(base_url=fortress.url, headers=fortress.bearer("read")) as client:
+        with httpx.Client(
+            base_url=fortress.url, headers=fortress.bearer("read"), timeout=60
+        ) as client:
             for _ in range(50):
                 begun = time.monotonic()
                 assert client.get("/v1/runs/plain/layers/relu2/units/0").is_success
