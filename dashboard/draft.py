@@ -12,6 +12,7 @@ import yaml
 
 from deconvoy.errors import RequestError
 from deconvoy.spec import JobSpec
+from deconvoy.spec_file import plain_fields
 
 FIELDS = "draft.fields"
 TEXT = "draft.text"
@@ -113,8 +114,8 @@ def read_text() -> None:
     """The text was changed: it is what is given now, if it is YAML of a mapping."""
     text = st.session_state[TEXT]
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        given = plain_fields(text)
+    except (yaml.YAMLError, ValueError) as error:  # aliases of aliases, depths without end
         st.session_state[WRONG] = f"The text is no YAML: {' '.join(str(error).split())}"
         return
     if not isinstance(given, dict):

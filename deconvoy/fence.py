@@ -56,4 +56,6 @@ def _url_below(place: str, root: str) -> bool:
     if (here.scheme, here.netloc) != (there.scheme, there.netloc) or not here.scheme:
         return False
     path, top = PurePosixPath(here.path or "/"), PurePosixPath(there.path or "/")
-    return ".." not in path.parts and "%" not in here.path and path.is_relative_to(top)
+    # Clients take a backslash in an http address for a slash (the WHATWG's rule), ours among them.
+    plain = not any(sign in here.path for sign in "%\\")
+    return plain and ".." not in path.parts and path.is_relative_to(top)

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -86,9 +86,19 @@ def validated(root: type[S], fields: Any, least: str) -> S:
     try:
         return root.model_validate(fields)
     except ValidationError as error:
-        found = list(sentences(error, root))
+        found = list(islice(sentences(error, root), TOLD))
         told = " ".join(sentence for _, sentence in found)
-        raise FieldInvalid(told, found[0][0]) from None
+        more = f" {error.error_count() - JUDGED} more are wrong." if _too_many(error) else ""
+        raise FieldInvalid(told + more, found[0][0]) from None
+
+
+JUDGED, TOLD = 200, 40
+"""Of the failures of one spec so many are looked at, and so many sentences told: each is compared
+with each, and who sends ten thousand wrong fields must not keep a service busy for it."""
+
+
+def _too_many(error: ValidationError) -> bool:
+    return error.error_count() > JUDGED
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:
@@ -98,7 +108,7 @@ def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[s
     Args:
         root: the spec's class, whose known fields are named where one is unknown.
     """
-    problems: list[Any] = error.errors(include_url=False)
+    problems: list[Any] = error.errors(include_url=False)[:JUDGED]
     problems = [problem for problem in problems if not _told_within(problem, problems)]
     told: set[str] = set()
     for problem in sorted(problems, key=_order):

@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,11 +19,15 @@ from service.settings import Settings
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 UPLOADS = ("/v1/uploads", "/_stcore/upload_file/")
 """Where images are handed in, which are larger than other bodies: to the API, to the dashboard."""
+LOGIN = "/login"
+FORM_BYTES = 16 * 1024
+"""Of the login's form, at most: it is read before anybody knows whose it is."""
 SAFE = ("GET", "HEAD", "OPTIONS")
 ELSEWHERE = ("same-site", "cross-site")
 """What browsers say in Sec-Fetch-Site of a page that is not of the same origin."""
 POLICY_VIOLATION = 1008
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_GONE: Message = {"type": "http.disconnect"}
 
 
 def guards(settings: Settings) -> list[Middleware]:
@@ -145,8 +150,11 @@ class OriginGuard:
 
 
 class BodyGuard:
-    """Bodies of at most ``most`` bytes (``images`` where those are handed in), whether or not they
-    say how long they are."""
+    """Bodies of at most ``most`` bytes (``images`` where those are handed in, ``FORM_BYTES`` at the
+    login), whether or not they say how long they are, and whatever they say.
+
+    They are counted as they are read, so nothing is kept of what a stranger sends.
+    """
 
     def __init__(self, app: ASGIApp, most: int, images: int) -> None:
         self.app = app
@@ -157,46 +165,56 @@ class BodyGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        uploads = scope["path"].startswith(UPLOADS)
-        most = self.images if uploads else self.most
-        refuse = partial(self._refuse, most, "UPLOAD" if uploads else "BODY")
-        length = Headers(scope=scope).get("content-length")
-        if length is not None:  # the server holds the body to it
-            if not (length.isascii() and length.isdigit()):
-                detail = (
-                    f"The Content-Length {length[:100]!r} is no whole number of bytes: send one."
-                )
-                await _refuse(
-                    HTTPStatus.BAD_REQUEST, detail, "Content-Length", scope, receive, send
-                )
-            elif len(length) > 18 or int(length) > most:
-                await refuse(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-            return
-        await self._read_first(most, refuse, scope, receive, send)
+        most, refuse = self._limit(scope["path"])
+        headers = Headers(scope=scope)
+        length = headers.get("content-length")
+        if length is not None and "transfer-encoding" in headers:
+            # Which of the two counts, servers and proxies do not agree on.
+            detail = "The request has a Content-Length and a Transfer-Encoding: send one of them."
+            await _refuse_length(detail, scope, receive, send)
+        elif length is not None and not (length.isascii() and length.isdigit()):
+            detail = f"The Content-Length {length[:100]!r} is no whole number of bytes: send one."
+            await _refuse_length(detail, scope, receive, send)
+        elif length is not None and (len(length) > 18 or int(length) > most):
+            await refuse(scope, receive, send)
+        else:
+            await self._counted(most, refuse, scope, receive, send)
 
-    async def _read_first(
+    def _limit(self, path: str) -> tuple[int, ASGIApp]:
+        if path.startswith(UPLOADS):
+            return self.images, partial(self._refuse, self.images, "UPLOAD")
+        if path.endswith(LOGIN):
+            return FORM_BYTES, _refuse_form
+        return self.most, partial(self._refuse, self.most, "BODY")
+
+    async def _counted(
         self, most: int, refuse: ASGIApp, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Nobody knows how long it is before its end, so it is read here and handed on."""
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > most:
-                await refuse(scope, receive, send)
-                return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        """Who reads more than ``most`` bytes is told that the caller is gone, and the caller that
+        it was too much; unless the answer has begun, which is then cut off."""
+        count, begun = 0, False
 
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
+        async def counting() -> Message:
+            nonlocal count
+            message = await receive() if count <= most else _GONE
+            count += len(message.get("body", b""))
+            return message if count <= most else _GONE
 
-        await self.app(scope, replay, send)
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            if count <= most or begun:
+                begun = True
+                await send(message)
+
+        try:
+            await self.app(scope, counting, sending)
+        except ClientDisconnect:
+            pass  # nobody is there to be told, unless it was we who said so
+        except Exception:
+            if count <= most or begun:
+                raise
+        if count > most and not begun:
+            await refuse(scope, receive, send)
 
     async def _refuse(
         self, most: int, setting: str, scope: Scope, receive: Receive, send: Send
@@ -206,6 +224,15 @@ class BodyGuard:
             f"DECONVOY_{setting}_BYTES allows: send less."
         )
         await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, "body", scope, receive, send)
+
+
+async def _refuse_form(scope: Scope, receive: Receive, send: Send) -> None:
+    detail = f"The form has more than {FORM_BYTES} bytes: send a token, which is far shorter."
+    await _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail, "body", scope, receive, send)
+
+
+async def _refuse_length(detail: str, scope: Scope, receive: Receive, send: Send) -> None:
+    await _refuse(HTTPStatus.BAD_REQUEST, detail, "Content-Length", scope, receive, send)
 
 
 async def _refuse(

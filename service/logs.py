@@ -21,6 +21,9 @@ log = structlog.get_logger("service.requests")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 """One that a caller may choose."""
 
+LEFT = 499
+"""The status, as nginx has it, of who went away before there was an answer: no fault of ours."""
+
 UNKNOWN_ROUTE = "none"
 """Of a path that is no route's, so that probing does not fill the metrics."""
 
@@ -90,7 +93,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        begin, status = time.perf_counter(), 500
+        begin, status = time.perf_counter(), 0
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -102,8 +105,9 @@ class RequestLog:
         try:
             with structlog.contextvars.bound_contextvars(request=request_id):
                 await self.app(scope, receive, watched)
+            status = status or LEFT
         finally:
-            _tell(scope, request_id, status, time.perf_counter() - begin)
+            _tell(scope, request_id, status or 500, time.perf_counter() - begin)
 
 
 def _tell(scope: Scope, request_id: str, status: int, seconds: float) -> None:

@@ -17,10 +17,11 @@ from urllib.parse import quote
 
 from anyio import to_thread
 from fastapi import FastAPI, HTTPException
+from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
 from deconvoy.errors import MissingExtra
@@ -150,6 +151,11 @@ def front_page(streamlit: Path) -> str:
     return re.sub(r'<link[^>]*rel="preload"[^>]*as="font"[^>]*>', "", html)
 
 
+def _first(path: str) -> str:
+    """The first part of a path; nothing of a target that is none."""
+    return path[1:].partition("/")[0] if path.startswith("/") else ""
+
+
 class ApiFirst:
     """To the API what is its own; all else are pages."""
 
@@ -158,7 +164,8 @@ class ApiFirst:
         self.api = api
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and scope["path"].split("/")[1] in OF_THE_API
+        # `*` and `host:port` are targets, too, and no paths.
+        ours = scope["type"] == "http" and _first(scope["path"]) in OF_THE_API
         await (self.api if ours else self.app)(scope, receive, send)
 
 
@@ -201,7 +208,8 @@ class Doorkeeper:
 
 
 class FrontPage:
-    """The page of every view: addresses of one part that name no file."""
+    """The page of every view: addresses of one part that name no file.  Streamlit has its own at
+    all others, which is shown under the same policy."""
 
     def __init__(self, app: ASGIApp, html: str) -> None:
         self.app = app
@@ -213,4 +221,12 @@ class FrontPage:
             if len(parts) == 1 and "." not in parts[0]:
                 await self.page(scope, receive, send)
                 return
-        await self.app(scope, receive, send)
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.update(PAGE_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, guarded)

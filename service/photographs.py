@@ -5,6 +5,7 @@ sent is drawn anew, never the file itself.  Images of ``shapes`` are drawn by th
 """
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -156,7 +157,10 @@ def _is_file(place: Place, name: str, settings: Settings) -> bool:
 
 
 def _below(path: Path, root: str) -> bool:
-    return not is_remote(root) and path.resolve().is_relative_to(Path(root).resolve())
+    if is_remote(root):
+        return False
+    # Of links that lead in a circle ``resolve`` would raise.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def _of_file(folder: str, uri: str, side: int, pixels: int) -> Image.Image | None:

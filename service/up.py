@@ -111,8 +111,11 @@ def server_config(served: Any, settings: "Settings") -> "uvicorn.Config":
     """Of the server of an application."""
     import uvicorn
 
+    from service.impatience import Impatient
+
     return uvicorn.Config(
         served,
+        http=Impatient,
         log_config=None,
         access_log=False,
         forwarded_allow_ips=[str(network) for network in settings.proxies],

@@ -215,6 +215,9 @@ OUTSIDE = (
     f"{PLACE}/link.json",
     f"{PLACE}/folder/secret.json",
     f"{PLACE}/folder/",
+    f"{PLACE}/circle",
+    f"{PLACE}/circle/",
+    f"{PLACE}/circle/zarr.json",
     f"{PLACE}/../",
     f"{PLACE}/ledger/driver.lock",
     f"{PLACE}/ledger/%64river.lock",
@@ -250,6 +253,7 @@ def tempted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (folder / "secret.json").write_text("secret")
     (runs / "small/link.json").symlink_to(folder / "secret.json")
     (runs / "small/folder").symlink_to(folder)
+    (runs / "small/circle").symlink_to(runs / "small/circle")
     (runs / "small/.hidden").write_text("secret")
     (runs / "small/half.123.partial").write_text("secret")
     with served(create_app(settings_of(folder / "home", runs=str(runs)))) as address:

@@ -189,3 +189,13 @@ def test_a_service_that_only_shows_runs_says_so(api: httpx.Client) -> None:
     app = opened(api, jobs=False)
     assert not app.exception and not app.text_area
     assert "takes no jobs" in "".join(html.proto.body for html in app.get("html"))
+
+
+def test_a_text_that_stands_for_more_than_memory_holds_is_refused(api: httpx.Client) -> None:
+    rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    bomb = "\n".join(["a0: &a0 [x, x]", *rows, "layers: *a9"])
+    app = opened(api)
+    for text, said in ((bomb, "more than"), ("[" * 20_000, "deep"), ("a: &a {b: *a}", "lies in")):
+        app.text_area[0].set_value(text).run()
+        assert not app.exception
+        assert said in app.session_state[draft.WRONG]

@@ -53,6 +53,17 @@ def test_what_a_list_names_elsewhere_is_not(root: Path, how: str) -> None:
         FileSource(str(root)).read(uri, TRANSFORM)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["..\\private\\x.png", "a\\..\\..\\private", "%2e%2e/private", "../private", "a/../../private"],
+)
+@pytest.mark.parametrize("place", ["http://images.example/public", "s3://bucket/public"])
+def test_no_address_leads_up_from_a_root(place: str, path: str) -> None:
+    """To a client of http a backslash is a slash."""
+    assert fence.below_any(f"{place}/a/x.png", [place])
+    assert not fence.below_any(f"{place}/{path}", [place])
+
+
 def test_nor_what_a_parquet_cell_names(root: Path) -> None:
     cell = {"bytes": None, "path": str(outside(root))}
     pq.write_table(pa.table({"image": [cell]}), root / "list.parquet")

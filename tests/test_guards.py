@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI, Request, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from service.guards import guards
+from service.guards import FORM_BYTES, guards
 from service.settings import Settings
 from tests.browsers import TestClient
 
@@ -183,6 +184,81 @@ def test_an_oversized_body_is_refused_by_a_real_server() -> None:
         assert httpx.post(address, content=b"x" * (MOST + 1)).status_code == 413
         assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 421
         assert httpx.post(address, headers={"Origin": "null"}).status_code == 403
+
+
+def said_to(address: str, *pieces: bytes) -> bytes:
+    """What a server answers to bytes as they stand."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        answer = b""
+        while b"}" not in answer and (more := connection.recv(2**16)):
+            answer += more
+        return answer
+
+
+@pytest.mark.parametrize("lengths", [b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"])
+def test_no_length_hides_a_longer_body(lengths: bytes) -> None:
+    """h11 goes by the chunks where a request says both."""
+    with served(application()) as address:
+        host = address.removeprefix("http://").encode()
+        head = b"POST / HTTP/1.1\r\nHost: " + host + b"\r\n" + lengths + b"\r\n"
+        chunk = b"%x\r\n" % (4 * MOST) + b"x" * (4 * MOST) + b"\r\n0\r\n\r\n"
+        answer = said_to(address, head, chunk)
+    assert answer.startswith(b"HTTP/1.1 400") and b"send one of them" in answer
+
+
+def test_a_body_is_counted_whatever_length_it_claims() -> None:
+    async def claims_little(scope: Any, receive: Any, send: Any) -> None:
+        """A server that does not hold a body to its length."""
+        if scope["type"] == "http":
+            scope["headers"] = [*scope["headers"], (b"content-length", b"4")]
+        await application()(scope, receive, send)
+
+    async def without_encoding(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            scope["headers"] = [one for one in scope["headers"] if one[0] != b"transfer-encoding"]
+        await claims_little(scope, receive, send)
+
+    with served(without_encoding) as address:  # type: ignore[arg-type]
+        assert httpx.post(address, content=in_pieces(100 * MOST)).status_code == 413
+
+
+def test_who_is_refused_is_not_listened_to() -> None:
+    """An answer that needs no body does not wait for one, and nothing of it is kept."""
+    with served(application()) as address:
+        host = address.removeprefix("http://").encode()
+        head = b"PATCH / HTTP/1.1\r\nHost: " + host + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert said_to(address, head, b"400\r\nxxx").startswith(b"HTTP/1.1 405")
+
+
+def test_who_goes_away_in_the_middle_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with served(application()) as address:
+        host, _, port = address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as connection:
+            head = f"POST / HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 99\r\n\r\nxx"
+            connection.sendall(head.encode())
+            time.sleep(0.3)
+        time.sleep(0.3)
+        assert httpx.get(address).is_success
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_the_form_of_strangers_is_small() -> None:
+    app = application()
+
+    @app.post("/login")
+    async def read(request: Request) -> int:
+        return len(await request.body())
+
+    app.user_middleware[:] = guards(Settings())
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        assert client.post("/login", content=b"x" * FORM_BYTES).json() == FORM_BYTES
+        for content in (b"x" * (FORM_BYTES + 1), in_pieces(FORM_BYTES + 1)):
+            refused = client.post("/login", content=content)
+            assert refused.status_code == 413 and "a token" in refused.json()["detail"]
+        assert client.post("/", content=b"x" * (FORM_BYTES + 1)).json() == FORM_BYTES + 1
 
 
 def test_a_login_code_is_not_in_the_access_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """Test the job spec: what it accepts, that it survives JSON, and the sentence for what is wrong."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +343,17 @@ def test_runs_that_say_their_maps_were_contiguous_are_read() -> None:
     assert spec.compute.threads == 2 and "layout" not in spec.to_json()["compute"]
     with pytest.raises(RequestError, match=r"'compute\.layout' is unknown"):
         JobSpec.parse({**fields, "compute": {"layout": "channels_last"}})
+
+
+def test_of_ten_thousand_wrong_fields_some_are_told() -> None:
+    """Each is compared with each; a service must not be kept busy by a body of a megabyte."""
+    wrong = {f"field{number}": number for number in range(10_000)}
+    layers = {**LEAST, "layers": list(range(10_000))}
+    for fields in (wrong, layers):
+        begun = time.process_time()
+        with pytest.raises(RequestError) as refused:
+            JobSpec.parse(fields)
+        assert time.process_time() - begun < 2
+        assert len(str(refused.value)) < 100_000
+    with pytest.raises(RequestError, match=r"'field0' is unknown.* 980. more are wrong\."):
+        JobSpec.parse(wrong)

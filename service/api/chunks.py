@@ -8,6 +8,7 @@ the arrays of a group this way.
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -141,9 +142,9 @@ def _found(request: Request, shelved: Shelved, path: str) -> _File:
             size, tag = len(content), hashlib.sha256(content).hexdigest()[:24]
             read = partial(_part, content)
         else:
-            place = LocalPath(shelved.url, path).resolve(strict=True)
-            if not place.is_relative_to(LocalPath(shelved.url).resolve()) or not place.is_file():
-                raise _nothing(path)  # a link that leads out of the run, or a folder
+            place = _real(shelved.url, path)
+            if not place.is_relative_to(_real(shelved.url)) or not place.is_file():
+                raise _nothing(path)  # a link that leads out of the run or in a circle, or a folder
             status = place.stat()
             size, tag = status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}"
             modified = formatdate(status.st_mtime, usegmt=True)
@@ -196,13 +197,17 @@ def _part(content: bytes, begin: int, length: int) -> bytes:
 def _names(request: Request, shelved: Shelved, path: str) -> JSONResponse:
     if "://" not in shelved.url:
         place = LocalPath(shelved.url, path)
-        if not _is_folder(place) or not place.resolve().is_relative_to(
-            LocalPath(shelved.url).resolve()
-        ):
+        inside = _real(shelved.url, path).is_relative_to(_real(shelved.url))
+        if not inside or not _is_folder(place):
             raise _nothing(path)
     names = RunStore(shelved.url).names(path.removesuffix("/"))
     shown = [name for name in names if not HIDDEN.search(f"{path}{name}")]
     return JSONResponse(shown, headers={"Cache-Control": caching.control(request, False)})
+
+
+def _real(*parts: str) -> LocalPath:
+    """Through all links; ``resolve`` would raise where they lead in a circle."""
+    return LocalPath(os.path.realpath(LocalPath(*parts)))
 
 
 def _is_folder(place: LocalPath) -> bool:

@@ -3,12 +3,14 @@
 import html
 from urllib.parse import parse_qs
 
+import anyio
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from service.api.routing import Routes
 from service.auth import Gate, cookie_name, set_cookie
+from service.problems import refused
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -51,6 +53,9 @@ WELCOME = """<p>You are logged in: <a href="{to}">go on</a>.</p>"""
 CODE_REFUSED = "This link was used already, or is too old: log in with a token, or get a new link."
 TOKEN_REFUSED = "This token does not let you in: it is unknown, has expired, or was revoked."
 
+FORM_SECONDS = 10
+"""For the form to arrive; strangers send it."""
+
 FIRST = "./"
 """The page to go on to, unless another was asked for."""
 
@@ -82,7 +87,11 @@ def show_form(request: Request, code: str | None = None, next: str = FIRST) -> R
 async def log_in(request: Request) -> Response:
     """The form, sent back."""
     gate: Gate = request.app.state.gate
-    fields = parse_qs((await request.body()).decode("utf-8", "replace"))
+    with anyio.move_on_after(FORM_SECONDS) as sending:
+        body = await request.body()
+    if sending.cancelled_caught:
+        raise refused(408, f"The form did not arrive within {FORM_SECONDS} s: send it again.")
+    fields = parse_qs(body.decode("utf-8", "replace"))
     secret = fields.get("token", [""])[0].strip()
     to = _page(fields.get("next", [FIRST])[0])
     session = await run_in_threadpool(gate.log_in, secret)
