@@ -113,8 +113,8 @@ def read_text() -> None:
     """The text was changed: it is what is given now, if it is YAML of a mapping."""
     text = st.session_state[TEXT]
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        given = plain_fields(text)
+    except (yaml.YAMLError, ValueError) as error:
         st.session_state[WRONG] = f"The text is no YAML: {' '.join(str(error).split())}"
         return
     if not isinstance(given, dict):

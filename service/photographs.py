@@ -170,7 +170,8 @@ def _of_file(folder: str, uri: str, side: int, pixels: int) -> Image.Image | Non
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(files.read(uri)))
+            content = files.read(uri, FILE_BYTES)
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > pixels:
                 return None
             picture.draft("RGB", (side, side))
