@@ -12,6 +12,7 @@ import yaml
 
 from deconvoy.errors import RequestError
 from deconvoy.spec import JobSpec
+from deconvoy.spec_file import plain_fields
 
 FIELDS = "draft.fields"
 TEXT = "draft.text"

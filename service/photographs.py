@@ -26,6 +26,9 @@ from service.settings import Settings
 LONGER_SIDE = 1024
 """Of a picture from a file, in pixels at most."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""Whatever a file is called; of the others Pillow knows, some run another program."""
+
 FILE_BYTES = 64 * 2**20
 """Of a file that is read, at most."""
 

@@ -36,6 +36,9 @@ AUXILIARY = ("aux", "Aux")
 
 SHOWN = 3
 
+PACKED_BYTES = 16 * 2**20
+"""That a checkpoint may grow by: the code of a TorchScript archive is packed."""
+
 MAX_DEPTH = 20
 """Of mappings within mappings in a checkpoint."""
 
@@ -78,11 +81,11 @@ def read_weights(path: str, key: str = "auto") -> dict[str, Tensor]:
 
 
 def _refuse_zip_bombs(file: Path, path: str) -> None:
-    """torch.save stores; what is packed, or there twice, can be of any size."""
+    """torch.save stores its tensors; what is packed, or there twice, can be of any size."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > file.stat().st_size:
+        if unpacked > file.stat().st_size + PACKED_BYTES:
             raise RequestError(
                 f"model.weights {path!r} is packed and would be {unpacked:,} bytes, but torch.save "
                 "packs nothing: unpack it, or save the state_dict anew, with safetensors or "
