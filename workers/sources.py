@@ -200,7 +200,12 @@ def parquet_cell(root: str, file: str, column: str, row: int) -> Any:
 @lru_cache(maxsize=CACHED_TARS)
 def _parquet_file(root: str, file: str) -> tuple[pq.ParquetFile, list[int]]:
     """The open file, and the first row of each of its row groups."""
-    opened = pq.ParquetFile(Files(root).open(file))
+    content = Files(root).open(file)
+    try:
+        opened = pq.ParquetFile(content)
+    except BaseException:
+        content.close()
+        raise
     sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
     return opened, [0, *np.cumsum(sizes)[:-1].tolist()]
 

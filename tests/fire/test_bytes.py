@@ -19,7 +19,7 @@ import pytest
 
 import deconvoy
 from deconvoy.errors import DeconvoyError, ImageUnreadable, RequestError, TooManyBadImages
-from deconvoy.spec import JobSpec, Place, Transform
+from deconvoy.spec import JobSpec, Transform
 from tests.fire import mutations
 from tests.fire.conftest import Fire, Tell
 from tests.runs import assert_same_results, run_inline, run_on_ray, small_spec
@@ -29,7 +29,11 @@ from workers.images import decode
 TRANSFORM = Transform(resize=40, crop=32)
 
 # Pillow warns of much that is odd in a file and reads on.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL"),
+    # Of open tables a process keeps some; the others close when they are collected.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def reason_of(content: bytes) -> str | None:
@@ -193,7 +197,7 @@ def test_above_max_bad_the_job_says_how_many_and_names_some(tmp_path: Path) -> N
 def read_all(uri: str) -> tuple[str, int, int]:
     """What a place comes to: the sentence of a refusal, images read, and images left out."""
     try:
-        found = find(Place(uri=uri))
+        found = find(small_spec(data={"uri": uri}).data.places[0])
     except RequestError as error:
         return str(error), 0, 0
     read = bad = 0
@@ -307,13 +311,14 @@ def test_hostile_cells_of_a_table_are_left_out_with_their_reason(tmp_path: Path)
 PEAK = """
 import sys, resource
 from deconvoy.errors import DeconvoyError
-from deconvoy.spec import Place, Transform
+from deconvoy.spec import Transform
+from tests.runs import small_spec
 from workers.found import find
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:
-    found = find(Place(uri=sys.argv[1]))
+    found = find(small_spec(data={"uri": sys.argv[1]}).data.places[0])
     found.source.read(found.uris[0], Transform(resize=40, crop=32))
     told = "read"
 except DeconvoyError as error:
