@@ -263,8 +263,8 @@ def test_hostile_tar_headers_are_told_and_take_no_memory(tmp_path: Path) -> None
     }
     for what, content in shards.items():
         (tmp_path / "s.tar").write_bytes(content)
-        sentence, read, _ = read_all(str(tmp_path / "s.tar"))
-        assert sentence and read == 0, what
+        sentence, read, bad = read_all(str(tmp_path / "s.tar"))
+        assert (sentence or bad) and read == 0, what
     # Names lead nowhere: members are never put anywhere.
     named = {"../../escape.png": PNG, "/abs.png": PNG, "a\nb.png": PNG, "x.tar/y.png": PNG}
     (tmp_path / "n.tar").write_bytes(mutations.tar_of(named))
@@ -331,14 +331,14 @@ print(peak() - before, told)
 def test_one_value_told_a_thousand_times_takes_no_more_than_the_bound(
     tmp_path: Path, where: str, tell: Tell
 ) -> None:
-    long, rows = bytes(8 * 2**20), 5000  # 40 GB, in a file of a few kB
+    long, rows = bytes(2**20), 5000  # 5 GB, in a file of a few kB
     many = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([long]))
     few = pa.array([PNG] * rows, pa.binary())
     label = pa.DictionaryArray.from_arrays(
         pa.array([0] * rows, pa.int32()), pa.array([long.decode()])
     )
     table = (
-        pa.table({"image": many.cast(pa.binary()) if rows < 9 else many})
+        pa.table({"image": many})
         if where == "image"
         else pa.table({"image": few, "label": label})
     )
@@ -351,7 +351,7 @@ def test_one_value_told_a_thousand_times_takes_no_more_than_the_bound(
     )
     taken, told = ran.stdout.split(" ", 1)
     assert "bytes of images" in told or "bytes a label" in told
-    assert int(taken) < 9000 if where == "label" else int(taken) < 3000
+    assert int(taken) < 3000
     tell("bad bytes", **{f"memory_of_a_table_of_one_{where}_in_MiB": int(taken)})
 
 

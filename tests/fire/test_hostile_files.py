@@ -253,6 +253,8 @@ def test_specs_of_any_form_are_taken_or_refused_with_a_sentence(fire: Fire, tell
             old = whole.get(path[0])
             both = isinstance(old, dict) and isinstance(below, dict)
             fields = {**whole, path[0]: {**old, **below} if both else below}
+        elif whole:
+            fields = whole
         taken += attempt(fields, further=tried % 20 == 0)
 
     try_one()
