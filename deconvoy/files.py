@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -110,14 +111,19 @@ class Files:
             return FileEntry(path, found["size"], _tag(found))
         return _entry(Path(self.root), path)
 
-    def read(self, path: str) -> bytes:
-        """Raises OSError."""
+    def read(self, path: str, at_most: int | None = None) -> bytes:
+        """All of a file.  Raises OSError; TooLong, before anything is read, of more bytes."""
         self._require_inside(path)
-        if not self.remote:
-            return Path(self.root, path).read_bytes()
-        return _answer(
-            lambda: bytes(_obstore().get(_store(self.root), path).bytes()), self.url(path)
-        )
+        if self.remote:
+            return _answer(lambda: self._remote_read(path, at_most), self.url(path))
+        with _opened(Path(self.root, path)) as file:
+            _refuse_longer(os.fstat(file.fileno()).st_size, at_most)
+            return file.read()
+
+    def _remote_read(self, path: str, at_most: int | None) -> bytes:
+        found = _obstore().get(_store(self.root), path)
+        _refuse_longer(found.meta["size"], at_most)
+        return bytes(found.bytes())
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``.  Raises OSError, also where the file is too short."""
@@ -130,9 +136,11 @@ class Files:
                 self.url(path),
             )
         else:
-            with Path(self.root, path).open("rb") as file:
+            with _opened(Path(self.root, path)) as file:
+                # Room for as many bytes as are asked for is made before it is known that there are.
+                here = max(0, min(length, os.fstat(file.fileno()).st_size - start))
                 file.seek(start)
-                content = file.read(length)
+                content = file.read(here)
         if len(content) != length:
             raise OSError(f"{self.url(path)} ends before byte {start + length}")
         return content
@@ -141,7 +149,7 @@ class Files:
         """A seekable reader.  Raises OSError."""
         self._require_inside(path)
         if not self.remote:
-            return Path(self.root, path).open("rb")
+            return _opened(Path(self.root, path))
         return io.BufferedReader(_RemoteFile(self, path), READ_AHEAD)
 
     def url(self, path: str) -> str:
@@ -165,6 +173,23 @@ class Files:
             path = str(found["path"])
             if not any(part.startswith(".") for part in path.split("/")):
                 yield FileEntry(path, found["size"], _tag(found))
+
+
+class TooLong(OSError):
+    """A file of more bytes than its reader takes."""
+
+
+def _refuse_longer(size: int, at_most: int | None) -> None:
+    if at_most is not None and size > at_most:
+        raise TooLong(f"{size:,} bytes are more than {at_most:,}")
+
+
+def _opened(path: Path) -> io.BufferedReader:
+    """Of a pipe nothing may ever come, and of a device, or a link to one, no end."""
+    kind = path.stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # opening a folder tells what it is
+        raise OSError(f"{path} is a pipe, a socket or a device, and no file")
+    return path.open("rb")
 
 
 class _RemoteFile(io.RawIOBase):
@@ -309,6 +334,8 @@ def _answer(ask: Callable[[], T], url: str) -> T:
         return ask()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
+    except TooLong:
+        raise
     except Exception as error:  # obstore's own classes
         told = str(error).strip()
         reason = told.splitlines()[0].partition("<?xml")[0].rstrip(" :.")

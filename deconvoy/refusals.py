@@ -12,6 +12,9 @@ from deconvoy.errors import FieldInvalid, RequestError
 
 S = TypeVar("S", bound=BaseModel)
 
+SHOWN = 500
+"""Characters of a value that are told."""
+
 FORMS: tuple[tuple[str, str], ...] = (
     (r"model", "a section, as in `model: {name: torchvision/alexnet}`"),
     (r"model\.name", "a name, as in `torchvision/alexnet` or `path/to/file.py:factory`"),
@@ -213,12 +216,20 @@ def _wrong(
             field,
             f"The field {field!r} is missing: {f'it takes {form}' if form else 'give it a value'}.",
         )
-    shown = "" if isinstance(value, dict) else f" is {value!r}, but that"
+    shown = "" if isinstance(value, dict) else f" is {_in_short(value)}, but that"
     if form and kind != "value_error":
         return field, f"The field {field!r}{shown} does not fit: it takes {form}."
     # What several sections are about together.
     field = field or ("analyses" if "analyses" in root.model_fields else "edits")
     return field, f"The field {field!r}{shown} does not fit: {rule(problem)}."
+
+
+def _in_short(value: Any) -> str:
+    try:
+        told = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
+    return told if len(told) <= SHOWN else f"{told[:SHOWN]} …"
 
 
 def rule(problem: Mapping[str, Any]) -> str:

@@ -27,6 +27,9 @@ from service.settings import Settings
 LONGER_SIDE = 1024
 """Of a picture from a file, in pixels at most."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
+"""Whatever a file is called; of the others Pillow knows, some run another program."""
+
 FILE_BYTES = 64 * 2**20
 """Of a file that is read, at most."""
 
@@ -174,7 +177,8 @@ def _of_file(folder: str, uri: str, side: int, pixels: int) -> Image.Image | Non
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(files.read(uri)))
+            content = files.read(uri, FILE_BYTES)
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > pixels:
                 return None
             picture.draft("RGB", (side, side))

@@ -41,6 +41,10 @@ IMAGE_COLUMNS = ("image", "img", "image_bytes", "jpg", "jpeg", "png", "webp", "b
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
 
 
+LABEL_BYTES = 4096
+"""Of a label in a table, on average: names are shorter, and pictures are longer."""
+
+
 @dataclass(frozen=True)
 class Found:
     """What lies at a place: every image with the label it carries."""
@@ -69,7 +73,10 @@ def find(place: Place) -> Found:
     try:
         if is_remote(uri) or Path(uri).exists() or "{" in uri:
             return _find_files(place)
-    except (OSError, tarfile.TarError, pa.ArrowException) as error:
+    except RequestError:
+        raise
+    # ValueError: text that is no UTF-8, a name with a NUL in it.
+    except (OSError, ValueError, tarfile.TarError, pa.ArrowException) as error:
         raise RequestError(f"data.uri {uri!r} cannot be read: {error}.") from error
     raise RequestError(
         f"data.uri {uri!r} does not exist: give a folder of images, a .parquet, .tar or .csv file, "
@@ -216,6 +223,7 @@ def _find_in_tars(root: Files, shards: Sequence[FileEntry]) -> Found:
                 label = _label_in(root.read_range(shard.path, *place), name)
                 labels.setdefault(_sample(name), label)
         for name in sorted(images):
+            _require_text(name)
             uris.append(f"{shard.path}/{name}")
             raw.append(labels.get(_sample(name)))
             tags.append(shard.digest())
@@ -257,14 +265,26 @@ def _find_in_parquet(root: Files, entries: Sequence[FileEntry], place: Place) ->
             file = pq.ParquetFile(opened)
             image = image or _image_column(file.schema_arrow, place.image_column, entry.path)
             label = _label_column(file.schema_arrow, place.label_column, entry.path)
+            rows = _rows_of(file, entry)
             raw += _parquet_labels(file, label)
-            rows = file.metadata.num_rows
         uris += [f"{entry.path}#{row}" for row in range(rows)]
         tags += [entry.digest()] * rows
     if not uris or image is None:
         raise RequestError(f"data.uri {place.uri!r} has no rows.")
     named = place.label_column != "auto"
     return Found(ParquetSource(root.root, image), uris, raw, tags, "labels of the table", named)
+
+
+def _rows_of(file: pq.ParquetFile, entry: FileEntry) -> int:
+    """Names and labels of all rows are held in memory, and any number of them can be declared."""
+    counted = file.metadata
+    rows = sum(counted.row_group(group).num_rows for group in range(counted.num_row_groups))
+    if rows != counted.num_rows or not 0 <= rows <= entry.size:
+        raise RequestError(
+            f"{entry.path} declares {counted.num_rows:,} rows in {entry.size:,} bytes, which do "
+            "not hold as many images: it is damaged; copy it again."
+        )
+    return rows
 
 
 def _image_column(schema: pa.Schema, asked: str, path: str) -> str:
@@ -305,7 +325,14 @@ def _parquet_labels(file: pq.ParquetFile, column: str | None) -> list[Raw]:
     """The label column; numbers become names where the file's metadata has them."""
     if column is None:
         return [None] * file.metadata.num_rows
-    values = file.read(columns=[column]).column(column).to_pylist()
+    values: list[Any] = []
+    for batch in file.iter_batches(1024, columns=[column]):
+        if batch.nbytes > 1024 * LABEL_BYTES:
+            raise RequestError(
+                f"The label column {column!r} holds more than {LABEL_BYTES:,} bytes a label: set "
+                "data.label_column."
+            )
+        values += batch.column(column).to_pylist()
     if all(v is None or isinstance(v, float) and (v.is_integer() or v != v) for v in values):
         # pandas writes whole numbers so where one is missing
         values = [None if v is None or v != v else int(v) for v in values]

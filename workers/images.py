@@ -7,25 +7,45 @@ Pillow decodes and resizes: the same pixels as torchvision's classic transforms.
 
 import hashlib
 import io
+import math
+import textwrap
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from deconvoy.errors import ImageUnreadable
 from deconvoy.spec import Transform
 
 MAX_PIXELS = 80_000_000
-"""Larger files are skipped before decoding: a decompression bomb must not take the worker down.
+"""Larger images are skipped before decoding: a decompression bomb must not take the worker down.
 Less than Pillow's own bound, which it guards with a warning only."""
+
+MAX_BYTES = 256 * 2**20
+"""Larger files are skipped before they are read: as many pixels as above without any compression,
+three bytes each, take less."""
+
+LARGE_PIXELS = 16_000_000
+"""Of what is larger, a process decodes one at a time: at their largest each takes a gigabyte, and
+any number of them may come together."""
+
+MAX_SCANS = 1000
+"""Passes over a JPEG: a progressive one has ten or so, and one crafted to have a million, each of
+a few bytes, would be decoded for days."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""Those data sets are made of, whatever a file is called.  Pillow knows forty more; among them
+some that run another program (EPS) or hold images whose size is told nowhere else."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -52,22 +72,65 @@ def decode(content: bytes, transform: Transform) -> Picture:
 
     Raises:
         ImageUnreadable: not an image, a broken one, or one larger than ``MAX_PIXELS``.
+        MemoryError: nothing is wrong with the image.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
-            # By way of RGB: of palettes and transparent images, grey is made from it.
-            rgb = upright_rgb(image)
-        return Picture(_fit(rgb, transform), *rgb.size)
-    except ImageUnreadable:
+        refuse_long(len(content))
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_bombs(image, content)
+            with _alone_if_large(_largest(image.size, transform)):
+                # By way of RGB: of palettes and transparent images, grey is made from it.
+                rgb = upright_rgb(image)
+                return Picture(_fit(rgb, transform), *rgb.size)
+    except (ImageUnreadable, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own sentence holds an address in memory
-        told = "it is empty" if not content else "it is of no known format, or cut off"
+        told = "it is empty" if not content else f"it is none of {', '.join(FORMATS)}, or cut off"
         raise ImageUnreadable(f"not readable as an image: {told}") from error
     except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
-        raise ImageUnreadable(f"not readable as an image: {error}") from error
+        told = textwrap.shorten(str(error), 300) or type(error).__name__
+        raise ImageUnreadable(f"not readable as an image: {told}") from error
+
+
+def refuse_long(length: int) -> None:
+    """Raises ImageUnreadable where a file is longer than ``MAX_BYTES``."""
+    if length > MAX_BYTES:
+        raise ImageUnreadable(f"{length:,} bytes are more than {MAX_BYTES:,}, which images may have")
+
+
+def _refuse_bombs(image: Image.Image, content: bytes) -> None:
+    """What would take far more memory or time than an image of ``MAX_PIXELS``."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
+    if isinstance(image, TiffImageFile):
+        # Whole tiles are decoded, however little of them is in the image.
+        wide, tall = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
+        if wide * tall > max(LARGE_PIXELS, width * height):
+            raise ImageUnreadable(
+                f"its tiles of {wide}×{tall} pixels are more than {LARGE_PIXELS:,} and than the "
+                f"image's own {width}×{height}"
+            )
+    # Within its pixels the byte FF is followed by 00 or the number of a restart.
+    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise ImageUnreadable(f"its JPEG has more than {MAX_SCANS:,} scans")
+
+
+TILEWIDTH, TILELENGTH = 322, 323
+START_OF_SCAN = b"\xff\xda"
+
+
+def _largest(size: tuple[int, int], transform: Transform) -> int:
+    """Pixels before or after resizing, whichever are more."""
+    width, height = size
+    return max(width * height, math.prod(fitted_size((height, width), transform)))
+
+
+_large = Lock()
+
+
+def _alone_if_large(pixels: int) -> AbstractContextManager[Any]:
+    return _large if pixels > LARGE_PIXELS else nullcontext()
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

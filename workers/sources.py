@@ -4,9 +4,11 @@ A source is small and pickles; every actor has its own.  It reads one image by i
 says all there is to know: nothing is looked up in a listing.  Listing is ``workers.datasets``.
 """
 
+import io
 import os
 import re
 import tarfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from deconvoy.errors import FilesUnreachable, ImageUnreadable
 from deconvoy.files import Files, is_remote, split
 from deconvoy.spec import Transform
-from workers.images import Picture, decode, from_pixels
+from workers.images import MAX_BYTES, Picture, chunks, decode, from_pixels, refuse_long
 from workers.shapes import render
 
 CACHED_TARS = 16
@@ -28,6 +30,9 @@ CACHED_TARS = 16
 
 CACHED_ROW_GROUPS = 4
 """Row groups of Parquet files a process keeps, still encoded."""
+
+ROW_GROUP_BYTES = 2 * 2**30
+"""Of all that it keeps, and of the images in any one: writers put a hundred or a thousand in one."""
 
 
 @runtime_checkable
@@ -46,8 +51,11 @@ class FileSource:
     root: str
 
     def read(self, uri: str, transform: Transform) -> Picture:
-        files, name = split(uri) if is_remote(uri) else (Files(self.root), uri)
-        return decode(_read(lambda: files.read(name)), transform)
+        def content() -> bytes:
+            files, name = split(uri) if is_remote(uri) else (Files(self.root), uri)
+            return files.read(name, MAX_BYTES)
+
+        return decode(_read(content), transform)
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,7 @@ class TarSource:
             place = tar_members(self.root, shard).get(member)
             if place is None:
                 raise FileNotFoundError(f"{shard} has no member {member}")
+            refuse_long(place[1])
             return Files(self.root).read_range(shard, *place)
 
         return decode(_read(content), transform)
@@ -127,9 +136,10 @@ def _read(content: Any) -> Any:
     """
     try:
         return content()
-    except FilesUnreachable:
+    except (FilesUnreachable, ImageUnreadable):
         raise
-    except (OSError, tarfile.TarError, pa.ArrowException) as error:
+    # ValueError: a name with a NUL in it or of no known scheme, or text that is no UTF-8.
+    except (OSError, ValueError, IndexError, tarfile.TarError, pa.ArrowException) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise ImageUnreadable(f"cannot be read: {reason}") from error
 
@@ -148,11 +158,31 @@ def tar_members(root: str, shard: str) -> Mapping[str, tuple[int, int]]:
         OSError, tarfile.TarError: it is not there, or no (uncompressed) tar file.
     """
     members: dict[str, tuple[int, int]] = {}
-    with Files(root).open(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            if info.isreg():
-                members[info.name.removeprefix("./")] = info.offset_data, info.size
+    with Files(root).open(shard) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    # Of a sparse one the holes are not there, so its size is of no use here.
+                    if info.isreg() and not info.issparse():
+                        members[info.name.removeprefix("./")] = info.offset_data, info.size
+                _require_end(file, tar.offset)
+        except (ValueError, RecursionError, OverflowError) as error:  # headers that are no headers
+            raise tarfile.ReadError(f"its headers are broken: {error}") from error
     return members
+
+
+def _require_end(file: io.BufferedReader, place: int) -> None:
+    """Where a header is broken tarfile stops without a word, and all that follows would be lost.
+
+    Raises:
+        tarfile.ReadError: the archive has no end mark there.
+    """
+    file.seek(place)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it is cut off: copy it again")
+    if block.strip(tarfile.NUL):
+        raise tarfile.ReadError(f"the header at byte {place:,} is broken: copy it again")
 
 
 _parquet_lock = Lock()
@@ -168,17 +198,53 @@ def parquet_cell(root: str, file: str, column: str, row: int) -> Any:
     with _parquet_lock:
         starts = _parquet_file(root, file)[1]
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        return _row_group(root, file, column, group)[row - starts[group]].as_py()
+        return _row_groups.get(root, file, column, group)[row - starts[group]].as_py()
 
 
 @lru_cache(maxsize=CACHED_TARS)
 def _parquet_file(root: str, file: str) -> tuple[pq.ParquetFile, list[int]]:
     """The open file, and the first row of each of its row groups."""
-    opened = pq.ParquetFile(Files(root).open(file))
+    content = Files(root).open(file)
+    try:
+        opened = pq.ParquetFile(content)
+    except BaseException:
+        content.close()
+        raise
     sizes = [opened.metadata.row_group(i).num_rows for i in range(opened.num_row_groups)]
     return opened, [0, *np.cumsum(sizes)[:-1].tolist()]
 
 
-@lru_cache(maxsize=CACHED_ROW_GROUPS)
+class _RowGroups:
+    """Those used last, up to a number and to bytes; not safe for several threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, str, int], pa.ChunkedArray] = OrderedDict()
+
+    def get(self, *place: Any) -> pa.ChunkedArray:
+        if place not in self._kept:
+            self._kept[place] = _row_group(*place)
+        self._kept.move_to_end(place)
+        while len(self._kept) > 1 and (
+            len(self._kept) > CACHED_ROW_GROUPS
+            or sum(group.nbytes for group in self._kept.values()) > ROW_GROUP_BYTES
+        ):
+            self._kept.popitem(last=False)
+        return self._kept[place]
+
+
+_row_groups = _RowGroups()
+
+
 def _row_group(root: str, file: str, column: str, group: int) -> pa.ChunkedArray:
-    return _parquet_file(root, file)[0].read_row_group(group, columns=[column]).column(column)
+    """A column of it, row by row: how much comes of a compressed page is known only then, and of a
+    value that is named again and again much more than the file says."""
+    opened, size, cells = _parquet_file(root, file)[0], 0, []
+    for batch in opened.iter_batches(1, [group], [column]):
+        cells.append(batch.column(column))
+        size += batch.nbytes
+        if size > ROW_GROUP_BYTES:
+            raise OSError(
+                f"row group {group} of {file} holds more than {ROW_GROUP_BYTES:,} bytes of "
+                "images: write the file anew with smaller row groups"
+            )
+    return pa.chunked_array([pa.concat_arrays(some) for some in chunks(cells, 100)])

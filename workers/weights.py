@@ -9,6 +9,7 @@ in the log; what does not fit is told tensor by tensor.
 import logging
 import re
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ AUXILIARY = ("aux", "Aux")
 
 SHOWN = 3
 
+PACKED_BYTES = 16 * 2**20
+"""That a checkpoint may grow by: the code of a TorchScript archive is packed."""
+
+MAX_DEPTH = 20
+"""Of mappings within mappings in a checkpoint."""
+
 
 def names_a_file(weights: str) -> bool:
     """Not ``DEFAULT``, ``IMAGENET1K_V1`` or ``SqueezeNet1_1_Weights.IMAGENET1K_V1``."""
@@ -57,12 +64,33 @@ def read_weights(path: str, key: str = "auto") -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(file)
         else:
+            _refuse_zip_bombs(file, path)
             tensors = _state_in(_loaded(file), path, key)
     except DeconvoyError:
         raise
     except Exception as error:  # each format fails with errors of its own
         raise RequestError(f"model.weights {path!r} {_why_unread(error)}") from error
+    for name, tensor in tensors.items():
+        if tensor.numel() > file.stat().st_size:  # one number told to stand for many
+            raise RequestError(
+                f"model.weights {path!r}: {name} is {tuple(tensor.shape)}, which a file of "
+                f"{file.stat().st_size:,} bytes does not hold: save the state_dict anew, with its "
+                "tensors as they are, or as the model has them."
+            )
     return {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
+
+
+def _refuse_zip_bombs(file: Path, path: str) -> None:
+    """torch.save stores its tensors; what is packed, or there twice, can be of any size."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > file.stat().st_size + PACKED_BYTES:
+            raise RequestError(
+                f"model.weights {path!r} is packed and would be {unpacked:,} bytes, but torch.save "
+                "packs nothing: unpack it, or save the state_dict anew, with safetensors or "
+                "torch.save."
+            )
 
 
 def _loaded(file: Path) -> Any:
@@ -107,7 +135,9 @@ def _state_in(content: Any, path: str, key: str) -> dict[str, Tensor]:
             there = ", ".join(map(str, content)) if isinstance(content, dict) else "no mapping"
             raise RequestError(f"model.weights_key {key!r} is not in {path!r}: it has {there}.")
         content = content[key]
-    while isinstance(content, dict):
+    for _ in range(MAX_DEPTH):
+        if not isinstance(content, dict):
+            break
         inside = next((k for k in KEYS if isinstance(content.get(k), dict)), None)
         if inside is None:
             break
@@ -142,13 +172,22 @@ def _state_in(content: Any, path: str, key: str) -> dict[str, Tensor]:
 
 def _keys_of_tensors(content: Any) -> list[str]:
     """Keys with tensors somewhere below them."""
+    seen: set[int] = set()  # a file may hold a mapping many times, even in itself
 
-    def holds(value: Any) -> bool:
-        below = value.values() if isinstance(value, dict) else ()
-        return isinstance(value, Tensor) or any(map(holds, below))
+    def holds(value: Any, depth: int) -> bool:
+        if isinstance(value, Tensor):
+            return True
+        if not isinstance(value, dict) or id(value) in seen or depth > MAX_DEPTH:
+            return False
+        seen.add(id(value))
+        return any(holds(below, depth + 1) for below in value.values())
 
-    fields = content.items() if isinstance(content, dict) else ()
-    return [str(key) for key, value in fields if holds(value)]
+    found = []
+    for key, value in content.items() if isinstance(content, dict) else ():
+        seen.clear()
+        if holds(value, 0):
+            found.append(str(key))
+    return found
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], weights: str, name: str) -> None:
