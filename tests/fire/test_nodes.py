@@ -63,7 +63,7 @@ def shapes_spec(images: int, workers: int = 3) -> JobSpec:
         analyses=[{"kind": "top"}, {"kind": "projection", "units": {"sample": 0.25}}],
         compute={
             "workers": workers, "threads": 1, "gpus_per_worker": 0.0,
-            "shard_size": 60, "batch_size": 16,
+            "shard_size": 300, "batch_size": 16,
         },
     )  # fmt: skip
 
@@ -230,13 +230,12 @@ def specs(fire: Fire, kind: str) -> JobSpec:
         if not DATA.is_dir():
             pytest.skip("photographs and weights: no ../shared/data beside this checkout")
         return photographs_spec()
-    return shapes_spec(fire.of(2400, 9000))
+    return shapes_spec(fire.of(7200, 36_000))
 
 
 def give_up_of(driven: Driven, lease: dict[str, Any], since: float) -> float:
     """Seconds until the item of a lease that was struck is another's."""
-    again = driven.seconds_until("granted", since=since, item=lease["item"])
-    return again
+    return driven.seconds_until("granted", since=since, item=lease["item"])
 
 
 def kill(driven: Driven, victim: Host) -> tuple[set[str], dict[str, float]]:
@@ -285,13 +284,16 @@ def freeze(seconds: float) -> Callable[[Driven, Host], tuple[set[str], dict[str,
     return struck_by
 
 
-def add(cluster: Cluster, driven: Driven) -> dict[str, float]:
+class Added:
     """A further node: a worker that found no room until now is ready there, and gets leases."""
-    since = time.monotonic()
-    host = cluster.add_host()
-    seconds = driven.seconds_until("ready", since=since, node=host.name)
-    driven.lease_on(host)
-    return {"added_seconds_until_used": seconds}
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.since, self.host = time.monotonic(), cluster.add_host()
+
+    def used_by(self, driven: Driven) -> dict[str, float]:
+        seconds = driven.seconds_until("ready", since=self.since, node=self.host.name)
+        driven.lease_on(self.host)
+        return {"added_seconds_until_used": seconds}
 
 
 def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
@@ -305,16 +307,16 @@ def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
     """All misfortunes in one job."""
     spec = specs(fire, "shapes")
     driven = drive(spec)
-    calm = calm_of(spec)
     one, other = two
     struck, figures = kill(driven, one)
-    figures |= add(cluster, driven)
+    added = Added(cluster)
     for misfortune in (cut_off, freeze(fire.of(2, 60))):
         more, told = misfortune(driven, other)
         struck |= more
         figures |= told
+    figures |= added.used_by(driven)
     figures["job_seconds"] = driven.finish()
-    assert_done_once(driven, calm, struck)
+    assert_done_once(driven, calm_of(spec), struck)
     committed = [event for event in driven.log if event["event"] == "committed"]
     tell("nodes", **figures, items_lost=0, items=len(committed))
 
@@ -338,7 +340,7 @@ def test_each_misfortune_alone_leaves_no_trace_in_the_bits(
     driven = drive(spec)
     struck, figures = set[str](), dict[str, float]()
     if misfortune == "added":
-        figures = add(cluster, driven)
+        figures = Added(cluster).used_by(driven)
     elif misfortune != "nothing":
         strike = {"killed": kill, "cut off": cut_off, "frozen": freeze(60)}[misfortune]
         struck, figures = strike(driven, two[1])
