@@ -24,7 +24,7 @@ import deconvoy
 from deconvoy.client import Client
 from tests.fire.conftest import Fire, Tell
 from tests.runs import assert_same_files, assert_same_results, committed_in, grants_of, run_inline
-from tests.studies import run_study, spec_of
+from tests.studies import long_study, run_study
 from tests.test_kills import held_leases, long_spec
 from tests.upped import Service, below, command_of, eventually
 from workers.ledger import MAX_ATTEMPTS
@@ -35,17 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 VICTIMS = ("worker", "driver", "API", "raylet")
 
-ON_WORKERS = {"workers": 2, "gpus_per_worker": 0.0}
-
-LONG_STUDY = spec_of(
-    data={"uri": "shapes?size=480&seed=1"},
-    validation={"uri": "shapes?size=48&seed=2"},
-    training={"epochs": 4, "batch_size": 16, "checkpoints": [1]},
-    compute=ON_WORKERS,
-)
-"""Trainings of some seconds, in epochs of about one."""
-
-UNDERTAKINGS: dict[str, Any] = {"job": long_spec(), "study": LONG_STUDY}
+UNDERTAKINGS: dict[str, Any] = {"job": long_spec(), "study": long_study()}
 
 WAYS_OUT = ("done", "interrupted", "stopped", "failed")
 
@@ -55,7 +45,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Undisturbed, on the inline executor."""
     folder = tmp_path_factory.mktemp("calm")
     run_inline(long_spec(), folder / "job")
-    run_study(LONG_STUDY, folder / "study")
+    run_study(long_study(), folder / "study")
     return {kind: folder / kind for kind in UNDERTAKINGS}
 
 
@@ -161,7 +151,7 @@ class Struck:
         eventually(self.has_ended, 300.0)
         assert self.job.state == "done", self.job.error
         if self.kind == "study":
-            assert_same_files(calm, self.url, "study")
+            assert_same_files(calm, self.url, "study", "networks", "ledger/study")
         else:
             assert_same_results(calm, self.url)
         grants = grants_of(self.url)
