@@ -162,6 +162,7 @@ class Cluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_ADDRESS": self.address,
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "120",  # cores are shared with the other hosts
             "PYTHONPATH": str(ROOT),
         }
         """What everything on a host is started with."""
