@@ -236,9 +236,12 @@ class Cluster:
         wanted = {host.address for host in hosts}
 
         def joined() -> bool:
+            for host in hosts:
+                if not host.runs_node():  # it gave up while it started: as compose, once more
+                    host.start()
             return wanted <= {address for address, alive in self.alive().items() if alive}
 
-        _until(joined, f"{wanted} do not join: see {self.folder}")
+        _until(joined, f"{wanted} do not join: see {self.folder}", 2 * START_SECONDS)
 
     def _head_answers(self) -> bool:
         log = self.folder / "head.log"

@@ -31,7 +31,7 @@ NETWORKS = missing()
 QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "4",
 }
 """A node that is silent for some seconds is given up; by Ray's defaults after a minute."""
 
@@ -199,6 +199,7 @@ def two(cluster: Cluster) -> Iterator[list[Host]]:
     for host in [host for host in cluster.hosts.values() if host is not cluster.head]:
         cluster.drop(host)
     hosts = [cluster.add_host(), cluster.add_host()]
+    cluster.wait_for_nodes(hosts)
     yield hosts
 
 
