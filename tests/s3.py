@@ -17,12 +17,16 @@ SECONDS_TO_START = 60
 
 
 @contextmanager
-def s3_server(log: Path) -> Iterator[dict[str, str]]:
-    """Yields the environment variables that lead to it; it has one empty bucket."""
+def s3_server(log: Path, host: str = "127.0.0.1") -> Iterator[dict[str, str]]:
+    """Yields the environment variables that lead to it; it has one empty bucket.
+
+    Args:
+        host: an address of this machine.
+    """
     with socket.socket() as probe:  # the server tells nobody which port it took
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{host}:{port}"
     environment = {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "somebody",
@@ -30,7 +34,7 @@ def s3_server(log: Path) -> Iterator[dict[str, str]]:
         "AWS_REGION": "us-east-1",
         "AWS_ALLOW_HTTP": "true",
     }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with log.open("wb") as sink:
         server = subprocess.Popen(command, stdout=sink, stderr=sink, env=dict(os.environ))
         try:

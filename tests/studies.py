@@ -23,6 +23,15 @@ def spec_of(**changes: Any) -> StudySpec:
     return StudySpec.parse(fields | changes)
 
 
+def long_study() -> StudySpec:
+    """Trainings of some seconds, on two workers, so that a kill finds them at work."""
+    return spec_of(
+        data={"uri": "shapes?size=480&seed=1"},
+        training={"epochs": 4, "batch_size": 16, "checkpoints": [1]},
+        compute={"workers": 2, "gpus_per_worker": 0.0},
+    )
+
+
 def run_study(spec: StudySpec, url: Path, observe: Any = ignore) -> dict[str, Any]:
     job, run = create(spec, str(url))
     return execute(job, run, InlineExecutor(), observe)

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from deconvoy.spec import JobSpec
+from deconvoy.specs import Spec
 from tests.runs import (
+    assert_same_files,
     assert_same_results,
     committed_in,
     grants_of,
@@ -26,7 +28,8 @@ from tests.runs import (
     run_inline,
     small_spec,
 )
-from workers import leasing, pipeline
+from tests.studies import long_study, run_study
+from workers import leasing, pipeline, undertaking
 from workers.ledger import Ledger
 
 pytestmark = pytest.mark.ray
@@ -57,6 +60,7 @@ def held_leases(url: Path) -> list[dict[str, Any]]:
     held: dict[str, dict[str, Any]] = {}
     for event in log_of(url):
         if event["event"] == "granted":
+            held.pop(event["worker"], None)  # of an earlier driver, whose workers had these names
             held[event["worker"]] = event
         elif event["event"] in ("committed", "lost", "replaced"):
             held.pop(event["worker"], None)
@@ -135,28 +139,30 @@ def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_b
 
 
 DRIVER = """
-import sys
-from deconvoy.spec import JobSpec
-from workers import leasing, pipeline
+import json, sys
+from deconvoy import specs
+from workers import undertaking
 from workers.executors.ray import RayExecutor
 
 verb, url, address, spec = sys.argv[1:]
 if verb == "create":
-    job, run = pipeline.create(JobSpec.parse(__import__("json").loads(spec)), url)
+    job, run = undertaking.create(specs.parse(json.loads(spec)), url)
 else:
-    job, run = pipeline.reopen(url)
+    job, run = undertaking.reopen(url)
 executor = RayExecutor(job.spec.compute, address)
-pipeline.execute(job, run, executor, lambda advance: None)
+undertaking.execute(job, run, executor, lambda advance: None)
 """
 
 
-def kill_driver(verb: str, url: Path, address: str, when: Callable[[], bool]) -> list[int]:
+def kill_driver(
+    verb: str, url: Path, address: str, when: Callable[[], bool], asked: Spec | None = None
+) -> list[int]:
     """Start a driver in a process of its own, on the cluster; SIGKILL it when it is time.
 
     Returns:
         The process ids of its workers.
     """
-    spec = long_spec().model_dump_json()
+    spec = (asked or long_spec()).model_dump_json()
     environment = {**os.environ, "RAY_ADDRESS": address}
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, verb, str(url), address, spec],
@@ -205,3 +211,34 @@ def test_a_driver_killed_in_the_scan_and_again_in_the_projection_goes_on_to_the_
     again = [item for item in scanned if final[item] != scans[item]]
     again += [item for item in finished if final[item] != grants[item]]
     assert not again, "finished items were computed again"
+
+
+def test_a_study_whose_driver_and_then_a_worker_are_killed_has_the_bits_of_a_calm_one(
+    ray_cluster: str, tmp_path: Path
+) -> None:
+    from workers.executors.ray import RayExecutor
+
+    url = tmp_path / "run"
+
+    def has_put_one_away() -> bool:
+        return any((url / "ledger/study").glob("state-*")) and bool(held_leases(url))
+
+    wait_until_gone(kill_driver("create", url, ray_cluster, has_put_one_away, long_study()))
+    finished, grants = committed_in(url), grants_of(url)
+    assert len(finished) < 4
+
+    strike = Strike(url, "study/", signal.SIGKILL, after=0)
+    job, run = undertaking.reopen(str(url))
+    resumed = len(log_of(url))
+
+    def observe(_: leasing.Advance) -> None:
+        if any(event["event"] == "granted" for event in log_of(url)[resumed:]):
+            strike()
+
+    undertaking.execute(job, run, RayExecutor(long_study().compute), observe)
+    assert strike.hit is not None
+    last = [e for e in log_of(url) if e["event"] == "granted" and e["item"] == strike.hit["item"]]
+    assert last[-1]["pid"] != strike.hit["pid"] and last[-1]["attempt"] == 2
+    run_study(long_study(), tmp_path / "calm")
+    assert_same_files(tmp_path / "calm", url, "study", "networks", "ledger/study")
+    assert all(grants_of(url)[item] == grants[item] for item in finished)

@@ -78,6 +78,24 @@ def test_workers_that_can_never_be_scheduled_are_refused_at_once(ray_cluster: st
         RayExecutor(ComputeSpec(workers=1, gpus_per_worker=4.0))
 
 
+def test_a_cluster_whose_head_alone_is_there_is_waited_for(
+    ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else workers ask for no core, and all land on the head."""
+    from workers.executors import ray as ray_executor
+
+    head, node = ({"Alive": True, "Resources": cores} for cores in ({}, {"CPU": 4.0}))
+    looks = iter([[head], [head], [head, node]])
+    monkeypatch.setattr(ray_executor, "_nodes", lambda: next(looks))
+    executor = ray_executor.RayExecutor(ComputeSpec())
+    assert (executor.workers, executor._cpus) == (2, 2.0)
+
+    monkeypatch.setattr(ray_executor, "_nodes", lambda: [head])
+    monkeypatch.setattr(ray_executor, "JOIN_SECONDS", 0.1)
+    with pytest.raises(ClusterTooSmall, match="none has joined in 0 s: add a node"):
+        ray_executor.RayExecutor(ComputeSpec())
+
+
 def test_one_worker_a_gpu_is_what_a_cluster_with_gpus_gives(ray_cluster: str) -> None:
     from workers.executors.ray import RayExecutor
 

@@ -35,7 +35,7 @@ import ray
 import ray.exceptions
 
 from deconvoy import fence
-from deconvoy.errors import ClusterUnreachable, DeconvoyError, RequestError
+from deconvoy.errors import ClusterTooSmall, ClusterUnreachable, DeconvoyError, RequestError
 from deconvoy.spec import ComputeSpec
 from workers.executors import (
     Executor,
@@ -62,6 +62,10 @@ PROGRESS_SECONDS = 1.0
 
 ANSWER_SECONDS = 5.0
 """Longest wait for an actor by name; one that is still loading torch does not answer yet."""
+
+JOIN_SECONDS = 120.0
+"""Longest wait for a node with cores, where there is none: they join after the head, or come back.
+Ray gives a node that is silent up after a minute."""
 
 NAMESPACE = "deconvoy"
 
@@ -138,7 +142,7 @@ class RayExecutor(Executor):
 
     def _measure(self, compute: ComputeSpec) -> None:
         """Cut the cluster into workers."""
-        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        nodes = _nodes_with_cores()
         all_gpus = sum(node.get("GPU", 0) for node in nodes)
         all_cores = sum(node.get("CPU", 0) for node in nodes)
         self._gpus = (
@@ -314,6 +318,29 @@ def serve_cluster(announce: Callable[[str], None]) -> None:
         ending.wait()
     finally:
         disconnect(folder)
+
+
+def _nodes_with_cores() -> list[dict[str, float]]:
+    """What each node has; waits for the first with a core.  Else workers would ask for none, and
+    all land on the head.
+
+    Raises:
+        ClusterTooSmall: none comes.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        if any(node.get("CPU", 0) > 0 for node in nodes):
+            return nodes
+        if time.monotonic() - began > JOIN_SECONDS:
+            raise ClusterTooSmall(
+                f"No node of this cluster has a core, and none has joined in {JOIN_SECONDS:.0f} s: "
+                "add a node (`ray start --address=HEAD:6379`), then start the job anew."
+            )
+        if not told:
+            told = True
+            logger.warning("The cluster has no node with a core yet: waiting for one to join.")
+        time.sleep(0.5)
 
 
 def _refusal_of(precision: str) -> RequestError | None:
