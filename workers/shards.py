@@ -64,18 +64,27 @@ class CommittedShards:
         sink = pa.BufferOutputStream()
         pq.write_table(result.images, sink, compression="zstd", write_page_checksum=True)
         self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
-        self.run.write(f"ledger/scan/part-{part:06d}.npz", result.partial.to_bytes())
-        self._waiting.add(part)
+        partial = result.partial.entering(self.fold.floor)
+        self.run.write(f"ledger/scan/part-{part:06d}.npz", partial.to_bytes())
+        # Examples are kept as they come, and would hold on to the whole answer of a worker.
+        if part == self.folded and not partial.examples:
+            self._take_in(partial)
+        else:
+            self._waiting.add(part)
         self._advance()
         self.judge(result.bad)
 
     def _advance(self) -> None:
         while self.folded in self._waiting:
             self._waiting.remove(self.folded)
-            self.fold.add(self._read(f"part-{self.folded:06d}.npz"))
-            self.folded += 1
-            if self.folded - self._compacted >= COMPACT_EVERY:
-                self._compact()
+            self._take_in(self._read(f"part-{self.folded:06d}.npz"))
+
+    def _take_in(self, partial: Partial) -> None:
+        """Fold the next shard."""
+        self.fold.add(partial)
+        self.folded += 1
+        if self.folded - self._compacted >= COMPACT_EVERY:
+            self._compact()
 
     def _compact(self) -> None:
         """Replace the markers of all folded shards by one file; the old ones go last."""
