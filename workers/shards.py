@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 COMPACT_EVERY = 64
 """Folded shards after which their markers are replaced by one file."""
 
+HELD_BYTES = 64 * 2**20
+"""Of markers in memory; what a thousand workers finish out of order is more, and is read again."""
+
 
 class CommittedShards:
     """What is committed of a scan, and the sum of it."""
@@ -36,6 +39,8 @@ class CommittedShards:
         """Shards folded so far: all before this one."""
         self._waiting: set[int] = set()
         """Committed shards that lie behind one that is not."""
+        self._held: dict[int, bytes] = {}
+        """Markers of the waiting, so that they need not be read back."""
         self._compacted = 0
 
     def take_up(self) -> None:
@@ -64,27 +69,22 @@ class CommittedShards:
         sink = pa.BufferOutputStream()
         pq.write_table(result.images, sink, compression="zstd", write_page_checksum=True)
         self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
-        partial = result.partial.entering(self.fold.floor)
-        self.run.write(f"ledger/scan/part-{part:06d}.npz", partial.to_bytes())
-        # Examples are kept as they come, and would hold on to the whole answer of a worker.
-        if part == self.folded and not partial.examples:
-            self._take_in(partial)
-        else:
-            self._waiting.add(part)
+        marker = result.partial.entering(self.fold.floor).to_bytes()
+        self.run.write(f"ledger/scan/part-{part:06d}.npz", marker)
+        if sum(map(len, self._held.values())) + len(marker) <= HELD_BYTES:
+            self._held[part] = marker
+        self._waiting.add(part)
         self._advance()
         self.judge(result.bad)
 
     def _advance(self) -> None:
         while self.folded in self._waiting:
             self._waiting.remove(self.folded)
-            self._take_in(self._read(f"part-{self.folded:06d}.npz"))
-
-    def _take_in(self, partial: Partial) -> None:
-        """Fold the next shard."""
-        self.fold.add(partial)
-        self.folded += 1
-        if self.folded - self._compacted >= COMPACT_EVERY:
-            self._compact()
+            name, marker = f"part-{self.folded:06d}.npz", self._held.pop(self.folded, None)
+            self.fold.add(self._read(name) if marker is None else Partial.from_bytes(marker, name))
+            self.folded += 1
+            if self.folded - self._compacted >= COMPACT_EVERY:
+                self._compact()
 
     def _compact(self) -> None:
         """Replace the markers of all folded shards by one file; the old ones go last."""

@@ -2,8 +2,8 @@
 
 Everything else is real: the pipeline settles the job, leases, commits, folds, merges and stores.
 What a worker invents follows from the number of the shard alone, as if every image gave every unit
-an exponentially distributed maximum; so the strongest hits of the whole data set can be told without
-the pipeline (``Truth``).
+an exponentially distributed maximum; so the strongest hits of all images can be told without the
+pipeline (``Truth``).
 """
 
 from collections import deque
