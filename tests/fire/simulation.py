@@ -24,7 +24,7 @@ from workers.leases import Lease
 from workers.leasing import Advance
 from workers.parts import number_of
 
-TOLD = (0.1, 0.5, 0.9)
+TOLD = (0.01, 0.1, 0.2, 0.5, 0.9)
 """Shares of the leases after which memory and time are noted."""
 
 PICKLED = 64
@@ -90,6 +90,7 @@ class Noted:
         if len(self.rows) < len(TOLD) and advance.done >= TOLD[len(self.rows)] * advance.total:
             driver = time.process_time() - self.begin - self.executor.seconds
             self.rows.append((TOLD[len(self.rows)], resident_mb(), driver))
+            print(*self.rows[-1], file=sys.stderr, flush=True)
 
 
 def simulate(folder: Path, leases: int, units: int, images: int, workers: int) -> dict[str, Any]:
