@@ -223,7 +223,7 @@ class FolderStore(RunStore):
         place = self.root / folder
         if not place.is_dir():
             return []
-        return sorted(p.name for p in place.iterdir() if not p.name.endswith(".partial"))
+        return sorted(name for name in os.listdir(place) if not name.endswith(".partial"))
 
     def paths(self) -> Iterator[str]:
         for place in self.root.rglob("*"):

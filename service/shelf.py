@@ -11,7 +11,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from deconvoy.errors import DeconvoyError, RequestError, RunBeingDeleted, RunNotFound
 from deconvoy.likeness import nearest
@@ -129,13 +128,16 @@ class Shelf:
                 self._opened.popitem(last=False)
         return opened
 
-    def facts(self, run_id: str) -> Facts:
+    def facts(self, run_id: str, url: str | None = None) -> Facts:
         """What a list says of a run.
+
+        Args:
+            url: its place, where that is known already.
 
         Raises:
             RunNotFound: none of that id.
         """
-        url = self.url(run_id)
+        url = url or self.url(run_id)
         stamp = _stamp(url)
         known = self._facts.get(run_id)
         if known is not None and known[0] == stamp and known[1].status == "done":
@@ -173,7 +175,7 @@ class Shelf:
         for name, url in _folders(self._settings.runs_root):
             if url not in below:
                 found.setdefault(name, url)
-        known = set(map(_place, found.values()))
+        known = set(map(_place, found.values())) if self._settings.browse else set()
         for url in self._settings.browse:
             if _place(url) not in known and _is_run(url):
                 found[_free(_name_of(url), found)] = url
@@ -197,12 +199,14 @@ def _place(url: str) -> str:
 def _folders(root: str) -> Iterator[tuple[str, str]]:
     """Name and place of each run below a root; the only way runs are listed."""
     for name in RunStore(root).names(""):
-        url = f"{root.rstrip('/')}/{name}" if "://" in root else str(Path(root, name))
+        url = f"{root.rstrip('/')}/{name}"
         if not name.startswith(".") and _is_run(url):
             yield name, url
 
 
 def _is_run(url: str) -> bool:
+    if "://" not in url:  # asked of every folder whenever runs are listed
+        return os.path.exists(f"{url}/zarr.json")
     try:
         return RunStore(url).exists("zarr.json")
     except (OSError, RequestError):  # a place nobody may look at, or that is none
@@ -244,7 +248,7 @@ def _stamp(url: str) -> Stamp | None:
     if "://" in url:
         return None
     try:
-        status = os.stat(Path(url, "zarr.json"))
+        status = os.stat(f"{url}/zarr.json")
     except OSError:
         return (0, 0, 0)
     return status.st_mtime_ns, status.st_size, status.st_ino

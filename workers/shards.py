@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 COMPACT_EVERY = 64
 """Folded shards after which their markers are replaced by one file."""
 
+HELD_BYTES = 64 * 2**20
+"""Of markers in memory; what a thousand workers finish out of order is more, and is read again."""
+
 
 class CommittedShards:
     """What is committed of a scan, and the sum of it."""
@@ -36,6 +39,8 @@ class CommittedShards:
         """Shards folded so far: all before this one."""
         self._waiting: set[int] = set()
         """Committed shards that lie behind one that is not."""
+        self._held: dict[int, bytes] = {}
+        """Markers of the waiting, so that they need not be read back."""
         self._compacted = 0
 
     def take_up(self) -> None:
@@ -64,7 +69,10 @@ class CommittedShards:
         sink = pa.BufferOutputStream()
         pq.write_table(result.images, sink, compression="zstd", write_page_checksum=True)
         self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
-        self.run.write(f"ledger/scan/part-{part:06d}.npz", result.partial.to_bytes())
+        marker = result.partial.entering(self.fold.floor).to_bytes()
+        self.run.write(f"ledger/scan/part-{part:06d}.npz", marker)
+        if sum(map(len, self._held.values())) + len(marker) <= HELD_BYTES:
+            self._held[part] = marker
         self._waiting.add(part)
         self._advance()
         self.judge(result.bad)
@@ -72,7 +80,8 @@ class CommittedShards:
     def _advance(self) -> None:
         while self.folded in self._waiting:
             self._waiting.remove(self.folded)
-            self.fold.add(self._read(f"part-{self.folded:06d}.npz"))
+            name, marker = f"part-{self.folded:06d}.npz", self._held.pop(self.folded, None)
+            self.fold.add(self._read(name) if marker is None else Partial.from_bytes(marker, name))
             self.folded += 1
             if self.folded - self._compacted >= COMPACT_EVERY:
                 self._compact()

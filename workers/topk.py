@@ -7,8 +7,10 @@ any order and twice without harm; sums are float64 and are added in shard order.
 
 import dataclasses
 import io
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
@@ -124,6 +126,20 @@ class UnitSums:
             np.zeros(units), np.zeros(units, np.int64), np.zeros((units, BINS), np.int64)
         )
 
+    def __reduce__(self) -> Any:
+        """The histogram travels in the smallest type that holds its counts: it is most of what a
+        worker answers, and counts of a shard are small."""
+        return _sums_of, (self.maxima, self.active, _narrow(self.histogram))
+
+
+def _narrow(counts: np.ndarray) -> np.ndarray:
+    """In the smallest type that holds them."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
+
+
+def _sums_of(maxima: np.ndarray, active: np.ndarray, histogram: np.ndarray) -> UnitSums:
+    return UnitSums(maxima, active, histogram.astype(np.int64))
+
 
 @dataclass(frozen=True)
 class Partial:
@@ -147,10 +163,7 @@ class Partial:
         unit, bin_ = np.nonzero(self.sums.histogram)
         layer, norm_bin = np.nonzero(self.norms.histogram)
         columns = {**self.examples, "norm": self.norms.largest}
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            allow_pickle=False,
+        return _archive(
             unit=self.hits.unit,
             score=self.hits.score,
             image=self.hits.image,
@@ -160,7 +173,7 @@ class Partial:
             active=self.sums.active,
             histogram_unit=unit.astype(np.int32),
             histogram_bin=bin_.astype(np.int16),
-            histogram_count=self.sums.histogram[unit, bin_],
+            histogram_count=_narrow(self.sums.histogram[unit, bin_]),
             counts=np.array([self.images, self.skipped, self.correct, self.labelled]),
             norm_layers=np.array(len(self.norms.histogram)),
             norm_layer=layer.astype(np.int32),
@@ -172,7 +185,12 @@ class Partial:
                 for column in dataclasses.fields(Entries)
             },
         )
-        return buffer.getvalue()
+
+    def entering(self, floor: Float32[np.ndarray, " unit"]) -> "Partial":
+        """The same without hits below the floor.  The lease had one, too, but of when it was
+        granted."""
+        hits = self.hits.take(self.hits.score >= floor[self.hits.unit])
+        return dataclasses.replace(self, hits=hits)
 
     @staticmethod
     def from_bytes(content: bytes, name: str) -> "Partial":
@@ -199,6 +217,19 @@ class Partial:
                 f"The ledger file {name!r} is broken ({error}): delete it and "
                 "`deconvoy resume` computes its shard again."
             ) from error
+
+
+def _archive(**arrays: np.ndarray) -> bytes:
+    """As ``np.savez_compressed``, in a fraction of its time: the driver writes one for every
+    shard."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.lib.format.write_array(content, np.asanyarray(array), allow_pickle=False)
+            info = zipfile.ZipInfo(f"{name}.npy")  # of no date: equal partials have equal bytes
+            archive.writestr(info, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
+    return buffer.getvalue()
 
 
 def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
@@ -276,6 +307,8 @@ class Fold:
 
     def add_hits(self, hits: Hits) -> None:
         """Fold hits in, without what is added up."""
+        # Nearly all are below by now, and sorting is what costs; an equal one may win its tie.
+        hits = hits.take(hits.score >= self.score[hits.unit, -1])
         touched = np.unique(hits.unit)
         kept, rank = strongest(self._hits_of(touched) + hits, self.k)
         self.score[touched] = MISSING_SCORE

@@ -1,6 +1,7 @@
 """Runs: which there are, what people say of them, and their end."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from fastapi import Body, Depends, Query, Request, Response
@@ -54,19 +55,19 @@ def list_runs(
     """All runs: pinned ones first, then the newest."""
     size = page_size(request, limit)
     found = [
-        run
-        for run in _summaries(request)
-        if (status is None or run.status == status)
-        and (tag is None or tag in run.tags)
-        and (text is None or _mentions(run, text))
+        (run_id, facts, note)
+        for run_id, facts, note in _known(request)
+        if (status is None or facts.status == status)
+        and (tag is None or tag in note.tags)
+        and (text is None or _mentions(run_id, facts, note, text))
     ]
-    found.sort(key=lambda run: (not run.pinned, -_seconds(run), run.id))
+    found.sort(key=lambda run: (not run[2].pinned, -_seconds(run[1]), run[0]))
     total = len(found)
     return RunPage(
         total=total,
         offset=offset,
         next=next_page(request, offset, size, total),
-        runs=found[offset : offset + size],
+        runs=[_summary(*run) for run in found[offset : offset + size]],
     )
 
 
@@ -151,11 +152,12 @@ def _refuse(told: str) -> None:
     raise refused(409, told, "run_id")
 
 
-def _summaries(request: Request) -> Iterator[RunSummary]:
+def _known(request: Request) -> Iterator[tuple[str, Facts, RunNote]]:
+    """What is told of each run; answers are made of those that are shown, not of thousands."""
     shelf, notes = _shelf(request), _catalogue(request).notes()
-    for run_id in shelf.urls():
-        note = notes.get(run_id) or RunNote(run_id, None, (), False)
-        yield _summary(run_id, shelf.facts(run_id), note)
+    for run_id, url in shelf.urls().items():
+        with suppress(RunNotFound):  # it was deleted since
+            yield run_id, shelf.facts(run_id, url), notes.get(run_id) or RunNote(run_id)
 
 
 def _summary(run_id: str, facts: Facts, note: RunNote) -> RunSummary:
@@ -176,13 +178,13 @@ def _summary(run_id: str, facts: Facts, note: RunNote) -> RunSummary:
     )
 
 
-def _mentions(run: RunSummary, text: str) -> bool:
-    told = f"{run.id} {run.name or ''} {run.model}"
+def _mentions(run_id: str, facts: Facts, note: RunNote, text: str) -> bool:
+    told = f"{run_id} {note.name or facts.name or ''} {facts.model}"
     return text.casefold() in told.casefold()
 
 
-def _seconds(run: RunSummary) -> float:
-    return 0.0 if run.created is None else run.created.timestamp()
+def _seconds(facts: Facts) -> float:
+    return 0.0 if facts.created is None else facts.created.timestamp()
 
 
 def _shelf(request: Request) -> Shelf:
