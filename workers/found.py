@@ -278,7 +278,7 @@ def _find_in_parquet(root: Files, entries: Sequence[FileEntry], place: Place) ->
 def _rows_of(file: pq.ParquetFile, entry: FileEntry) -> int:
     """Names and labels of all rows are held in memory, and any number of them can be declared."""
     counted = file.metadata
-    rows = sum(counted.row_group(group).num_rows for group in range(counted.num_row_groups))
+    rows: int = sum(counted.row_group(group).num_rows for group in range(counted.num_row_groups))
     if rows != counted.num_rows or not 0 <= rows <= entry.size:
         raise RequestError(
             f"{entry.path} declares {counted.num_rows:,} rows in {entry.size:,} bytes, which do "

@@ -95,7 +95,7 @@ def decode(content: bytes, transform: Transform) -> Picture:
 def refuse_long(length: int) -> None:
     """Raises ImageUnreadable where a file is longer than ``MAX_BYTES``."""
     if length > MAX_BYTES:
-        raise ImageUnreadable(f"{length:,} bytes are more than {MAX_BYTES:,}, which images may have")
+        raise ImageUnreadable(f"{length:,} bytes are more than an image may have, {MAX_BYTES:,}")
 
 
 def _refuse_bombs(image: Image.Image, content: bytes) -> None:

@@ -32,7 +32,7 @@ CACHED_ROW_GROUPS = 4
 """Row groups of Parquet files a process keeps, still encoded."""
 
 ROW_GROUP_BYTES = 2 * 2**30
-"""Of all that it keeps, and of the images in any one: writers put a hundred or a thousand in one."""
+"""Of all that it keeps, and of the images in any one: writers put hundreds in one."""
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Weights and specs that are built to do harm: nothing of them runs, and what comes is a sentence."""
+"""Weights and specs that are built to do harm: nothing of them runs, and a sentence comes."""
 
 import os
 import pickle
@@ -196,9 +196,9 @@ def test_hostile_yaml_is_told_in_a_short_sentence(
 # Specs ---------------------------------------------------------------------------------------
 
 FIELDS = (
-    "version name seed model weights weights_key arguments classes checkpoints data uri labels boxes "
-    "limit max_bad transform where layers analyses kind k units ids sample storage max_side compute "
-    "workers threads batch_size shard_size precision base edits training epochs validation"
+    "version name seed model weights weights_key arguments classes checkpoints data uri labels "
+    "boxes limit max_bad transform where layers analyses kind k units ids sample storage max_side "
+    "compute workers threads batch_size shard_size precision base edits training epochs validation"
 ).split()
 VALUES = st.recursive(
     st.none()
