@@ -198,8 +198,8 @@ it.
 
 ## Attributes of the root group
 
-`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`, `sealed`), `layers` (names
-in execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
+`format`, `spec`, `state` (`status`: running, done, failed or stopped; `error`, `sealed`), `layers`
+(names in execution order), `classes` (names of the outputs), `labels` (`true`: the data's own, or
 `predicted`: it has none, so a hit's label is the predicted class), `provenance` (model and weights
 sha256, fingerprint of the listing, images of each of its places, outputs, transform, batch size,
 dtype, layout of maps by kind of device, devices, library versions), `results` (top-1, images read

@@ -62,13 +62,15 @@ class Weather:
         self._next = next(self._spells)
 
     def _drawn(self) -> Iterator[tuple[int, int, str]]:
-        """First request of a spell, the one behind its last, and its fault."""
+        """First request of a spell, the one behind its last, and its fault: all of them in turn, in
+        an order that is drawn anew each round."""
         at = 0
         while True:
-            at += self._rng.randint(1, 2 * self.every) if self.every else 10**12
-            stop = at + self._rng.randint(1, self.spell)
-            yield at, stop, self._rng.choice(self.faults)
-            at = stop
+            for fault in self._rng.sample(self.faults, len(self.faults)):
+                at += self._rng.randint(1, 2 * self.every) if self.every else 10**12
+                stop = at + self._rng.randint(1, self.spell)
+                yield at, stop, fault
+                at = stop
 
     def fault_of(self, path: str) -> str:
         """What the request at hand meets; empty where it passes."""
