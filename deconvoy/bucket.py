@@ -133,13 +133,14 @@ class BucketStore(RunStore):
     def paths(self) -> Iterator[str]:
         return (str(each["path"]) for each in self._listed())
 
-    def delete(self, path: str) -> None:
+    def delete(self, *paths: str) -> None:
         import obstore
 
-        with _telling(self.url):
-            self.require_hold()
-            with suppress(FileNotFoundError):
-                obstore.delete(self.client, path)
+        for first in range(0, len(paths), BULK):
+            with _telling(self.url):
+                self.require_hold()
+                with suppress(FileNotFoundError):
+                    obstore.delete(self.client, list(paths[first : first + BULK]))
 
     def remove(self) -> None:
         import obstore

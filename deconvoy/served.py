@@ -97,7 +97,7 @@ class ServedStore(RunStore):
     def append(self, path: str, line: str) -> None:
         self.require_writable()
 
-    def delete(self, path: str) -> None:
+    def delete(self, *paths: str) -> None:
         self.require_writable()
 
     def sweep(self) -> None:

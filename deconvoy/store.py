@@ -85,8 +85,8 @@ class RunStore:
         """Every file of the run, in no particular order."""
         raise NotImplementedError
 
-    def delete(self, path: str) -> None:
-        """Remove a file, if it is there."""
+    def delete(self, *paths: str) -> None:
+        """Remove files, those that are there."""
         raise NotImplementedError
 
     def sweep(self) -> None:
@@ -230,8 +230,9 @@ class FolderStore(RunStore):
             if place.is_file():
                 yield place.relative_to(self.root).as_posix()
 
-    def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+    def delete(self, *paths: str) -> None:
+        for path in paths:
+            (self.root / path).unlink(missing_ok=True)
 
     def sweep(self) -> None:
         for draft in self.root.rglob("*.partial"):

@@ -75,6 +75,11 @@ def test_files_are_written_whole_over_older_ones_and_deleted(store: RunStore) ->
     store.delete("ledger/a.json")
     store.delete("ledger/a.json")  # gone already
     assert not store.exists("ledger/a.json")
+    several = [f"ledger/{name}.json" for name in "bcd"]
+    for path in several:
+        store.write(path, b"one of several")
+    store.delete(*several[:2], "ledger/none.json")
+    assert store.names("ledger") == ["d.json"]
 
 
 def test_names_are_those_of_files_and_folders_escaped_ones_too(store: RunStore) -> None:

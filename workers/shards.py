@@ -90,9 +90,9 @@ class CommittedShards:
         """Replace the markers of all folded shards by one file; the old ones go last."""
         done = f"prefix-{self.folded - 1:06d}.npz"
         self.run.write(f"ledger/scan/{done}", self.fold.to_partial().to_bytes())
-        for name in self.run.names("ledger/scan"):
-            if name != done and number_of(name) < self.folded:
-                self.run.delete(f"ledger/scan/{name}")
+        names = self.run.names("ledger/scan")
+        old = [name for name in names if name != done and number_of(name) < self.folded]
+        self.run.delete(*(f"ledger/scan/{name}" for name in old))
         self._compacted = self.folded
 
     def _read(self, name: str) -> Partial:
