@@ -11,12 +11,12 @@ import logging
 import os
 import re
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -34,6 +34,8 @@ from deconvoy.errors import (
 from deconvoy.files import PAUSES, S3_HINT, asked_again, asked_once
 from deconvoy.holds import FOLDER, Hold
 from deconvoy.store import METADATA, RunStore
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class BucketStore(RunStore):
 
         with _telling(self.url):
             try:
-                return bytes(obstore.get(self.client, path).bytes())
+                return asked_again(lambda: bytes(obstore.get(self.client, path).bytes()))
             except FileNotFoundError:
                 raise RunNotFound(f"The run {self.url!r} has no {path!r}.") from None
 
@@ -117,7 +119,7 @@ class BucketStore(RunStore):
 
         with _telling(self.url):
             try:
-                obstore.head(self.client, path)
+                asked_again(lambda: obstore.head(self.client, path))
             except FileNotFoundError:
                 return False
         return True
@@ -316,15 +318,16 @@ class _ZarrObjects(ObjectStore[Any]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         with _telling(self.url):
-            return await super().get(key, prototype, byte_range)
+            return await self._asked_again(super().get, key, prototype, byte_range)
 
     async def get_partial_values(self, prototype: BufferPrototype, key_ranges: Any) -> Any:
         with _telling(self.url):
-            return await super().get_partial_values(prototype, key_ranges)
+            ranges = list(key_ranges)
+            return await self._asked_again(super().get_partial_values, prototype, ranges)
 
     async def exists(self, key: str) -> bool:
         with _telling(self.url):
-            return await super().exists(key)
+            return await self._asked_again(super().exists, key)
 
     async def set(self, key: str, value: Buffer) -> None:
         with _telling(self.url):
@@ -333,15 +336,19 @@ class _ZarrObjects(ObjectStore[Any]):
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         with _telling(self.url):
-            for pause in PAUSES:  # of creating, obstore leaves that to us
-                self._run.require_hold()
-                try:
-                    return await super().set_if_not_exists(key, value)
-                except Exception as error:
-                    if not asked_once(error):
-                        raise
-                await asyncio.sleep(pause)
-            await super().set_if_not_exists(key, value)
+            self._run.require_hold()
+            await self._asked_again(super().set_if_not_exists, key, value)
+
+    async def _asked_again(self, ask: Callable[..., Awaitable[T]], *about: Any) -> T:
+        """As ``asked_again`` has it."""
+        for pause in PAUSES:
+            try:
+                return await ask(*about)
+            except Exception as error:
+                if not asked_once(error):
+                    raise
+            await asyncio.sleep(pause)
+        return await ask(*about)
 
     async def delete(self, key: str) -> None:
         with _telling(self.url):

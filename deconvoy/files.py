@@ -169,7 +169,7 @@ class Files:
         def listed() -> list[Any]:
             return [row for chunk in _obstore().list(_store(self.root)) for row in chunk]
 
-        for found in _answer(lambda: asked_again(listed), self.root):
+        for found in _answer(listed, self.root):
             path = str(found["path"])
             if not any(part.startswith(".") for part in path.split("/")):
                 yield FileEntry(path, found["size"], _tag(found))
@@ -296,8 +296,8 @@ def _store(root: str) -> Any:
 
 def asked_again(ask: Callable[[], T]) -> T:
     """What a store answers to what may safely be asked twice.  obstore asks again of its own where
-    most requests fail, and where a file ends half way; not where a list ends so or the answer to
-    a write, nor where a file is created that must not be there, or many are deleted at once."""
+    most requests fail, and where a file ends half way; not where a list or the word that nothing is
+    there does, nor where a file is created that must not be there, or many are deleted at once."""
     for pause in PAUSES:
         try:
             return ask()
@@ -317,7 +317,7 @@ def asked_once(error: Exception) -> bool:
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 """Seconds before asking again."""
 
-_SILENT = re.compile("body error|list response body|error sending request")
+_SILENT = re.compile("Error performing .*(body error|error sending request)|list response body")
 _RETRIED = re.compile(r"after \d+ retries")
 
 
@@ -331,7 +331,7 @@ def _answer(ask: Callable[[], T], url: str) -> T:
 
     hint = S3_HINT if url.startswith("s3:") else ""
     try:
-        return ask()
+        return asked_again(ask)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{url} is not there") from error
     except TooLong:
