@@ -90,6 +90,24 @@ def test_a_head_that_was_killed_is_replaced(home: Path) -> None:
     assert LocalCluster(home).ensure() != first
 
 
+def test_a_head_whose_raylet_was_killed_ends_and_is_replaced(home: Path) -> None:
+    """What is left of it would take jobs and never work on them."""
+    first = LocalCluster(home).ensure()
+    known = LocalCluster(home)._known()
+    assert known is not None
+    (raylet,) = (
+        pid
+        for pid in descendants(known.pid)
+        if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")
+    )
+    os.kill(raylet, signal.SIGKILL)
+    begin = time.monotonic()
+    while LocalCluster(home).address() is not None:
+        assert time.monotonic() - begin < 30
+        time.sleep(0.05)
+    assert LocalCluster(home).ensure() != first
+
+
 def test_the_state_of_somebody_elses_process_is_not_trusted(home: Path) -> None:
     (home / "ray.json").write_text(f'{{"pid": {os.getpid()}, "address": "127.0.0.1:1"}}')
     assert LocalCluster(home).address() is None

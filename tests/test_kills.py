@@ -149,7 +149,7 @@ if verb == "create":
     job, run = undertaking.create(specs.parse(json.loads(spec)), url)
 else:
     job, run = undertaking.reopen(url)
-executor = RayExecutor(job.spec.compute, address)
+executor = RayExecutor(job.compute, address)
 undertaking.execute(job, run, executor, lambda advance: None)
 """
 
@@ -235,7 +235,7 @@ def test_a_study_whose_driver_and_then_a_worker_are_killed_has_the_bits_of_a_cal
         if any(event["event"] == "granted" for event in log_of(url)[resumed:]):
             strike()
 
-    undertaking.execute(job, run, RayExecutor(long_study().compute), observe)
+    undertaking.execute(job, run, RayExecutor(job.compute), observe)
     assert strike.hit is not None
     last = [e for e in log_of(url) if e["event"] == "granted" and e["item"] == strike.hit["item"]]
     assert last[-1]["pid"] != strike.hit["pid"] and last[-1]["attempt"] == 2

@@ -67,6 +67,9 @@ JOIN_SECONDS = 120.0
 """Longest wait for a node with cores, where there is none: they join after the head, or come back.
 Ray gives a node that is silent up after a minute."""
 
+LOOK_SECONDS = 1.0
+"""How often a cluster of our own looks whether it is whole."""
+
 NAMESPACE = "deconvoy"
 
 CONNECT_HINT = (
@@ -304,7 +307,8 @@ def _named(name: str) -> Any:
 
 
 def serve_cluster(announce: Callable[[str], None]) -> None:
-    """Be a cluster of this machine until told to end (SIGTERM or Ctrl-C).
+    """Be a cluster of this machine until told to end (SIGTERM or Ctrl-C), or until a part of it
+    has died: what is left would take jobs and never work on them.
 
     Args:
         announce: told the address when it is ready.
@@ -315,9 +319,20 @@ def serve_cluster(announce: Callable[[str], None]) -> None:
     folder = connect(None, None)
     try:
         announce(str(ray.get_runtime_context().gcs_address))
-        ending.wait()
+        while not ending.wait(LOOK_SECONDS):
+            if dead := [kind for kind, _ in _own_node().dead_processes()]:
+                logger.error("Ray's %s died, so this cluster ends.", ", ".join(dead))
+                break
     finally:
         disconnect(folder)
+
+
+def _own_node() -> Any:
+    """What ``connect`` started, as Ray knows them; `ray start --block` looks there."""
+    from ray._private.worker import global_worker
+
+    node: Any = global_worker.node
+    return node
 
 
 def _nodes_with_cores() -> list[dict[str, float]]:
