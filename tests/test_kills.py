@@ -19,7 +19,6 @@ import pytest
 from deconvoy.spec import JobSpec
 from deconvoy.specs import Spec
 from tests.runs import (
-    assert_same_files,
     assert_same_results,
     committed_in,
     grants_of,
@@ -28,8 +27,7 @@ from tests.runs import (
     run_inline,
     small_spec,
 )
-from tests.studies import long_study, run_study
-from workers import leasing, pipeline, undertaking
+from workers import leasing, pipeline
 from workers.ledger import Ledger
 
 pytestmark = pytest.mark.ray
@@ -211,34 +209,3 @@ def test_a_driver_killed_in_the_scan_and_again_in_the_projection_goes_on_to_the_
     again = [item for item in scanned if final[item] != scans[item]]
     again += [item for item in finished if final[item] != grants[item]]
     assert not again, "finished items were computed again"
-
-
-def test_a_study_whose_driver_and_then_a_worker_are_killed_has_the_bits_of_a_calm_one(
-    ray_cluster: str, tmp_path: Path
-) -> None:
-    from workers.executors.ray import RayExecutor
-
-    url = tmp_path / "run"
-
-    def has_put_one_away() -> bool:
-        return any((url / "ledger/study").glob("state-*")) and bool(held_leases(url))
-
-    wait_until_gone(kill_driver("create", url, ray_cluster, has_put_one_away, long_study()))
-    finished, grants = committed_in(url), grants_of(url)
-    assert len(finished) < 4
-
-    strike = Strike(url, "study/", signal.SIGKILL, after=0)
-    job, run = undertaking.reopen(str(url))
-    resumed = len(log_of(url))
-
-    def observe(_: leasing.Advance) -> None:
-        if any(event["event"] == "granted" for event in log_of(url)[resumed:]):
-            strike()
-
-    undertaking.execute(job, run, RayExecutor(job.compute), observe)
-    assert strike.hit is not None
-    last = [e for e in log_of(url) if e["event"] == "granted" and e["item"] == strike.hit["item"]]
-    assert last[-1]["pid"] != strike.hit["pid"] and last[-1]["attempt"] == 2
-    run_study(long_study(), tmp_path / "calm")
-    assert_same_files(tmp_path / "calm", url, "study", "networks", "ledger/study")
-    assert all(grants_of(url)[item] == grants[item] for item in finished)
