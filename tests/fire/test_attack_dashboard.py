@@ -60,6 +60,7 @@ def is_untouched(page: Page) -> bool:
             scripts: [...document.scripts].filter(one => one.textContent.includes('hacked')).length,
             styles: [...document.querySelectorAll('style')].filter(
                 one => one.textContent.includes('evil.example')).length,
+            elements: document.querySelectorAll('img[src="x"], img[src$="/x"]').length,
             links: [...document.querySelectorAll('a,img,iframe,form')].filter(one =>
                 /javascript:|evil\\.example/.test(one.href || one.src || one.action || '')).length,
         })"""
@@ -89,9 +90,10 @@ def test_no_name_is_markup_in_any_view(
     shown = views(fortress)
     for address in shown:
         visit.page.goto(fortress.url + address)
-        visit.page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-        visit.page.wait_for_timeout(fire.of(150, 600))
-        assert visit.page.get_by_test_id("stException").count() == 0, address
+        visit.waits()
+        visit.page.wait_for_timeout(fire.of(50, 500))
+        if address.startswith("/images?run=%3C"):
+            assert HOSTILE[0] in visit.page.inner_text("body"), "the names are there, as text"
         assert is_untouched(visit.page), address
     # That a view is not there is told in the console, too.
     wrong = [one for one in visit.wrong if re.search("elsewhere|Security Policy|Refused", one)]
