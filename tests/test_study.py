@@ -34,7 +34,7 @@ from tests.runs import (
     write_photographs,
 )
 from tests.studies import resume_study, run_study, spec_of
-from workers import extend, pipeline, study_items
+from workers import extend, pipeline, seal, study_items
 from workers.executors.inline import InlineExecutor
 from workers.first_layer import SPECTRUM, bands_of, peaks_of, rms_of
 from workers.fresh import occlude
@@ -588,6 +588,7 @@ def test_verify_finds_weights_that_are_others(calm: Path, tmp_path: Path) -> Non
     for path in fields["weights"]:
         fields["weights"][path] = hashlib.sha256((url / path).read_bytes()).hexdigest()
     marker.write_text(json.dumps(fields))
+    seal.finish(RunStore(str(url)))
     found = {fault.place for fault in verify(str(url), 1).faults}
     assert {"study/0/filter", "study/0/rms", "study/0/frequency", "study/0/peak"} <= found
     cut = url / "networks/1/1/epoch-003.safetensors"
