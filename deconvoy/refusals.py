@@ -89,19 +89,17 @@ def validated(root: type[S], fields: Any, least: str) -> S:
     try:
         return root.model_validate(fields)
     except ValidationError as error:
-        found = list(islice(sentences(error, root), TOLD))
-        told = " ".join(sentence for _, sentence in found)
-        more = f" {error.error_count() - JUDGED} more are wrong." if _too_many(error) else ""
-        raise FieldInvalid(told + more, found[0][0]) from None
+        found = sentences(error, root)
+        shown = list(islice(found, TOLD))
+        told = " ".join(sentence for _, sentence in shown)
+        left = sum(1 for _ in found) + max(0, error.error_count() - JUDGED)
+        more = f" {left:,} more are wrong." if left else ""
+        raise FieldInvalid(told + more, shown[0][0]) from None
 
 
 JUDGED, TOLD = 200, 40
 """Of the failures of one spec so many are looked at, and so many sentences told: each is compared
 with each, and who sends ten thousand wrong fields must not keep a service busy for it."""
-
-
-def _too_many(error: ValidationError) -> bool:
-    return error.error_count() > JUDGED
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[str, str]]:

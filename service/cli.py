@@ -20,6 +20,7 @@ from rich.markup import escape
 import deconvoy
 from deconvoy import figures, progress, queries, specs
 from deconvoy.errors import DeconvoyError, RequestError, RunNotFound
+from deconvoy.study import Study
 from service import (
     collisions,
     drawing,
@@ -293,24 +294,26 @@ def _show_study(run_: deconvoy.Run, as_json: bool) -> None:
     results: dict[str, Any] = run_.attributes.get("results", {})
     if as_json:
         fields = {key: run_.attributes[key] for key in ("state", "spec", "provenance")}
-        networks = _study_rows(run_)
+        study = _study_of(run_)
+        networks = study.table().to_pylist() if study else []
         print_json({**fields, "results": results, "networks": networks})
         return
     _show_state(run_)
     if results:
         out.print(studies.summary(results))
-    if not _study_rows(run_):
+    study = _study_of(run_)
+    if study is None:
         out.print("There are no results yet: no network has been trained to its end.")
         return
-    out.print(studies.of_study(run_.study()))
+    out.print(studies.of_study(study))
 
 
-def _study_rows(run_: deconvoy.Run) -> list[dict[str, Any]]:
+def _study_of(run_: deconvoy.Run) -> Study | None:
+    """None where no network has come to its end."""
     try:
-        rows: list[dict[str, Any]] = run_.study().table().to_pylist()
+        return run_.study()
     except RunNotFound:
-        return []
-    return rows
+        return None
 
 
 def _show_layer(run_: deconvoy.Run, layer: str, as_json: bool) -> None:
