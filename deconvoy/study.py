@@ -54,8 +54,13 @@ class FirstLayer:
         return own
 
     @property
+    def known(self) -> int:
+        """Filters of all repeats that came to their end."""
+        return int(np.isfinite(self.rms).sum())
+
+    @property
     def dead(self) -> int:
-        """Filters that no validation image excites, of all repeats together."""
+        """Those of them that no validation image excites."""
         return int((self.peak <= 0).sum())
 
 
@@ -90,6 +95,12 @@ class Study:
         """Whether a training came to its end; all numbers of others are NaN from some epoch on."""
         ended: Bool[ndarray, "network repeat"] = np.isfinite(self.training_error[:, :, 0])
         return ended
+
+    def lacking(self, network: int) -> str | None:
+        """Why a network has no numbers, in a word or two; None where a repeat came to its end."""
+        if self.finished[network].any():
+            return None
+        return "diverged" if self.diverged[network].any() else "not trained yet"
 
     def first_layer(self, network: int) -> FirstLayer:
         """That of one network.
@@ -135,7 +146,7 @@ class Study:
             "validation_top1": validation[0],
             "validation_top5": validation[1],
             "deviation": each[:, 0].std(),
-            "filters": first.rms[ended].size,
+            "filters": first.known,
             "dead": first.dead,
             "at_bound": held,
             "low": low,

@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from deconvoy import plotting
-from deconvoy.study import FirstLayer, Study
+from deconvoy.errors import RunNotFound
+from deconvoy.study import Study, over_repeats
 
 GAP = 2
 """Pixels between two filters."""
@@ -56,8 +57,15 @@ def study_figure(found: Study) -> Image.Image:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        RunNotFound: no network came to its end.
     """
-    shown = min(len(found.networks), WALLS)
+    ended = [network for network in range(len(found.networks)) if found.lacking(network) is None]
+    if not ended:
+        raise RunNotFound(
+            "Every network of this study diverged, so there are no errors to draw: begin a new one "
+            "with a lower training.learning_rate."
+        )
+    shown = min(len(ended), WALLS)
     wall_rows = math.ceil(shown / 4)
     page = plotting.page(14.0, 2.2 + 0.32 * len(found.networks) + 1.9 * wall_rows)
     upper, lower = page.subfigures(
@@ -69,10 +77,12 @@ def study_figure(found: Study) -> Image.Image:
     grid = lower.subplots(wall_rows, min(4, shown), squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, name, layer in zip(grid, found.networks, found.first_layers, strict=False):
-        axes.imshow(filter_wall(layer.filter[0]))
-        axes.set_title(f"{name}: {_told(layer)}", fontsize=8)
-    lower.suptitle(walls_title(len(found.networks)), fontsize=10)
+    for axes, network in zip(grid, ended, strict=False):
+        layer, repeat = found.first_layers[network], int(found.finished[network].argmax())
+        axes.imshow(filter_wall(layer.filter[repeat]))
+        told = f"{found.networks[network]}: {layer.dead} of {layer.known} dead"
+        axes.set_title(told, fontsize=8)
+    lower.suptitle(walls_title(len(ended)), fontsize=10)
     return plotting.drawn(page)
 
 
@@ -82,28 +92,25 @@ def walls_title(networks: int) -> str:
     return f"filters of the first layer, each to its own scale{part}"
 
 
-def _told(layer: FirstLayer) -> str:
-    filters = layer.rms.size
-    return f"{layer.dead} of {filters} dead"
-
-
 def _draw_errors(drawn: Any, found: Study) -> None:
     rows = np.arange(len(found.networks))
-    last = found.validation_error[:, :, -1]
+    last = 100 * found.validation_error[:, :, -1]
+    mean = over_repeats(last)
+    deviation = np.sqrt(over_repeats((last - mean[:, None]) ** 2))
+    training = 100 * over_repeats(found.training_error)
     for top, (name, offset) in enumerate((("top-1", -0.2), ("top-5", 0.2))):
         drawn.barh(
-            rows + offset, 100 * last[:, :, top].mean(1), 0.36, color=f"C{top}",
-            xerr=100 * last[:, :, top].std(1) if last.shape[1] > 1 else None,
+            rows + offset, mean[:, top], 0.36, color=f"C{top}",
+            xerr=deviation[:, top] if last.shape[1] > 1 else None,
             label=f"validation, {name}", capsize=2,
         )  # fmt: skip
-        training = 100 * found.training_error[:, :, top].mean(1)
         drawn.plot(
-            training, rows + offset, "|", color="black", markersize=9, markeredgewidth=1.6,
+            training[:, top], rows + offset, "|", color="black", markersize=9, markeredgewidth=1.6,
             label="training" if top == 0 else None,
         )  # fmt: skip
     labels = [
-        f"{name}  ({count / 1e6:.2f} M)"
-        for name, count in zip(found.networks, found.parameters.tolist(), strict=True)
+        f"{name}  ({found.lacking(network) or f'{found.parameters[network] / 1e6:.2f} M'})"
+        for network, name in enumerate(found.networks)
     ]
     drawn.set_yticks(rows, labels, fontsize=8)
     drawn.invert_yaxis()
@@ -117,8 +124,8 @@ def draw_curves(drawn: Any, found: Study) -> None:
     """Errors by epoch, each network with a look of its own."""
     epochs = np.arange(1, found.loss.shape[2] + 1)
     widths = np.linspace(*WIDTHS, len(found.networks))
-    for network, name in enumerate(found.networks):
-        curve = 100 * found.validation_error[network, :, :, 0].mean(0)
+    errors = 100 * over_repeats(found.validation_error)[:, :, 0]
+    for network, (name, curve) in enumerate(zip(found.networks, errors, strict=True)):
         drawn.plot(
             epochs, curve, label=name, linewidth=widths[network], markersize=widths[network] + 3,
             linestyle=STYLES[network % len(STYLES)], marker=MARKERS[network % len(MARKERS)],

@@ -42,10 +42,10 @@ def of_study(study: Study) -> Table:
     names += ["± over repeats"] * (repeats > 1) + ["dead filters", "at the RMS bound"]
     for name in (*names, "low/middle/high"):
         table.add_column(name, justify="right")
-    for row in study.table().to_pylist():
-        if not row["repeats"]:
-            told = "diverged" if row["diverged"] else "not trained yet"
-            table.add_row(escape(row["network"]), f"{row['parameters']:,}", told)
+    for network, row in enumerate(study.table().to_pylist()):
+        lacking = study.lacking(network)
+        if lacking is not None:
+            table.add_row(escape(row["network"]), f"{row['parameters']:,}", lacking)
             continue
         errors = ("training_top1", "training_top5", "validation_top1", "validation_top5")
         cells = [f"{100 * row[name]:.1f}" for name in errors]

@@ -362,6 +362,7 @@ def test_a_study_cut_off_goes_on_to_the_same_bits_and_trains_no_epoch_twice(
         execute(job, run, InlineExecutor(), ignore)
     part = deconvoy.open(url).study()  # what has come to its end can be read, marked or not
     assert part.finished.tolist() == [[True, True], [True, False]]
+    assert [part.first_layers[network].known for network in (0, 1)] == [64, 32]
     assert [row["repeats"] for row in part.table().to_pylist()] == [2, 1]
     assert study_figure(part).width > 900
     resume_study(url)
@@ -624,6 +625,9 @@ def test_a_network_that_diverges_leaves_the_others_readable(tmp_path: Path) -> N
     assert row["diverged"] == 1 and row["validation_top1"] is None
     assert not verify(str(url), 2).faults
     assert study_figure(study).width > 900
+    none = replace(study, training_error=np.full_like(study.training_error, np.nan))
+    with pytest.raises(RunNotFound, match="Every network of this study diverged"):
+        study_figure(none)
     assert "lower training.learning_rate" in studies.summary(run.attributes["results"])
 
 

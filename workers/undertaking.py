@@ -73,9 +73,10 @@ def require_room(job: Undertaking, run: RunStore) -> None:
 def told(job: Undertaking) -> dict[str, str]:
     """What it is, for people."""
     if isinstance(job, StudyJob):
-        training = job.spec.training
+        training, count = job.spec.training, len(job.spec.edits)
+        edits = f"{count} edit{'' if count == 1 else 's'}"
         return {
-            "networks": f"{job.spec.base} and {len(job.spec.edits)} edits of it, each trained "
+            "networks": f"{job.spec.base} and {edits} of it, each trained "
             f"{job.spec.repeats}×, {training.epochs} epochs",
             "images": f"{len(job.training):,} to learn from, {len(job.validation):,} to judge by; "
             f"{len(job.classes)} classes",

@@ -55,10 +55,10 @@ def _table(found: Study) -> str:
     rows = found.table().to_pylist()
     best = min((row["validation_top1"] for row in rows if row["repeats"]), default=None)
     body = ""
-    for row in rows:
-        if not row["repeats"]:
-            told = "diverged" if row["diverged"] else "not trained yet"
-            few = (text(row["network"]), number(row["parameters"]), told)
+    for network, row in enumerate(rows):
+        lacking = found.lacking(network)
+        if lacking is not None:
+            few = (text(row["network"]), number(row["parameters"]), lacking)
             body += element("tr", "".join(element("td", cell) for cell in few))
             continue
         spread = f" ± {100 * row['deviation']:.1f}" if row["repeats"] > 1 else ""
@@ -85,11 +85,11 @@ def _walls(run: Json, found: Study) -> str:
     """Filters of every network, as pictures that the browser fetches when they come into view."""
     figures = ""
     for network, name in enumerate(found.networks):
-        if not found.finished[network].any():
+        if found.lacking(network) is not None:
             continue
         address = addresses.filters_picture(run["id"], run["commit"], network, TILE)
         layer = found.first_layers[network]
-        told = f"{name}: {layer.dead:,} of {layer.rms.size:,} dead"
+        told = f"{name}: {layer.dead:,} of {layer.known:,} dead"
         drawn = pieces.picture(address, f"Filters of the first layer of {name}")
         figures += element("figure", drawn + element("figcaption", text(told)))
     return element("div", figures, class_="filters")
