@@ -103,7 +103,7 @@ def demo(
     folder: Annotated[Path, typer.Option("--out", help="Where to put it.")] = Path("runs/demo"),
     full: Annotated[
         bool,
-        typer.Option("--full", help="All of the paper in small, with report.html: 6 minutes."),
+        typer.Option("--full", help="All of the paper in small, with report.html: 8 minutes."),
     ] = False,
 ) -> None:
     """Everything on built-in data, without network: train, analyse, draw."""
@@ -137,7 +137,7 @@ def demo(
         f"  deconvoy figure {here.run} --image 7 --patch 16 --stride 4 -o seven.png     (a square "
         f"slides over it, now)\n"
         f"  deconvoy plan {here.spec}     (the job spec: copy it for your own model and images)\n"
-        f"  deconvoy demo --full     (all of the paper in small, with a report: some 6 minutes)",
+        f"  deconvoy demo --full     (all of the paper in small, with a report: some 8 minutes)",
         soft_wrap=True,
     )
 
