@@ -13,7 +13,6 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -31,7 +30,7 @@ from deconvoy.errors import (
     RunNotFound,
     RunUnreachable,
 )
-from deconvoy.files import PAUSES, S3_HINT, asked_again, asked_once
+from deconvoy.files import PAUSES, S3_HINT, asked_again, asked_once, retries
 from deconvoy.holds import FOLDER, Hold
 from deconvoy.store import METADATA, RunStore
 
@@ -383,7 +382,7 @@ def _client(url: str, patience: int) -> Any:
     return from_url(
         url,
         client_options={"allow_http": True},
-        retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=patience)},
+        retry_config=retries(patience),
     )
 
 

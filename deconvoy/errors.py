@@ -98,6 +98,10 @@ class ActivationInvalid(DeconvoyError, ArithmeticError):
     """NaN or infinity in a feature map."""
 
 
+class MemoryShort(DeconvoyError, MemoryError):
+    """A worker had not enough memory for a work item; it, or another, may have on the next try."""
+
+
 class DiskTooSmall(DeconvoyError, OSError):
     """The run would not fit."""
 

@@ -29,7 +29,7 @@ REMOTE_SCHEMES = ("s3", "http", "https")
 READ_AHEAD = 4 * 2**20
 """Bytes a reader of a remote file fetches at a time."""
 
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 60
 """A store that does not answer is asked again for so long, by obstore, before a job fails."""
 
 _AWAY = re.compile(r"HTTP error|status code: (5\d\d|408|429)")
@@ -290,8 +290,14 @@ def _store(root: str) -> Any:
     return from_url(
         root,
         client_options={"allow_http": True},
-        retry_config={"max_retries": 10, "retry_timeout": timedelta(seconds=PATIENCE_SECONDS)},
+        retry_config=retries(PATIENCE_SECONDS),
     )
+
+
+def retries(seconds: int | float) -> Any:
+    """How obstore asks again: time alone ends it.  Its pauses are drawn between the shortest and
+    twice the one before, so ten of them were once over within two seconds."""
+    return {"max_retries": 1000, "retry_timeout": timedelta(seconds=seconds)}
 
 
 def asked_again(ask: Callable[[], T]) -> T:

@@ -177,7 +177,8 @@ def test_an_item_that_takes_down_worker_after_worker_aborts_and_tells_the_last_r
         Abort(
             "poison",
             f"given up after {MAX_ATTEMPTS} attempts; the last: "
-            f"worker {worker}: signal {MAX_ATTEMPTS}",
+            f"worker {worker}: signal {MAX_ATTEMPTS}; a worker that takes more memory than there "
+            "is dies like this, too: see the node's log",
         ),
     ]
 

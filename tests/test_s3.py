@@ -6,15 +6,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import obstore
 import pytest
-from obstore.store import S3Store
+from obstore.store import HTTPStore, S3Store
 
 import deconvoy
 from deconvoy.errors import FilesUnreachable, ImageUnreadable, RequestError
-from deconvoy.files import Files, _store
+from deconvoy.files import Files, _store, retries
 from deconvoy.spec import DataSpec, Transform
 from tests.fire.proxy import Weather, proxy_before
 from tests.runs import results_of, run_inline, small_spec, write_photographs
@@ -139,6 +140,7 @@ def test_what_is_not_there_is_told(environment: dict[str, str]) -> None:
 def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a thread of its own process-wide state there is none: a new root makes a new client."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("deconvoy.files.PATIENCE_SECONDS", 2)
     found: list[str] = []
 
     def ask() -> None:
@@ -151,6 +153,32 @@ def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     thread.start()
     thread.join(120)
     assert found and "s3://away/images/1.png" in found[0] and "AWS_ENDPOINT_URL" in found[0]
+
+
+def test_a_store_is_asked_again_for_as_long_as_the_patience_lasts_however_often_that_is() -> None:
+    asked = 0
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            nonlocal asked
+            asked += 1
+            self.send_response(503 if asked < 15 else 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        store = HTTPStore(
+            f"http://127.0.0.1:{server.server_port}",
+            client_options={"allow_http": True},
+            retry_config=retries(60),
+        )
+        assert obstore.get(store, "a.png").bytes() == b""
+        server.shutdown()
+    assert asked == 15
 
 
 def test_a_store_that_is_away_makes_no_image_unreadable(

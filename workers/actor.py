@@ -5,6 +5,10 @@ same lease gives the same bits on any worker with any number of threads: torch c
 thread (its kernels differ in the last bit with the number of threads), and a worker's threads are
 lanes, each of which computes whole batches.  Batches have one size, the last one is padded, and
 nothing is kept from lease to lease but decoded pictures and what each image gives by itself.
+
+Short of memory a worker keeps its bits: it computes one batch after another, and holds nothing for
+later.  Smaller batches would not do.  Convolutions add in another order in them (1×1 ones with
+channels last do, in torch 2.11 on a CPU), so how much is computed at once is the job's to say.
 """
 
 import io
@@ -23,10 +27,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from deconvoy.errors import DeconvoyError, ImageUnreadable, JobStopped, RunUnreachable
+from deconvoy.errors import (
+    DeconvoyError,
+    ImageUnreadable,
+    JobStopped,
+    MemoryShort,
+    RunUnreachable,
+)
 from deconvoy.schema import evolution_path, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
-from workers import topk
+from workers import memory, topk
 from workers.correspondence import correspondences
 from workers.correspondence_writer import write_draws
 from workers.datasets import ImageRef
@@ -166,14 +176,13 @@ class Actor:
         self._lane_count = 1 if self._device.type == "cuda" else assignment.threads
         # A thread has all cores until torch is told so there: the first matrix product would have
         # other bits.
-        self._lanes = ThreadPoolExecutor(
-            self._lane_count, "lane", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._lanes = self._make_lanes()
         self._pool = ThreadPoolExecutor(assignment.threads, thread_name_prefix="decode")
         self._pictures = PictureCache(self._read_id, CACHE_BYTES)
         self._done = 0
         self._counting = threading.Lock()
         self._stopping = threading.Event()
+        self._was_short, self._one_by_one = False, False
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
         self._rectified = np.repeat(
@@ -225,10 +234,47 @@ class Actor:
         """Answer one lease.
 
         Raises:
+            MemoryShort: there was not enough of it.
             DeconvoyError: what no other attempt would change, such as NaN in a layer.
         """
         self._done = 0
         torch.set_num_threads(1)  # of this thread, which need not be the one that built the actor
+        # Who had it before may have been killed for the memory it took.
+        self._one_by_one = self._was_short or lease.attempt > 1
+        try:
+            return self._answer(lease)
+        except Exception as error:
+            if not memory.is_short(error):
+                raise
+            told = " ".join(str(error).split()[:40]) or type(error).__name__
+        # Out of reach of the error, which holds all that was being computed.
+        self._spare_memory()
+        raise MemoryShort(self._shortage(told))
+
+    def _shortage(self, told: str) -> str:
+        at_once = "one batch" if self._one_by_one else f"up to {self._lane_count} batches"
+        place = "its GPU's memory" if self._device.type == "cuda" else "memory"
+        return (
+            f"A worker ran out of {place} with {at_once} of compute.batch_size = "
+            f"{self._job.batch_size} images at a time ({told}). If that stays so: have fewer "
+            "workers on a node, take larger nodes, or lower compute.batch_size in a new run."
+        )
+
+    def _spare_memory(self) -> None:
+        """From now on."""
+        self._was_short = True
+        self._lanes.shutdown(wait=True, cancel_futures=True)  # the other batches under way
+        self._lanes = self._make_lanes()
+        self._pictures.clear()
+        self._projector.forget()
+        memory.give_back()
+
+    def _make_lanes(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(
+            self._lane_count, "lane", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def _answer(self, lease: JobLease) -> Result:
         match lease:
             case ScanLease():
                 return self.scan(lease)
@@ -358,8 +404,9 @@ class Actor:
             yield replace(batch, copies=copies)
 
     def _in_lanes(self, work: Callable[[S], T], batches: Iterable[S]) -> Iterator[T]:
-        """Results in order, with one batch more under way than there are lanes."""
-        for future in read_ahead(self._lanes, work, batches, ahead=self._lane_count):
+        """Results in order, with one batch more under way than there are lanes; or one in all."""
+        ahead = 0 if self._one_by_one else self._lane_count
+        for future in read_ahead(self._lanes, work, batches, ahead):
             if self._stopping.is_set():
                 raise JobStopped("The worker was told to stop.")
             yield future.result()

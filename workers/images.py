@@ -261,6 +261,11 @@ class PictureCache:
                 self._bytes -= oldest.pixels.nbytes
         return picture
 
+    def clear(self) -> None:
+        with self._lock:
+            self._pictures.clear()
+            self._bytes = 0
+
 
 def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive pieces of ``size``, the last one as long as what is left."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deconvoy.errors import DeconvoyError, JobFailed
+from deconvoy.errors import DeconvoyError, JobFailed, MemoryShort
 from deconvoy.store import RunStore
 from workers.executors import Executor, Lost, Moved, Raised, Ready, Report, Returned
 from workers.leases import Lease
@@ -118,9 +118,12 @@ class Leasing:
             case Raised(worker, lease, error):
                 within.pop(worker, None)
                 reason = f"{type(error).__name__}: {error}"
-                final = isinstance(error, DeconvoyError)
+                ours, short = isinstance(error, DeconvoyError), isinstance(error, MemoryShort)
+                final = ours and not short
                 self.log(event="raised", worker=worker, item=lease.item, reason=reason)
-                reason = str(error) if final else reason
+                if short:
+                    logger.warning("%s, %s: %s", worker, lease.item, error)
+                reason = str(error) if ours else reason
                 return ItemFailed(worker, lease.item, lease.attempt, reason, final)
 
     def _obey(

@@ -18,6 +18,8 @@ MAX_STILLBORN = 3
 """So many workers in a row that died while they were starting will not be followed by a live one:
 the model cannot be built there, or the memory is too small."""
 
+DIED = "; a worker that takes more memory than there is dies like this, too: see the node's log"
+
 PATIENCE = 600.0
 """Seconds without a step forward after which a worker counts as hung; the longest step, a batch of
 projections of a large model on one core, stays far below."""
@@ -155,7 +157,7 @@ class Ledger:
                     self.idle[worker] = None
                 return self._grants(now)
             case WorkerLost(worker, reason):
-                return [*self._lose(worker, reason), *self._grants(now)]
+                return [*self._lose(worker, reason, DIED), *self._grants(now)]
             case Progressed(worker):
                 self._renew(worker, now)
                 return []
@@ -204,7 +206,7 @@ class Ledger:
             return self._abort(event.item, event.reason)
         return [*self._again(event.item, event.reason), *self._grants(now)]
 
-    def _lose(self, worker: str, reason: str) -> list[Instruction]:
+    def _lose(self, worker: str, reason: str, hint: str = "") -> list[Instruction]:
         if worker not in self.idle and worker not in self.leases:
             self.stillborn += 1
             if self.stillborn >= MAX_STILLBORN:
@@ -212,7 +214,7 @@ class Ledger:
                 return self._abort(None, f"{died}; the last, {worker}: {reason}")
         self.idle.pop(worker, None)
         lease = self.leases.pop(worker, None)
-        again = self._again(lease.item, f"worker {worker}: {reason}") if lease else []
+        again = self._again(lease.item, f"worker {worker}: {reason}{hint}") if lease else []
         return [Replace(worker, reason), *again]
 
     def _again(self, item: str, reason: str) -> list[Instruction]:

@@ -140,6 +140,10 @@ class Projector:
         ):
             yield at[part], projection
 
+    def forget(self) -> None:
+        """What is kept from lease to lease to be faster."""
+        self._kept = _Kept(self._portions.switch_bytes)
+
     def cone(self, layer: Layer) -> Cone:
         return self._cone(layer)[0]
 

@@ -161,6 +161,9 @@ class Driven:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        self._listener.join(10)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self._said.close()
 
 
@@ -191,6 +194,12 @@ def cluster(fire: Fire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
                 at.setenv(name, value)
             made.set_up({**variables, **({} if fire.full else QUICK)})
             yield made
+
+
+@pytest.fixture
+def at_length(fire: Fire) -> None:
+    if not fire.full:
+        pytest.skip("one job meets them all in the short length")
 
 
 @pytest.fixture
@@ -323,6 +332,7 @@ def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
     tell("nodes", **figures, items_lost=0, items=len(committed))
 
 
+@pytest.mark.usefixtures("at_length")  # before any node is made
 @pytest.mark.parametrize("kind", ["shapes", "photographs"])
 @pytest.mark.parametrize("misfortune", ["nothing", "killed", "cut off", "frozen", "added"])
 def test_each_misfortune_alone_leaves_no_trace_in_the_bits(
@@ -335,8 +345,6 @@ def test_each_misfortune_alone_leaves_no_trace_in_the_bits(
     kind: str,
     misfortune: str,
 ) -> None:
-    if not fire.full:
-        pytest.skip("one job meets them all in the short length")
     spec = specs(fire, kind)
     calm = calm_of(spec)
     driven = drive(spec)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import deconvoy
-from deconvoy.client import Client
+from deconvoy.client import Client, ClientJob
 from tests.fire.conftest import Fire, Tell
 from tests.runs import assert_same_files, assert_same_results, committed_in, grants_of, run_inline
 from tests.studies import long_study, run_study
@@ -83,7 +83,11 @@ class Struck:
         return self.service.home / "runs" / self.job.id
 
     def has_ended(self) -> bool:
-        return self.job.refresh().state in WAYS_OUT
+        return self.now().state in WAYS_OUT
+
+    def now(self) -> ClientJob:
+        self.job = self.job.refresh()
+        return self.job
 
     def held(self) -> list[dict[str, Any]]:
         """Leases that can be struck: an item that takes down its fourth worker fails the job."""
@@ -136,7 +140,7 @@ class Struck:
 
         def goes_on() -> bool:
             nonlocal resumed
-            state = self.job.refresh().state
+            state = self.now().state
             if state == "interrupted":
                 self.job.resume()
                 resumed = True
