@@ -51,8 +51,10 @@ demo: $(READY)  ## train, analyse and draw on built-in data: no GPU, no network
 test: $(READY)  ## run the tests, in JOBS processes (2)
 	@$(BIN)/python -m pytest -q --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
-fire: $(READY)  ## run the tests under fire, at full length or in minutes: FIRE=short
-	@$(BIN)/python -m pytest -q --fire=$(FIRE) tests/fire $(ARGS)
+# At full length one after another: figures of load are of a machine that does nothing else.
+fire: $(READY)  ## run the tests under fire, for hours, or for minutes: FIRE=short
+	@$(BIN)/python -m pytest -q --fire=$(FIRE) tests/fire $(ARGS) \
+	    $(if $(filter short,$(FIRE)),--numprocesses=$(JOBS) --dist=loadfile)
 
 lint: $(READY)  ## check style, types and which package may import which
 	@$(BIN)/ruff check .

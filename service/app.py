@@ -2,8 +2,11 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
+import numpy as np
+import pyarrow as pa
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
@@ -135,6 +138,7 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
     try:
         async with anyio.create_task_group() as group:
             group.start_soon(uploads.sweep_daily, app.state.settings, catalogue, app.state.shelf)
+            group.start_soon(partial(anyio.to_thread.run_sync, _warm_up, abandon_on_cancel=True))
             yield
             group.cancel_scope.cancel()
     finally:
@@ -142,6 +146,12 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
             await anyio.to_thread.run_sync(supervisor.stop)
             await anyio.to_thread.run_sync(_give_up, app.state.settings, catalogue)
         await anyio.to_thread.run_sync(catalogue.close)
+
+
+def _warm_up() -> None:
+    """Of its first array pyarrow asks pandas, where that is there, and loads it: half a second or
+    more, before anybody waits for a table."""
+    pa.array(np.zeros(1))
 
 
 def _give_up(settings: Settings, catalogue: Catalogue) -> None:

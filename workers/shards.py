@@ -26,7 +26,7 @@ COMPACT_EVERY = 64
 """Folded shards after which their markers are replaced by one file."""
 
 HELD_BYTES = 64 * 2**20
-"""Of markers in memory; what a thousand workers finish out of order is more, and is read again."""
+"""Of results in memory; what a thousand workers finish out of order is more, and is read again."""
 
 
 class CommittedShards:
@@ -39,8 +39,9 @@ class CommittedShards:
         """Shards folded so far: all before this one."""
         self._waiting: set[int] = set()
         """Committed shards that lie behind one that is not."""
-        self._held: dict[int, bytes] = {}
-        """Markers of the waiting, so that they need not be read back."""
+        self._held: dict[int, Partial] = {}
+        """Results of some that wait, so that their markers need not be read."""
+        self._held_bytes = 0
         self._compacted = 0
 
     def take_up(self) -> None:
@@ -69,22 +70,30 @@ class CommittedShards:
         sink = pa.BufferOutputStream()
         pq.write_table(result.images, sink, compression="zstd", write_page_checksum=True)
         self.run.write(image_part_path(part), sink.getvalue().to_pybytes())
-        marker = result.partial.entering(self.fold.floor).to_bytes()
-        self.run.write(f"ledger/scan/part-{part:06d}.npz", marker)
-        if sum(map(len, self._held.values())) + len(marker) <= HELD_BYTES:
-            self._held[part] = marker
-        self._waiting.add(part)
+        partial = result.partial.entering(self.fold.floor)
+        self.run.write(f"ledger/scan/part-{part:06d}.npz", partial.to_bytes())
+        if part == self.folded:
+            self._fold(partial)
+        else:
+            self._waiting.add(part)
+            if self._held_bytes + partial.nbytes <= HELD_BYTES:
+                self._held[part] = partial
+                self._held_bytes += partial.nbytes
         self._advance()
         self.judge(result.bad)
 
     def _advance(self) -> None:
         while self.folded in self._waiting:
             self._waiting.remove(self.folded)
-            name, marker = f"part-{self.folded:06d}.npz", self._held.pop(self.folded, None)
-            self.fold.add(self._read(name) if marker is None else Partial.from_bytes(marker, name))
-            self.folded += 1
-            if self.folded - self._compacted >= COMPACT_EVERY:
-                self._compact()
+            held = self._held.pop(self.folded, None)
+            self._held_bytes -= 0 if held is None else held.nbytes
+            self._fold(self._read(f"part-{self.folded:06d}.npz") if held is None else held)
+
+    def _fold(self, partial: Partial) -> None:
+        self.fold.add(partial)
+        self.folded += 1
+        if self.folded - self._compacted >= COMPACT_EVERY:
+            self._compact()
 
     def _compact(self) -> None:
         """Replace the markers of all folded shards by one file; the old ones go last."""

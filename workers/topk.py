@@ -161,8 +161,16 @@ class Partial:
     def to_bytes(self) -> bytes:
         """A .npz archive; its members carry checksums."""
         unit, bin_ = np.nonzero(self.sums.histogram)
-        layer, norm_bin = np.nonzero(self.norms.histogram)
-        columns = {**self.examples, "norm": self.norms.largest}
+        columns, norms = dict(self.examples), dict[str, np.ndarray]()
+        if len(self.norms.histogram):
+            layer, norm_bin = np.nonzero(self.norms.histogram)
+            columns["norm"] = self.norms.largest
+            norms = {
+                "norm_layers": np.array(len(self.norms.histogram)),
+                "norm_layer": layer.astype(np.int32),
+                "norm_bin": norm_bin.astype(np.int16),
+                "norm_count": self.norms.histogram[layer, norm_bin],
+            }
         return _archive(
             unit=self.hits.unit,
             score=self.hits.score,
@@ -175,16 +183,20 @@ class Partial:
             histogram_bin=bin_.astype(np.int16),
             histogram_count=_narrow(self.sums.histogram[unit, bin_]),
             counts=np.array([self.images, self.skipped, self.correct, self.labelled]),
-            norm_layers=np.array(len(self.norms.histogram)),
-            norm_layer=layer.astype(np.int32),
-            norm_bin=norm_bin.astype(np.int16),
-            norm_count=self.norms.histogram[layer, norm_bin],
+            **norms,
             **{
                 f"{name}:{column.name}": getattr(entries, column.name)
                 for name, entries in columns.items()
                 for column in dataclasses.fields(Entries)
             },
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        tables = self.hits, self.sums, *self.examples.values(), self.norms.largest
+        arrays = [array for table in tables for array in vars(table).values()]
+        return sum(array.nbytes for array in (*arrays, self.norms.histogram))
 
     def entering(self, floor: Float32[np.ndarray, " unit"]) -> "Partial":
         """The same without hits below the floor.  The lease had one, too, but of when it was
@@ -239,7 +251,7 @@ def _examples_in(fields: Mapping[str, np.ndarray]) -> dict[str, Entries]:
 
 
 def _norms_in(fields: Mapping[str, np.ndarray], largest: Entries | None) -> Norms:
-    if largest is None:  # the marker is older than norms are
+    if largest is None:  # no outliers are looked for
         return Norms.none()
     histogram = np.zeros((int(fields["norm_layers"]), NORM_BINS), np.int64)
     histogram[fields["norm_layer"], fields["norm_bin"]] = fields["norm_count"]

@@ -20,6 +20,11 @@ class Fire:
     def of(self, short: int, full: int) -> int:
         return full if self.full else short
 
+    def skip_short(self) -> None:
+        """Skip the test at hand where few minutes are wanted."""
+        if not self.full:
+            pytest.skip("in the full length")
+
 
 @pytest.fixture(scope="session")
 def fire(request: pytest.FixtureRequest) -> Fire:

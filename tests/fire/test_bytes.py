@@ -133,7 +133,7 @@ def test_the_largest_images_are_decoded_one_at_a_time(
 ) -> None:
     large = mutations.large_images()
     if not fire.full:
-        large = {name: large[name] for name in ("wide.jpg", "wide.tif", "flat.png", "pixel.png")}
+        large = {name: large[name] for name in ("wide.jpg", "flat.png", "pixel.png")}
     paths = []
     for name, content in large.items():
         for copy in range(2):
@@ -353,8 +353,10 @@ print(peak() - before, told)
 
 @pytest.mark.parametrize("where", ["image", "label"])
 def test_one_value_told_a_thousand_times_takes_no_more_than_the_bound(
-    tmp_path: Path, where: str, tell: Tell
+    tmp_path: Path, where: str, fire: Fire, tell: Tell
 ) -> None:
+    if where == "image":
+        fire.skip_short()
     # 5 GB, in a file of some 10 kB: in one of fewer bytes than rows they are not believed at all.
     long, rows = b"".join(b"%d" % n for n in range(9000)).ljust(2**20, b"\0"), 5000
     many = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([long]))

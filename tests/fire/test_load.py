@@ -79,7 +79,7 @@ def pages_of(client: httpx.Client, run: str) -> list[str]:
 def test_two_hundred_readers_are_all_answered(
     fire: Fire, tell: Tell, small_run: Path, tmp_path: Path
 ) -> None:
-    seconds = fire.of(10, 60)
+    seconds = fire.of(5, 60)
     with Service(tmp_path / "home", "--ray", "none", "--no-dashboard", str(small_run)) as service:
         with asking(service) as client:
             pages = pages_of(client, small_run.name)
@@ -132,7 +132,7 @@ def all_jobs(client: httpx.Client) -> list[dict[str, Any]]:
 def test_a_hundred_jobs_at_once_are_all_taken_and_run_in_order_or_cancelled(
     fire: Fire, tell: Tell, tmp_path: Path
 ) -> None:
-    run_to_end = fire.of(2, 12)
+    run_to_end = fire.of(1, 12)
     with Service(tmp_path / "home", "--ray", "local", "--no-dashboard") as service:
         with asking(service) as client:
 
@@ -225,7 +225,7 @@ def test_ten_thousand_runs_are_listed_and_searched(fire: Fire, tell: Tell, tmp_p
 
 
 def test_a_wide_run_is_browsed(fire: Fire, tell: Tell, tmp_path: Path) -> None:
-    units = fire.of(3_000, 30_000)
+    units = fire.of(1_000, 30_000)
     run = tmp_path / "wide"
     begin = time.perf_counter()
     summary = make_wide_run(run, units, LAYERS)

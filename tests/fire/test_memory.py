@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.fire.conftest import Tell
+from tests.fire.conftest import Fire, Tell
 from tests.runs import assert_same_results, log_of
 from tests.upped import eventually
 from workers.leasing import LOG
@@ -162,9 +162,10 @@ def group() -> Iterator[Group]:
 
 @pytest.mark.ray
 def test_a_worker_that_is_killed_for_its_memory_is_followed_by_one_that_takes_less(
-    calm: tuple[Path, int], group: Group, tmp_path: Path, tell: Tell
+    fire: Fire, calm: tuple[Path, int], group: Group, tmp_path: Path, tell: Tell
 ) -> None:
     """`deconvoy run` on a Ray of its own, all in the group."""
+    fire.skip_short()
     url = tmp_path / "run"
     (tmp_path / "job.json").write_text(json.dumps(spec_of(tmp_path)))
     words = ["run", str(tmp_path / "job.json"), "--out", str(url), "--workers", "1"]

@@ -61,12 +61,12 @@ def told(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_many_leases_of_few_units(fire: Fire, tell: Tell, tmp_path: Path) -> None:
-    found = simulated(tmp_path / "run", fire.of(3_000, 1_000_000), 100, 1)
+    found = simulated(tmp_path / "run", fire.of(1_000, 1_000_000), 100, 1)
     hold(found, 1)
     tell("scale", **told(found))
 
 
 def test_few_leases_of_many_units(fire: Fire, tell: Tell, tmp_path: Path) -> None:
-    found = simulated(tmp_path / "run", fire.of(200, 2_000), 10_000, 256)
+    found = simulated(tmp_path / "run", fire.of(60, 2_000), 10_000, 256)
     hold(found, 256)
     tell("scale", **told(found))

@@ -256,8 +256,9 @@ def resumed_without_privileges(url: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_job_that_may_not_write_any_more_stops_in_a_sentence_and_goes_on_when_it_may(
-    tell: Tell, photographs: Path, calm: Path
+    fire: Fire, tell: Tell, photographs: Path, calm: Path
 ) -> None:
+    fire.skip_short()
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("taking a privilege from a job takes root, and setpriv")
     with disk(64) as place:
@@ -355,8 +356,8 @@ def test_a_store_that_is_away_for_long_stops_the_job_and_it_goes_on(
     fire: Fire, tell: Tell, proxied: Proxy, calm: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """Longer than anybody's patience, which is shortened here; of images, of results, of both."""
-    if not fire.full and fault not in ("503", "key"):
-        pytest.skip("in the full length")
+    if fault != "503":
+        fire.skip_short()
     monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 1)
     monkeypatch.setattr(bucket, "SHORT_PATIENCE_SECONDS", 1)
     monkeypatch.setattr(files, "PATIENCE_SECONDS", 1)
@@ -411,8 +412,7 @@ def test_a_job_on_ray_finishes_through_spells_of_every_fault(
     fire: Fire, tell: Tell, proxied: Proxy, calm: Path, tmp_path: Path
 ) -> None:
     """By the command, whose Ray starts with the variables that a user has set."""
-    if not fire.full:
-        pytest.skip("in the full length")
+    fire.skip_short()
     spec, url = tmp_path / "job.json", f"s3://{BUCKET}/runs/ray"
     spec.write_text(json.dumps(spec_of(IMAGES).to_json()))
     proxied.weather = weather = Weather(5, every=9, spell=2)

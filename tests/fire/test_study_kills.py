@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fire.conftest import Fire
 from tests.runs import assert_same_files, committed_in, grants_of, log_of
 from tests.studies import long_study, run_study
 from tests.test_kills import Strike, held_leases, kill_driver, wait_until_gone
@@ -14,8 +15,10 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_study_whose_driver_and_then_a_worker_are_killed_has_the_bits_of_a_calm_one(
-    ray_cluster: str, tmp_path: Path
+    fire: Fire, ray_cluster: str, tmp_path: Path
 ) -> None:
+    """(At random moments, with jobs in between, in test_random_kills.py.)"""
+    fire.skip_short()
     from workers.executors.ray import RayExecutor
 
     url = tmp_path / "run"
