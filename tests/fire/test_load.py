@@ -225,7 +225,7 @@ def test_ten_thousand_runs_are_listed_and_searched(fire: Fire, tell: Tell, tmp_p
 
 
 def test_a_wide_run_is_browsed(fire: Fire, tell: Tell, tmp_path: Path) -> None:
-    units = fire.of(1_000, 30_000)
+    units = fire.of(3_000, 30_000)
     run = tmp_path / "wide"
     begin = time.perf_counter()
     summary = make_wide_run(run, units, LAYERS)

@@ -1,9 +1,8 @@
 """Nodes that are killed, cut off, frozen and added while a job runs over them, results on S3.
 
 Every job must end with the bits of an undisturbed one on the inline executor.  What is struck holds
-a lease at that moment, by the log of the driver.  In full every misfortune has a job of its own,
-with the patience of Ray's defaults, on photographs as well; the short way strikes one job with all
-but the cable.
+a lease at that moment, by the log of the driver.  In full every misfortune has a job of its own, on
+photographs as well; the short way strikes one job with all but the cable.
 """
 
 import json
@@ -28,13 +27,6 @@ from tests.upped import eventually
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 NETWORKS = missing()
-
-QUICK = {
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "4",
-}
-"""A node that is silent for some seconds is given up; by Ray's defaults after a minute."""
 
 DRIVER = """
 import json, sys
@@ -185,7 +177,7 @@ def assert_done_once(driven: Driven, calm: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(fire: Fire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if NETWORKS is not None:
         pytest.skip(NETWORKS)
     with cluster_of_hosts() as made:
@@ -193,7 +185,7 @@ def cluster(fire: Fire, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         with s3_server(log, made.switch_address) as variables, pytest.MonkeyPatch.context() as at:
             for name, value in variables.items():
                 at.setenv(name, value)
-            made.set_up({**variables, **({} if fire.full else QUICK)})
+            made.set_up(variables)
             yield made
 
 
@@ -321,7 +313,7 @@ def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
     one, other = two
     figures = kill(driven, one)
     added = Added(cluster)
-    # (To be given up for silent takes half a minute, and to return as long: in the full length.)
+    # (A silent node is given up after a minute: that is for the full length.)
     misfortunes = [cut_off] if fire.full else []
     for misfortune in (*misfortunes, freeze(fire.of(2, 60))):
         figures |= misfortune(driven, other)

@@ -41,11 +41,12 @@ WAYS_OUT = ("done", "interrupted", "stopped", "failed")
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def calm(fire: Fire, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Undisturbed, on the inline executor."""
     folder = tmp_path_factory.mktemp("calm")
     run_inline(long_spec(), folder / "job")
-    run_study(long_study(), folder / "study")
+    if fire.full:
+        run_study(long_study(), folder / "study")
     return {kind: folder / kind for kind in UNDERTAKINGS}
 
 
@@ -177,7 +178,7 @@ def test_whatever_is_killed_whenever_the_bits_are_those_of_a_calm_run(
 ) -> None:
     seed = int(os.environ.get("FIRE_SEED", time.time_ns() % 10**6))
     print(f"FIRE_SEED={seed}")  # which pytest shows where the test fails
-    rng, count = random.Random(seed), fire.of(4, 50)
+    rng, count = random.Random(seed), fire.of(2, 50)
     victims = [VICTIMS[n % len(VICTIMS)] for n in range(count)]
     rng.shuffle(victims)
     each = fire.of(2, 5)
@@ -201,6 +202,7 @@ def test_whatever_is_killed_whenever_the_bits_are_those_of_a_calm_run(
     figures = {
         f"seconds_until_work_goes_on_after_a_killed_{victim}": f"{max(seconds):.1f} at most"
         for victim, seconds in lost.items()
+        if seconds
     }
     tell(
         "kills at random moments", seed=seed, kills=count, of_jobs=kinds["job"],
