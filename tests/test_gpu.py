@@ -12,9 +12,10 @@ import torch
 import zarr
 
 import deconvoy
+from deconvoy.errors import JobFailed
 from deconvoy.spec import Method
 from tests import networks, test_scan
-from tests.runs import run_inline, small_spec
+from tests.runs import resume_inline, run_inline, small_spec
 from tests.studies import run_study, spec_of
 from tests.test_deconvnet import METHODS, assert_projections_equal_the_oracles
 from tests.test_evolution import training as training
@@ -140,6 +141,21 @@ def test_the_other_analyses_find_what_they_find_on_the_cpu(
                 assert close.mean() > 0.99, (path, float(np.abs(ours - theirs).max()))
                 seen.add(name)
     assert seen == set(NEAR)
+
+
+def test_a_worker_without_gpu_memory_tells_so_and_with_it_the_job_goes_on(tmp_path: Path) -> None:
+    """A batch is 200 MB of pixels; the model has room in 64."""
+    spec = small_spec(compute={"gpus_per_worker": 1, "batch_size": 4096})
+    few = 64 * 2**20 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(few)
+    try:
+        with pytest.raises(JobFailed, match="ran out of its GPU's memory with one batch of compute"):
+            run_inline(spec, tmp_path / "run")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    resume_inline(tmp_path / "run")
+    assert deconvoy.open(tmp_path / "run").status == "done"
 
 
 def test_training_goes_the_way_it_goes_on_the_cpu() -> None:

@@ -21,7 +21,7 @@ def is_short(error: BaseException) -> bool:
 def give_back() -> None:
     """To the system and to the GPU, what nothing here holds any more."""
     gc.collect()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

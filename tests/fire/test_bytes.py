@@ -310,9 +310,7 @@ def table_of(cells: list[Any], labels: list[Any] | None = None) -> pa.Table:
     return pa.table(columns)
 
 
-def test_mutated_parquet_files_are_refused_or_read(
-    tmp_path: Path, fire: Fire, tell: Tell
-) -> None:
+def test_mutated_parquet_files_are_refused_or_read(tmp_path: Path, fire: Fire, tell: Tell) -> None:
     pq.write_table(table_of([{"bytes": PNG, "path": "x"}] * 6, [1, 2, 3] * 2), tmp_path / "w")
     whole, count, refused = (tmp_path / "w").read_bytes(), fire.of(150, 4000), 0
     for number in range(count):
@@ -365,9 +363,7 @@ def test_one_value_told_a_thousand_times_takes_no_more_than_the_bound(
         pa.array([0] * rows, pa.int32()), pa.array([long.decode()])
     )
     table = (
-        pa.table({"image": many})
-        if where == "image"
-        else pa.table({"image": few, "label": label})
+        pa.table({"image": many}) if where == "image" else pa.table({"image": few, "label": label})
     )
     place = tmp_path / "bomb.parquet"
     pq.write_table(

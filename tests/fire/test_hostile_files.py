@@ -208,8 +208,10 @@ VALUES = st.recursive(
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["auto", "all", "top", "study", "projection", "occlusion", "shapes?size=4"]),
-    lambda below: st.lists(below, max_size=3)
-    | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=4), below, max_size=4),
+    lambda below: (
+        st.lists(below, max_size=3)
+        | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=4), below, max_size=4)
+    ),
     max_leaves=12,
 )
 JOB: dict[str, Any] = {
