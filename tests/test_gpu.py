@@ -150,7 +150,7 @@ def test_a_worker_without_gpu_memory_tells_so_and_with_it_the_job_goes_on(tmp_pa
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(few)
     try:
-        with pytest.raises(JobFailed, match="ran out of its GPU's memory with one batch of compute"):
+        with pytest.raises(JobFailed, match="ran out of its GPU's memory with one batch"):
             run_inline(spec, tmp_path / "run")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
