@@ -38,8 +38,8 @@ from torch import nn
 def wide():
     '''Much to hold: 400 MiB of maps for 32 images.'''
     torch.manual_seed(0)
-    maps, top = [nn.Conv2d(3, 64, 15, padding=7), nn.ReLU()], [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*maps, *top, nn.Linear(64, 4))
+    maps, top = [nn.Conv2d(3, 64, 15, padding=7), nn.ReLU()], [nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*maps, *top, nn.Flatten(), nn.Linear(64, 4))
 """
 
 
