@@ -1,22 +1,25 @@
-"""A Ray cluster of several hosts on one machine: each is a network namespace on a bridge.
+"""A Ray cluster of several nodes on one machine.
 
-What happens to a host can happen to one here: all its processes are killed or frozen, or its cable
-is pulled out and plugged in again.  The head has no cores, as in docker-compose.yml; drivers run
-there.  The switch has an address too, on which this machine, and a server it starts, is reached
-from the hosts, and which nobody else reaches.  Only root may make all that.
+What happens to a node can happen to one here: all its processes are killed or frozen.  Where it is
+a host of its own, which is a network namespace on a bridge, its cable can be pulled out and plugged
+in again as well; only root may make those.  The head has no cores, as in docker-compose.yml;
+drivers run there.
 """
 
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.upped import below
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,13 +52,75 @@ def missing() -> str | None:
     return f"no network namespaces or bridges here: {refused[0]}" if refused else None
 
 
-class Host:
-    """One with a name, an address and a node of Ray; the last number of its address is its own."""
+class Node:
+    """One of Ray, with a number and a name."""
 
-    def __init__(self, cluster: "Cluster", number: int) -> None:
+    def __init__(self, cluster: "Nodes", number: int) -> None:
         self.cluster, self.number = cluster, number
         self.name = "head" if number == HEAD else f"node{number}"
         self.address = cluster.address_of(number)
+        self._ray: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """It joins within seconds."""
+        words = ["start", "--block", f"--node-ip-address={self.address}"]
+        words += [f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
+        # Of one machine two nodes cannot have the same ports.
+        words += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        if self.number == HEAD:
+            words += ["--head", f"--port={self.cluster.port}", "--num-cpus=0"]
+            words += ["--include-dashboard=false", f"--temp-dir={self.cluster.folder / 'ray'}"]
+        else:
+            words += [f"--address={self.cluster.address}", "--num-cpus=1"]
+        with self.log.open("ab") as log:
+            self._ray = self.popen([*RAY, *words], stdout=log, stderr=log)
+
+    def popen(self, command: Sequence[str], **how: object) -> "subprocess.Popen[bytes]":
+        """Start a process on it."""
+        return subprocess.Popen(command, env=self.environment, cwd=ROOT, **how)  # type: ignore[call-overload,no-any-return]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, **self.cluster.environment}
+
+    def processes(self) -> set[int]:
+        """Of its Ray."""
+        return set() if self._ray is None else {self._ray.pid, *below(self._ray.pid)}
+
+    @property
+    def log(self) -> Path:
+        return self.cluster.folder / f"{self.name}.log"
+
+    def has_joined(self) -> bool:
+        return b"Ray runtime started" in self.log.read_bytes()
+
+    def runs_node(self) -> bool:
+        """Whether its Ray lives, by itself: others may think otherwise."""
+        return self._ray is not None and self._ray.poll() is None
+
+    def kill_node(self) -> int:
+        """SIGKILL its Ray and all workers; how many processes that were."""
+        pids = self.processes()
+        _signal(pids, signal.SIGKILL)
+        return len(pids)
+
+    def freeze(self) -> None:
+        _signal(self.processes(), signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        _signal(self.processes(), signal.SIGCONT)
+
+    def remove(self) -> None:
+        self.kill_node()
+        if self._ray is not None:
+            self._ray.wait(10)
+
+
+class Host(Node):
+    """A host of its own, with an address whose last number is the node's."""
+
+    def __init__(self, cluster: "Cluster", number: int) -> None:
+        super().__init__(cluster, number)
         self._space = f"{cluster.prefix}-{number}"
         self._cable = f"{cluster.prefix}p{number}"
         inner = f"{cluster.prefix}q{number}"
@@ -67,19 +132,6 @@ class Host:
         _ip(*within, "addr", "add", f"{self.address}/24", "dev", inner)
         _ip(*within, "link", "set", inner, "up")
         _ip(*within, "link", "set", "lo", "up")
-        self._ray: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Its node of Ray; it joins within seconds."""
-        words = ["start", "--block", f"--node-ip-address={self.address}"]
-        words += [f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats"]
-        if self.number == HEAD:
-            words += ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
-            words += [f"--temp-dir={self.cluster.folder / 'ray'}"]
-        else:
-            words += [f"--address={self.cluster.address}", "--num-cpus=1"]
-        with (self.cluster.folder / f"{self.name}.log").open("ab") as log:
-            self._ray = self.popen([*RAY, *words], stdout=log, stderr=log)
 
     def popen(self, command: Sequence[str], **how: object) -> "subprocess.Popen[bytes]":
         """Start a process on it."""
@@ -89,8 +141,7 @@ class Host:
         begin = f'hostname {self.name} && mount --bind {own} {common} && exec "$@"'
         words = ["ip", "netns", "exec", self._space, "unshare", "--uts", "--mount"]
         words += ["sh", "-c", begin, "sh"]
-        environment = {**os.environ, **self.cluster.environment}
-        return subprocess.Popen([*words, *command], env=environment, cwd=ROOT, **how)  # type: ignore[call-overload,no-any-return]
+        return super().popen([*words, *command], **how)
 
     def processes(self) -> set[int]:
         listed = subprocess.run(
@@ -98,36 +149,12 @@ class Host:
         )
         return set(map(int, listed.stdout.split()))
 
-    def runs_node(self) -> bool:
-        """Whether its node of Ray lives, by itself: others may think otherwise."""
-        return self._ray is not None and self._ray.poll() is None
-
     def kill(self) -> None:
         """As when the power goes: nothing says goodbye, not even the network."""
         self.cut()
         while pids := self._living():
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            _signal(pids, signal.SIGKILL)
             time.sleep(0.02)
-
-    def kill_node(self) -> int:
-        """SIGKILL its Ray and all workers, the network stays; how many processes that were."""
-        pids = self.processes()
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return len(pids)
-
-    def freeze(self) -> None:
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
     def cut(self) -> None:
         """Pull its cable out."""
@@ -147,14 +174,14 @@ class Host:
         return {pid for pid in self.processes() if _state_of(pid) not in ("Z", "X", "")}
 
 
-class Cluster:
-    """Its head and its switch; hosts are added."""
+class Nodes:
+    """A head, and nodes that are added: of this machine, beside each other."""
 
-    def __init__(self) -> None:
-        self.prefix = f"dv{os.getpid()}"  # names of interfaces have 15 letters at most
-        self.switch = f"{self.prefix}sw"
-        # 198.18.0.0/15 is for benchmarks of networks: nobody's own.
-        self._network = f"198.18.{os.getpid() % 250}"
+    has_cables = False
+    """Whether a node can be cut off."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = free_port() if port is None else port
         self.folder = Path(tempfile.mkdtemp(prefix="dvf-", dir="/tmp"))  # sockets need it short
         (self.folder / "ray").mkdir()
         self.environment: dict[str, str] = {
@@ -166,21 +193,26 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
         }
         """What everything on a host is started with."""
-        self.hosts: dict[int, Host] = {}
+        self.hosts: dict[int, Node] = {}
 
     @property
     def address(self) -> str:
-        return f"{self.address_of(HEAD)}:{PORT}"
+        return f"{self.address_of(HEAD)}:{self.port}"
 
     @property
-    def head(self) -> Host:
+    def head(self) -> Node:
         return self.hosts[HEAD]
 
     def address_of(self, number: int) -> str:
-        return f"{self._network}.{number}"
+        return "127.0.0.1"
+
+    @property
+    def servers_address(self) -> str:
+        """At which nodes reach a server that is started beside them."""
+        return "127.0.0.1"
 
     def set_up(self, variables: Mapping[str, str]) -> None:
-        """The switch and the head.
+        """The head.
 
         Args:
             variables: further ones of the environment.
@@ -189,75 +221,93 @@ class Cluster:
         self.add_host(HEAD)
         _until(self._head_answers, "the head does not answer")
 
-    @property
-    def switch_address(self) -> str:
-        """That of this machine, seen from the hosts."""
-        return self.address_of(SWITCH)
-
-    def make_switch(self) -> None:
-        _ip("link", "add", self.switch, "type", "bridge")
-        _ip("addr", "add", f"{self.address_of(SWITCH)}/24", "dev", self.switch)
-        _ip("link", "set", self.switch, "up")
-
-    def add_host(self, number: int | None = None) -> Host:
+    def add_host(self, number: int | None = None) -> Node:
         """A new one, whose node is being started."""
         number = max(self.hosts, default=HEAD) + 1 if number is None else number
-        host = self.hosts[number] = Host(self, number)
+        host = self.hosts[number] = self._make(number)
         host.start()
         return host
 
-    def drop(self, host: Host) -> None:
+    def _make(self, number: int) -> Node:
+        return Node(self, number)
+
+    def drop(self, host: Node) -> None:
         host.remove()
         del self.hosts[host.number]
 
     def tear_down(self) -> None:
         for host in reversed(list(self.hosts.values())):
             self.drop(host)
-        with suppress(subprocess.CalledProcessError):
-            _ip("link", "del", self.switch)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def alive(self) -> dict[str, bool]:
-        """Address of each node → whether the head thinks it lives; slow, for waiting."""
-        asked = (
-            "import ray; ray.init(logging_level='ERROR', log_to_driver=False);"
-            "print(*(f\"{n['NodeManagerAddress']}={n['Alive']}\" for n in ray.nodes()), sep='\\n')"
-        )
-        process = self.head.popen([sys.executable, "-c", asked], stdout=subprocess.PIPE)
-        said = process.communicate(timeout=60)[0].decode().split()
-        found: dict[str, bool] = {}
-        for line in said:
-            address, _, alive = line.partition("=")
-            found[address] = found.get(address, False) or alive == "True"
-        return found
-
-    def wait_for_nodes(self, hosts: Sequence[Host]) -> None:
-        """Until the head knows the nodes of all these."""
-        wanted = {host.address for host in hosts}
+    def wait_for_nodes(self) -> None:
+        """Until all have joined."""
 
         def joined() -> bool:
-            for host in hosts:
+            for host in self.hosts.values():
                 if not host.runs_node():  # it gave up while it started: as compose, once more
                     host.start()
-            return wanted <= {address for address, alive in self.alive().items() if alive}
+            return all(host.has_joined() for host in self.hosts.values())
 
-        _until(joined, f"{wanted} do not join: see {self.folder}", 2 * START_SECONDS)
+        _until(joined, f"some do not join: see {self.folder}", 2 * START_SECONDS)
 
     def _head_answers(self) -> bool:
-        log = self.folder / "head.log"
-        assert self.head.runs_node(), log.read_text()
-        return b"Ray runtime started" in log.read_bytes()
+        assert self.head.runs_node(), self.head.log.read_text()
+        return self.head.has_joined()
+
+
+class Cluster(Nodes):
+    """Of hosts on a switch.  It has an address too, at which this machine, and a server it starts,
+    is reached from the hosts, and which nobody else reaches."""
+
+    has_cables = True
+
+    def __init__(self) -> None:
+        self.prefix = f"dv{os.getpid()}"  # names of interfaces have 15 letters at most
+        self.switch = f"{self.prefix}sw"
+        # 198.18.0.0/15 is for benchmarks of networks: nobody's own.
+        self._network = f"198.18.{os.getpid() % 250}"
+        super().__init__(PORT)
+        _ip("link", "add", self.switch, "type", "bridge")
+        _ip("addr", "add", f"{self.servers_address}/24", "dev", self.switch)
+        _ip("link", "set", self.switch, "up")
+
+    def address_of(self, number: int) -> str:
+        return f"{self._network}.{number}"
+
+    @property
+    def servers_address(self) -> str:
+        return self.address_of(SWITCH)
+
+    def _make(self, number: int) -> Node:
+        return Host(self, number)
+
+    def tear_down(self) -> None:
+        super().tear_down()
+        with suppress(subprocess.CalledProcessError):
+            _ip("link", "del", self.switch)
 
 
 @contextmanager
-def cluster_of_hosts() -> Iterator[Cluster]:
-    """One with its switch, yet without a head: start servers on the switch, then ``set_up``."""
-    cluster = Cluster()
+def cluster_of(kind: type[Nodes]) -> Iterator[Nodes]:
+    """One without a head yet: start servers, then ``set_up``."""
+    cluster = kind()
     try:
-        cluster.make_switch()
         yield cluster
     finally:
         cluster.tear_down()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _ip(*words: str) -> None:

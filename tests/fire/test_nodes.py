@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from deconvoy.spec import JobSpec
-from tests.fire.cluster import Cluster, Host, cluster_of_hosts, missing
+from tests.fire.cluster import Cluster, Host, Node, Nodes, cluster_of, missing
 from tests.fire.conftest import Fire, Tell
 from tests.runs import assert_same_results, log_of, run_inline, small_spec
 from tests.s3 import BUCKET, s3_server
@@ -82,7 +82,7 @@ def photographs_spec() -> JobSpec:
 class Driven:
     """A job whose driver runs on the head; what its ledger logs is known here at once."""
 
-    def __init__(self, cluster: Cluster, spec: JobSpec, url: str) -> None:
+    def __init__(self, cluster: Nodes, spec: JobSpec, url: str) -> None:
         self.url, self.log = url, list[dict[str, Any]]()
         command = [sys.executable, "-c", DRIVER, url, cluster.address, spec.model_dump_json()]
         self._said = (cluster.folder / f"driver-{time.monotonic_ns()}").open("w+")
@@ -99,30 +99,28 @@ class Driven:
             if line.startswith("{"):
                 self.log.append({"at": time.monotonic(), **json.loads(line)})
 
-    def nodes(self) -> dict[str, str]:
-        """Worker → the host it is on."""
-        return {e["worker"]: e["node"] for e in self.log if e["event"] == "ready"}
+    def workers_of(self, host: Node) -> list[str]:
+        """Those that have become ready there."""
+        pids = host.processes()
+        ready = [event for event in list(self.log) if event["event"] == "ready"]
+        return [event["worker"] for event in ready if event["pid"] in pids]
 
-    def workers_of(self, host: Host) -> list[str]:
-        return [worker for worker, node in self.nodes().items() if node == host.name]
-
-    def lease_on(self, *hosts: Host) -> dict[str, Any]:
-        """A lease held now by a worker on one of these, the newest; waits for one."""
+    def lease_on(self, host: Node) -> dict[str, Any]:
+        """A lease held now by a worker there, the newest; waits for one."""
 
         def look() -> dict[str, Any] | None:
             assert self._process.poll() is None, f"it ended too soon: {self.told()}"
-            nodes = self.nodes()
             held: dict[str, dict[str, Any]] = {}
             for event in list(self.log):
                 if event["event"] == "granted":
                     held[event["worker"]] = event
                 elif event["event"] in ("committed", "lost", "replaced"):
                     held.pop(event["worker"], None)
-            names = {host.name for host in hosts}
-            ours = [lease for lease in held.values() if nodes[lease["worker"]] in names]
             # A fresh one, which does not end between this look and the strike.
-            fresh = [lease for lease in ours if time.monotonic() - lease["at"] < 0.2]
-            return fresh[-1] if fresh else None
+            fresh = [lease for lease in held.values() if time.monotonic() - lease["at"] < 0.2]
+            pids = host.processes() if fresh else set()
+            ours = [lease for lease in fresh if lease["pid"] in pids]
+            return ours[-1] if ours else None
 
         return eventually(look, 300.0)
 
@@ -176,13 +174,19 @@ def assert_done_once(driven: Driven, calm: Path) -> None:
     assert [e["item"] for e in log_of(driven.url) if e["event"] == "committed"] == committed
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if NETWORKS is not None:
+@pytest.fixture(scope="module", params=["hosts", "one machine"])
+def cluster(
+    request: pytest.FixtureRequest, fire: Fire, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Nodes]:
+    """Of hosts where they can be made; the short way has one of the two."""
+    hosts = request.param == "hosts"
+    if hosts and NETWORKS is not None:
         pytest.skip(NETWORKS)
-    with cluster_of_hosts() as made:
+    if not hosts and NETWORKS is None:
+        fire.skip_short()
+    with cluster_of(Cluster if hosts else Nodes) as made:
         log = tmp_path_factory.mktemp("s3") / "log"
-        with s3_server(log, made.switch_address) as variables, pytest.MonkeyPatch.context() as at:
+        with s3_server(log, made.servers_address) as variables, pytest.MonkeyPatch.context() as at:
             for name, value in variables.items():
                 at.setenv(name, value)
             made.set_up(variables)
@@ -190,22 +194,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def at_length(fire: Fire) -> None:
+def at_length(fire: Fire, cluster: Nodes, kind: str, misfortune: str) -> None:
+    """Before any node is made."""
     fire.skip_short()
+    if not cluster.has_cables and (kind, misfortune) != ("shapes", "killed"):
+        pytest.skip("of hosts alone")
 
 
 @pytest.fixture
-def two(cluster: Cluster) -> Iterator[list[Host]]:
+def two(cluster: Nodes) -> Iterator[list[Node]]:
     """Two nodes that are whole, of one core each."""
     for host in [host for host in cluster.hosts.values() if host is not cluster.head]:
         cluster.drop(host)
     hosts = [cluster.add_host(), cluster.add_host()]
-    cluster.wait_for_nodes(hosts)
+    cluster.wait_for_nodes()
     yield hosts
 
 
 @pytest.fixture
-def drive(cluster: Cluster) -> Iterator[Callable[[JobSpec], Driven]]:
+def drive(cluster: Nodes) -> Iterator[Callable[[JobSpec], Driven]]:
     driven: list[Driven] = []
 
     def start(spec: JobSpec) -> Driven:
@@ -246,7 +253,7 @@ def give_up_of(driven: Driven, lease: dict[str, Any], since: float) -> float:
     return driven.seconds_until("granted", since=since, item=lease["item"])
 
 
-def kill(driven: Driven, victim: Host) -> dict[str, float]:
+def kill(driven: Driven, victim: Node) -> dict[str, float]:
     """SIGKILL all of a node: Ray's and the workers."""
     lease = driven.lease_on(victim)
     since = time.monotonic()
@@ -255,8 +262,9 @@ def kill(driven: Driven, victim: Host) -> dict[str, float]:
     return {"killed_seconds_lost": give_up_of(driven, lease, since)}
 
 
-def cut_off(driven: Driven, victim: Host) -> dict[str, float]:
+def cut_off(driven: Driven, victim: Node) -> dict[str, float]:
     """Pull the cable until the node is given up, and let it return."""
+    assert isinstance(victim, Host)
     lease = driven.lease_on(victim)
     since = time.monotonic()
     victim.cut()
@@ -267,12 +275,13 @@ def cut_off(driven: Driven, victim: Host) -> dict[str, float]:
     eventually(lambda: not victim.runs_node(), 60.0)  # told that it is dead, it ends
     eventually(lambda: lease["pid"] not in victim.processes(), 30.0)
     victim.start()  # as `restart: unless-stopped` does
-    back = driven.seconds_until("ready", since=plugged, node=victim.name)
+    eventually(lambda: driven.workers_of(victim), 300.0)
+    back = time.monotonic() - plugged
     return {"cut_off_seconds_lost": lost, "cut_off_seconds_until_it_works_again": back}
 
 
-def freeze(seconds: float) -> Callable[[Driven, Host], dict[str, float]]:
-    def struck_by(driven: Driven, victim: Host) -> dict[str, float]:
+def freeze(seconds: float) -> Callable[[Driven, Node], dict[str, float]]:
+    def struck_by(driven: Driven, victim: Node) -> dict[str, float]:
         """SIGSTOP all of a node, for so long."""
         lease = driven.lease_on(victim)
         since = time.monotonic()
@@ -289,21 +298,20 @@ def freeze(seconds: float) -> Callable[[Driven, Host], dict[str, float]]:
 class Added:
     """A further node: a worker that found no room until now is ready there, and gets leases."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Nodes) -> None:
         self.since, self.host = time.monotonic(), cluster.add_host()
 
     def used_by(self, driven: Driven) -> dict[str, float]:
-        seconds = driven.seconds_until("ready", since=self.since, node=self.host.name)
-        worker = driven.workers_of(self.host)[0]
-        driven.seconds_until("granted", since=self.since, worker=worker)
+        worker = eventually(lambda: driven.workers_of(self.host), 300.0)[0]
+        seconds = driven.seconds_until("granted", since=self.since, worker=worker)
         return {"added_seconds_until_used": seconds}
 
 
 def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
     fire: Fire,
     tell: Tell,
-    cluster: Cluster,
-    two: list[Host],
+    cluster: Nodes,
+    two: list[Node],
     drive: Callable[[JobSpec], Driven],
     calm_of: Callable[[JobSpec], Path],
 ) -> None:
@@ -314,24 +322,25 @@ def test_a_job_over_nodes_that_die_and_come_ends_with_the_bits_of_a_calm_one(
     figures = kill(driven, one)
     added = Added(cluster)
     # (A silent node is given up after a minute: that is for the full length.)
-    misfortunes = [cut_off] if fire.full else []
+    misfortunes = [cut_off] if fire.full and cluster.has_cables else []
     for misfortune in (*misfortunes, freeze(fire.of(2, 60))):
         figures |= misfortune(driven, other)
     figures |= added.used_by(driven)
     figures["job_seconds"] = driven.finish()
     assert_done_once(driven, calm_of(spec))
     committed = [event for event in driven.log if event["event"] == "committed"]
-    tell("nodes", **figures, items_lost=0, items=len(committed))
+    where = "nodes" if cluster.has_cables else "nodes of one machine"
+    tell(where, **figures, items_lost=0, items=len(committed))
 
 
-@pytest.mark.usefixtures("at_length")  # before any node is made
+@pytest.mark.usefixtures("at_length")
 @pytest.mark.parametrize("kind", ["shapes", "photographs"])
 @pytest.mark.parametrize("misfortune", ["nothing", "killed", "cut off", "frozen", "added"])
 def test_each_misfortune_alone_leaves_no_trace_in_the_bits(
     fire: Fire,
     tell: Tell,
-    cluster: Cluster,
-    two: list[Host],
+    cluster: Nodes,
+    two: list[Node],
     drive: Callable[[JobSpec], Driven],
     calm_of: Callable[[JobSpec], Path],
     kind: str,
