@@ -207,8 +207,15 @@ class FolderStore(RunStore):
     def append(self, path: str, line: str) -> None:
         place = self.root / path
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with place.open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            left = memoryview(f"{line}\n".encode())
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:  # of a full disk some of it may be there, and the next would follow it
+                file.truncate(before)
+                raise
 
     def lines(self, path: str) -> list[str]:
         place = self.root / path

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_a_log_keeps_every_line_in_order_over_several_drivers(
             again.append("ledger/log.jsonl", json.dumps({"at": [driver, number], "é": "\u2028"}))
     found = [json.loads(line)["at"] for line in store.lines("ledger/log.jsonl")]
     assert found == [[driver, number] for driver in range(2) for number in range(40)]
+
+
+def test_of_a_line_that_found_no_room_nothing_is_left(tmp_path: Path) -> None:
+    run, (soft, hard) = RunStore(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.append("log.jsonl", "first")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))  # as on a full disk: four bytes fit
+    try:
+        with pytest.raises(OSError, match="too large"):
+            run.append("log.jsonl", "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    run.append("log.jsonl", "third")
+    assert run.lines("log.jsonl") == ["first", "third"]
 
 
 def test_a_group_is_written_and_read(store: RunStore) -> None:
