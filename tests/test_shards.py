@@ -40,7 +40,7 @@ def expected() -> np.ndarray:
 
 
 @pytest.mark.parametrize("held", [shards.HELD_BYTES, 0], ids=["held", "read again"])
-def test_markers_in_memory_are_not_read_back_and_change_nothing(
+def test_results_in_memory_are_not_read_back_and_change_nothing(
     held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, read = FolderStore.read, []
@@ -52,7 +52,9 @@ def test_markers_in_memory_are_not_read_back_and_change_nothing(
     monkeypatch.setattr(FolderStore, "read", counted)
     monkeypatch.setattr(shards, "HELD_BYTES", held)
     np.testing.assert_array_equal(scan(tmp_path / "run"), expected())
-    assert sum("part-" in path for path in read) == (0 if held else SHARDS)
+    again = sum("part-" in path for path in read)
+    # Of those that came before their turn.
+    assert again == 0 if held else 0 < again < SHARDS
 
 
 def test_a_marker_leaves_out_what_has_been_outdone_since_the_lease_was_granted() -> None:
