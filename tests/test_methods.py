@@ -29,7 +29,7 @@ from tests.runs import (
     run_on_ray,
     small_spec,
 )
-from tests.test_results import in_window
+from tests.test_results import HALF, in_window
 from workers import pipeline
 from workers.executors.inline import InlineExecutor
 from workers.plan import plan
@@ -82,7 +82,7 @@ def test_every_stored_projection_equals_the_slow_one_to_half_a_step(
                 step = np.abs(expected).max() / 127
                 assert step > 0
                 found = unit.projections[rank]
-                np.testing.assert_allclose(found, expected, rtol=0, atol=0.501 * step)
+                np.testing.assert_allclose(found, expected, rtol=0, atol=HALF * step)
                 compared += 1
     assert compared >= 9
 

@@ -36,6 +36,10 @@ from workers import pipeline
 SCORES_AGREE = 1e-5
 """Relative: BatchNorm folded or not, batches of one or of four."""
 
+HALF = 0.51
+"""Of a step: a stored number is within half a one; the rest is for engine and oracle, which round in
+float32 on different ways, by some 1e-5 of the largest number, more or less with the processor."""
+
 ONE_MAP = {"layers": ["relu2"], "analyses": [{"kind": "top"}]}
 """Changes of the small spec to the quickest job there is."""
 
@@ -90,7 +94,7 @@ def test_every_stored_projection_equals_the_slow_deconvnet_to_half_a_step(calm: 
                 expected = in_window(whole, unit.window[rank])
                 step = np.abs(expected).max() / 127
                 np.testing.assert_allclose(
-                    unit.projections[rank], expected, rtol=0, atol=0.501 * step
+                    unit.projections[rank], expected, rtol=0, atol=HALF * step
                 )
                 compared += 1
     assert compared >= 6
