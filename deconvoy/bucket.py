@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.util import find_spec
@@ -135,17 +135,19 @@ class BucketStore(RunStore):
         return (str(each["path"]) for each in self._listed())
 
     def delete(self, *paths: str) -> None:
+        for first in range(0, len(paths), BULK):
+            self._delete(list(paths[first : first + BULK]))
+
+    def _delete(self, paths: list[str]) -> None:
+        """So many as go in one request."""
         import obstore
 
-        for first in range(0, len(paths), BULK):
-            with _telling(self.url):
-                self.require_hold()
-                with suppress(FileNotFoundError):
-                    obstore.delete(self.client, list(paths[first : first + BULK]))
+        with _telling(self.url):
+            self.require_hold()
+            with suppress(FileNotFoundError):
+                asked_again(lambda: obstore.delete(self.client, paths))
 
     def remove(self) -> None:
-        import obstore
-
         if self._hold is None:
             with self.driver_lock():
                 return self.remove()
@@ -157,11 +159,7 @@ class BucketStore(RunStore):
             rest = sorted(self._all_but_holds(), key=lambda path: not path.endswith(METADATA))
             if not rest:
                 break
-            for first in range(0, len(rest), BULK):
-                with _telling(self.url):
-                    self.require_hold()
-                    with suppress(FileNotFoundError):
-                        obstore.delete(self.client, rest[first : first + BULK])
+            self.delete(*rest)
         else:
             raise RunUnreachable(
                 f"The store of {self.url!r} keeps objects that were deleted, as {rest[0]!r}: see "
@@ -352,11 +350,11 @@ class _ZarrObjects(ObjectStore[Any]):
     async def delete(self, key: str) -> None:
         with _telling(self.url):
             self._run.require_hold()
-            await super().delete(key)
+            await self._asked_again(super().delete, key)
 
     async def delete_dir(self, prefix: str) -> None:
         with _telling(self.url):
-            await super().delete_dir(prefix)
+            await self._asked_again(super().delete_dir, prefix)
 
     def list(self) -> AsyncGenerator[str, None]:
         return self._told(super().list)
@@ -370,8 +368,11 @@ class _ZarrObjects(ObjectStore[Any]):
     async def _told(
         self, listing: Callable[..., AsyncGenerator[str, None]], *prefix: str
     ) -> AsyncGenerator[str, None]:
+        async def whole() -> Sequence[str]:
+            return [key async for key in listing(*prefix)]
+
         with _telling(self.url):
-            async for key in listing(*prefix):
+            for key in await self._asked_again(whole):
                 yield key
 
 

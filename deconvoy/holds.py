@@ -150,10 +150,9 @@ class Hold:
         with self._confirming:  # a heartbeat would put it back
             if not self._is_ours():
                 self.require()
-            listed = obstore.list_with_delimiter(self._client, prefix=FOLDER)["objects"]
+            paths = [*self._objects(), *with_it]
             with suppress(FileNotFoundError):
-                holds = [str(each["path"]) for each in listed]
-                obstore.delete(self._client, [*holds, *with_it])
+                asked_again(lambda: obstore.delete(self._client, paths))
             self.dissolved = True
 
     def _is_ours(self) -> bool:
@@ -216,16 +215,18 @@ class Hold:
         path = f"{FOLDER}/clock-{self._own.owner}"
         obstore.put(self._client, path, b"")
         now: datetime = obstore.head(self._client, path)["last_modified"]
-        obstore.delete(self._client, path)
+        asked_again(lambda: obstore.delete(self._client, path))
         return now
 
-    def _numbers(self) -> list[int]:
+    def _objects(self) -> list[str]:
+        """Paths of this hold, of those before it, and of clocks that were looked at."""
         import obstore
 
         listed = asked_again(lambda: obstore.list_with_delimiter(self._client, prefix=FOLDER))
-        names = (
-            str(each["path"]).rpartition("/")[2].removesuffix(".json") for each in listed["objects"]
-        )
+        return [str(each["path"]) for each in listed["objects"]]
+
+    def _numbers(self) -> list[int]:
+        names = (path.rpartition("/")[2].removesuffix(".json") for path in self._objects())
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _seen(self) -> _Seen | None:

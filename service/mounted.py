@@ -159,7 +159,7 @@ def _first(path: str) -> str:
 class ApiFirst:
     """To the API what is its own; all else are pages."""
 
-    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+    def __init__(self, app: ASGIApp, api: ASGIApp) -> None:
         self.app = app
         self.api = api
 

@@ -204,6 +204,12 @@ def test_a_file_is_shown_only_below_the_data_roots(tmp_path: Path) -> None:
         (tmp_path / "data/photos/a/zz.txt").write_text("no picture")
         statuses = [c.get(f"/v1/runs/photos/images/{n}.jpg").status_code for n in range(4)]
         assert statuses.count(404) == 1, "the link that leads away is not followed"
+        photographs[1].unlink()
+        photographs[1].symlink_to(photographs[1])
+        for number, status in enumerate(statuses):
+            found = c.get(f"/v1/runs/photos/images/{number}.jpg").status_code
+            assert found == (404 if number == 1 else status), "a link that leads in a circle"
+        assert c.get("/v1/runs/photos/images").status_code == 200
 
 
 def test_a_picture_under_its_commit_is_kept_for_ever(client: httpx.Client) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,27 @@ def test_a_deletion_that_was_cut_off_is_told_and_finished(
         assert "delete it again to finish" in told and str(tmp_path) not in told
     assert own.delete("/v1/runs/small").status_code == 204
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_run_that_goes_while_a_list_is_made_is_left_out(
+    own: httpx.Client, tmp_path: Path
+) -> None:
+    """A list of runs is good for a second: this one is deleted within it."""
+    shutil.copytree(tmp_path / "runs/small", tmp_path / "runs/other")
+    assert {run["id"] for run in eventually_two(own)} == {"small", "other"}
+    shutil.rmtree(tmp_path / "runs/other")
+    listed = own.get("/v1/runs").json()
+    assert (listed["total"], [run["id"] for run in listed["runs"]]) == (1, ["small"])
+
+
+def eventually_two(client: httpx.Client) -> list[dict[str, Any]]:
+    """The list, as soon as it has both."""
+    until = time.monotonic() + 10
+    while True:
+        found: list[dict[str, Any]] = client.get("/v1/runs").json()["runs"]
+        if len(found) == 2 or time.monotonic() > until:
+            return found
+        time.sleep(0.05)
 
 
 def test_a_run_that_is_worked_on_is_not_deleted(own: httpx.Client, tmp_path: Path) -> None:

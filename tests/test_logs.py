@@ -1,10 +1,16 @@
 """The log of a process of the service: every line in the form that was asked for."""
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from service import logs
 from tests.compose import ROOT
 
 SAYS = """
@@ -89,3 +95,27 @@ def test_the_server_and_the_dashboard_speak_in_the_same_form(tmp_path: Path) -> 
     ]
     assert {line["level"] for line in lines} == {"warning"}
     assert lines[0]["logger"] == "uvicorn.error" and lines[0]["timestamp"].endswith("Z")
+
+
+def test_who_goes_away_before_there_is_an_answer_is_no_fault_of_ours() -> None:
+    counted: list[tuple[Any, ...]] = []
+
+    class Counting:
+        def answered(self, *about: Any) -> None:
+            counted.append(about[:3])
+
+    def asked(answer: Any) -> None:
+        app = SimpleNamespace(state=SimpleNamespace(metrics=Counting()))
+        scope = {"type": "http", "method": "GET", "headers": [], "app": app}
+        asyncio.run(logs.RequestLog(answer)(scope, None, None))  # type: ignore[arg-type]
+
+    async def leave(*_: Any) -> None:
+        """What the server does when nobody is left to answer: it ends, and has sent nothing."""
+
+    async def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    asked(leave)
+    with pytest.raises(ZeroDivisionError):
+        asked(fail)
+    assert [status for *_, status in counted] == [logs.LEFT, 500]

@@ -37,8 +37,8 @@ SCORES_AGREE = 1e-5
 """Relative: BatchNorm folded or not, batches of one or of four."""
 
 HALF = 0.51
-"""Of a step: a stored number is within half a one; the rest is for engine and oracle, which round in
-float32 on different ways, by some 1e-5 of the largest number, more or less with the processor."""
+"""Of a step: a stored number is within half a one.  The rest is for engine and oracle, which round
+in float32 each in its way, by some 1e-5 of the largest number, more or less with the processor."""
 
 ONE_MAP = {"layers": ["relu2"], "analyses": [{"kind": "top"}]}
 """Changes of the small spec to the quickest job there is."""

@@ -16,11 +16,12 @@ import obstore
 import pytest
 
 import deconvoy
-from deconvoy import queries
+from deconvoy import bucket, queries
 from deconvoy.bucket import BucketStore
 from deconvoy.errors import JobFailed, RequestError, RunBusy, RunExists, RunUnreachable
 from deconvoy.spec import JobSpec
 from deconvoy.store import RunStore
+from tests.fire.proxy import Weather, proxy_before
 from tests.runs import (
     assert_same_results,
     committed_in,
@@ -252,6 +253,53 @@ def test_a_place_that_is_taken_is_refused_or_replaced(environment: dict[str, str
     assert not run.exists("ledger/scan/part-000000.npz")
     pipeline.execute(job, run, InlineExecutor(), ignore)
     assert deconvoy.open(url).status == "done"
+
+
+@pytest.mark.parametrize("fault", ["cut", "lost", "500", "partial"])
+def test_whatever_a_store_drops_it_is_asked_again(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """Every kind of request while every other answer is spoiled: also those that obstore itself
+    sends only once."""
+    with proxy_before(environment["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        url = f"s3://{BUCKET}/runs/dropped-{fault}"
+        paths = [f"notes/{number}" for number in range(8)]
+        for seed in range(2):
+            proxy.weather = Weather(seed=seed, every=1, spell=1, faults=(fault,))
+            run = BucketStore(url)
+            with run.driver_lock():
+                for path in paths:
+                    run.write(path, path.encode())
+                assert run.read("notes/3") == b"notes/3"
+                array = run.zarr("w-").create_array("array", shape=(4,), chunks=(1,), dtype="f4")
+                array[:] = np.arange(4)
+                assert run.zarr()["array"][:].tolist() == [0, 1, 2, 3]  # type: ignore[index]
+                run.delete(*paths[:4])
+                assert run.names("notes") == ["4", "5", "6", "7"]
+                assert set(paths[4:]) <= set(run.paths()) and not run.exists("notes/0")
+                run.remove()
+            assert proxy.weather.injected[fault] > 5
+            proxy.weather = Weather()
+            assert not list(BucketStore(url).paths())
+
+
+def test_a_driver_that_ended_while_its_store_was_away_is_not_waited_for(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not say that it ended; but its process lives on, and may try again."""
+    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(bucket, "SHORT_PATIENCE_SECONDS", 1)
+    with proxy_before(environment["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        url = f"s3://{BUCKET}/runs/away"
+        with pytest.raises(RunUnreachable), BucketStore(url).driver_lock():
+            proxy.weather.storm = "503"
+            BucketStore(url).write("notes", b"")
+        proxy.weather.storm = ""
+        with BucketStore(url).driver_lock():
+            with pytest.raises(RunBusy), BucketStore(url).driver_lock():
+                pass
 
 
 def test_room_in_a_bucket_is_not_asked_for(environment: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ import deconvoy
 from deconvoy import bucket, holds
 from deconvoy.bucket import BucketStore
 from deconvoy.errors import (
+    DiskTooSmall,
     MissingExtra,
     RequestError,
     RunBeingDeleted,
@@ -121,6 +122,14 @@ def test_of_a_line_that_found_no_room_nothing_is_left(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     run.append("log.jsonl", "third")
     assert run.lines("log.jsonl") == ["first", "third"]
+
+
+def test_a_place_that_takes_no_lock_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    """As a disk that became read-only."""
+    (tmp_path / "ledger/driver.lock").mkdir(parents=True)
+    with pytest.raises(DiskTooSmall, match="failed: Is a directory.*deconvoy resume"):
+        with RunStore(tmp_path).driver_lock():
+            pass
 
 
 def test_a_group_is_written_and_read(store: RunStore) -> None:
