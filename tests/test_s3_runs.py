@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -282,6 +283,21 @@ def test_whatever_a_store_drops_it_is_asked_again(
             assert proxy.weather.injected[fault] > 5
             proxy.weather = Weather()
             assert not list(BucketStore(url).paths())
+
+
+@pytest.mark.parametrize("fault", ["cut", "lost"])
+def test_a_driver_takes_a_run_though_its_wish_is_dropped_at_first(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """What must not be there yet obstore creates once; the answer may have been lost, too."""
+    with proxy_before(environment["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        proxy.weather = Weather(only="ledger/driver/0", storm=fault)
+        calm = threading.Timer(0.3, setattr, (proxy.weather, "storm", ""))
+        calm.start()
+        with BucketStore(f"s3://{BUCKET}/runs/wished-{fault}").driver_lock():
+            assert proxy.weather.injected[fault]
+        calm.join()
 
 
 def test_a_driver_that_ended_while_its_store_was_away_is_not_waited_for(
