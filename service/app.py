@@ -1,5 +1,6 @@
 """The HTTP service, put together: what it knows, what stands before it, and its routes."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -38,6 +39,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.shelf import Shelf
 from service.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 DRAWERS = 4
 """Pictures drawn at a time."""
@@ -137,8 +140,10 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
         supervisor.start()
     try:
         async with anyio.create_task_group() as group:
-            group.start_soon(uploads.sweep_daily, app.state.settings, catalogue, app.state.shelf)
-            group.start_soon(partial(anyio.to_thread.run_sync, _warm_up, abandon_on_cancel=True))
+            shelf: Shelf = app.state.shelf
+            group.start_soon(uploads.sweep_daily, app.state.settings, catalogue, shelf)
+            warm_up = partial(_warm_up, shelf)
+            group.start_soon(partial(anyio.to_thread.run_sync, warm_up, abandon_on_cancel=True))
             yield
             group.cancel_scope.cancel()
     finally:
@@ -148,10 +153,14 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
         await anyio.to_thread.run_sync(catalogue.close)
 
 
-def _warm_up() -> None:
-    """Of its first array pyarrow asks pandas, where that is there, and loads it: half a second or
-    more, before anybody waits for a table."""
+def _warm_up(shelf: Shelf) -> None:
+    """Half a second or more, before anybody waits for a table: of its first array pyarrow asks
+    pandas, where that is there, and loads it.  And for a list of thousands of runs some seconds."""
     pa.array(np.zeros(1))
+    try:
+        shelf.look_through()
+    except Exception:  # who asks for the list is told
+        logger.exception("The runs could not be looked through.")
 
 
 def _give_up(settings: Settings, catalogue: Catalogue) -> None:

@@ -37,7 +37,7 @@ UNREADABLE = Facts("unreadable", "job", None, "", 0, 0, None, None, None, "")
 DELETING = replace(UNREADABLE, status="deleting")
 
 
-def of_run(run: Run, commit: str) -> Facts:
+def of_run(run: Run) -> Facts:
     spec, provenance = run.attributes["spec"], run.attributes["provenance"]
     results = run.attributes.get("results") or {}
     return Facts(
@@ -50,7 +50,7 @@ def of_run(run: Run, commit: str) -> Facts:
         units=results.get("units"),
         top1=results.get("top1"),
         created=_created(run.url),
-        commit=commit,
+        commit=run.commit,
     )
 
 

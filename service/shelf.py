@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from deconvoy.errors import DeconvoyError, RequestError, RunBeingDeleted, RunNotFound
@@ -142,18 +143,25 @@ class Shelf:
         known = self._facts.get(run_id)
         if known is not None and known[0] == stamp and known[1].status == "done":
             return known[1]
-        try:
-            shelved = self.open(run_id)
-            found = facts.of_run(shelved.run, shelved.commit)
+        opened = self.at_hand(run_id)
+        try:  # of thousands none is kept open for it
+            found = facts.of_run(Run(url) if opened is None else opened.run)
         except RunBeingDeleted:
             found = facts.DELETING
         except RunNotFound:
-            raise
+            raise _gone(run_id) from None
         except (DeconvoyError, KeyError, TypeError):
             found = facts.UNREADABLE
         if stamp is not None:
             self._facts[run_id] = (stamp, found)
         return found
+
+    def look_through(self) -> None:
+        """Know what a list says of all runs on disks, before anybody waits for one."""
+        for run_id, url in self.urls().items():
+            if "://" not in url:
+                with suppress(RunNotFound):
+                    self.facts(run_id, url)
 
     def owns(self, run_id: str) -> bool:
         """Whether a run is the service's to delete: below the runs root, or a job's."""
@@ -235,12 +243,16 @@ def _open(run_id: str, url: str) -> Shelved:
             f"The run {run_id!r} is being deleted, or its deletion was cut off: delete it again to "
             f"finish (`deconvoy delete {run_id}`, or DELETE /v1/runs/{run_id})."
         ) from None
-    except RunNotFound:  # said without the place: ids are what callers know
-        raise RunNotFound(
-            f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
-        ) from None
+    except RunNotFound:
+        raise _gone(run_id) from None
     done = run.status == "done"
     return Shelved(run_id, url, run, run.commit, done, stamp, opened, LayerCache(run))
+
+
+def _gone(run_id: str) -> RunNotFound:
+    """Without the place: ids are what callers know."""
+    told = f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
+    return RunNotFound(told)
 
 
 def _stamp(url: str) -> Stamp | None:

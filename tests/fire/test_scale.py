@@ -12,8 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.fire.conftest import Fire, Tell
 from workers.shards import COMPACT_EVERY
+
+pytestmark = pytest.mark.timeout(6 * 3600)
 
 WORKERS = 100
 
