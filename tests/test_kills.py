@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_b
 
     ledgers: list[Ledger] = []
 
-    def new_ledger() -> Ledger:
-        ledgers.append(Ledger())
+    def new_ledger(workers: int) -> Ledger:
+        ledgers.append(Ledger(workers=workers))
         return ledgers[-1]
 
     monkeypatch.setattr(leasing, "Ledger", new_ledger)
@@ -133,6 +134,29 @@ def test_workers_killed_or_hung_at_work_are_replaced_and_leave_no_trace_in_the_b
         strike.assert_it_hit()
     hit = {strike.hit["item"] for strike in strikes if strike.hit}
     assert {n for item, n in grants_of(url).items() if item not in hit} == {1}
+    assert_same_results(calm, url)
+
+
+def test_a_place_whose_workers_die_over_their_leases_gets_one_that_takes_less_memory(
+    ray_cluster: str, calm: Path, tmp_path: Path
+) -> None:
+    """As the system kills them, one after another: not over every lease of the job."""
+    from workers.executors.ray import RayExecutor
+
+    url, spec = tmp_path / "run", long_spec()
+    compute = spec.compute.model_copy(update={"workers": 1})
+
+    def kill_it(_: pipeline.Advance) -> None:
+        ready = [event for event in log_of(url) if event["event"] == "ready"]
+        for lease in held_leases(url):
+            if lease["attempt"] == 1 and not ready[-1]["sparing"]:
+                with suppress(ProcessLookupError):
+                    os.kill(lease["pid"], signal.SIGKILL)
+
+    job, run = pipeline.create(spec, str(url))
+    pipeline.execute(job, run, RayExecutor(compute), kill_it)
+    ready = [event["sparing"] for event in log_of(url) if event["event"] == "ready"]
+    assert ready == [False, False, True]
     assert_same_results(calm, url)
 
 

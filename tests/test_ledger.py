@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from workers.ledger import (
     MAX_ATTEMPTS,
     MAX_STILLBORN,
+    NODE_WORKERS,
     Abort,
     Commit,
     Event,
@@ -218,6 +219,16 @@ def test_workers_that_die_before_they_are_ready_are_not_replaced_for_ever() -> N
         f"{MAX_STILLBORN} workers in a row died before they were ready; the last, "
         f"w{MAX_STILLBORN}: no memory",
     )
+
+
+def test_a_node_that_dies_while_its_workers_start_does_not_fail_the_job() -> None:
+    ledger = ledger_of("a")
+    ledger.workers = 16
+    for number in range(3 * NODE_WORKERS - 1):
+        lost = tell(ledger, WorkerLost(f"w{number}", "node gone"), 0)
+        assert lost == [Replace(f"w{number}", "node gone")]
+    (abort,) = tell(ledger, WorkerLost("w", "node gone"), 0)
+    assert isinstance(abort, Abort) and "24 workers in a row" in abort.reason
 
 
 @pytest.mark.parametrize("sign", ["a ready worker", "a finished item"])

@@ -155,9 +155,13 @@ class TorchSettings:
 
 
 class Actor:
-    """One worker of a job."""
+    """One worker of a job.
 
-    def __init__(self, assignment: Assignment) -> None:
+    Args:
+        sparing: compute one batch at a time, from the beginning.
+    """
+
+    def __init__(self, assignment: Assignment, sparing: bool = False) -> None:
         torch.set_num_threads(1)
         self._job = assignment
         self._run = RunStore(assignment.url)
@@ -182,7 +186,7 @@ class Actor:
         self._done = 0
         self._counting = threading.Lock()
         self._stopping = threading.Event()
-        self._was_short, self._one_by_one = False, False
+        self._was_short, self._one_by_one = sparing, sparing
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
         self._rectified = np.repeat(
@@ -208,7 +212,7 @@ class Actor:
         )
 
     def whoami(self) -> dict[str, Any]:
-        return about(str(self._device), self._job.threads)
+        return {**about(str(self._device), self._job.threads), "sparing": self._was_short}
 
     def progress(self) -> int:
         """Images, projections, positions of a square or moves done within the lease at hand."""

@@ -28,5 +28,11 @@ class Worker(Protocol):
         ...
 
 
-def worker_of(assignment: AnyAssignment) -> Worker:
-    return Trainer(assignment) if isinstance(assignment, StudyAssignment) else Actor(assignment)
+def worker_of(assignment: AnyAssignment, sparing: bool = False) -> Worker:
+    """
+    Args:
+        sparing: compute one batch at a time; a training never does more.
+    """
+    if isinstance(assignment, StudyAssignment):
+        return Trainer(assignment)
+    return Actor(assignment, sparing)

@@ -72,7 +72,7 @@ class Leasing:
     def carry_out(self, work: Work) -> None:
         """Lease out the items of one stage until all are committed."""
         lease_of, commit, done = work.lease_of, work.commit, work.done
-        ledger = Ledger()
+        ledger = Ledger(workers=self.executor.workers)
         ledger.add(work.left)
         results: _Results = {}
         within: dict[str, int] = {}

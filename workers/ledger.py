@@ -4,7 +4,8 @@ A work item is leased to one worker at a time.  It is done when its result is co
 the driver does and only for the attempt that holds the lease: a worker given up for dead that comes
 back changes nothing.  A lease that shows no progress for ``patience`` seconds, or whose worker
 died, is given to another; after ``MAX_ATTEMPTS`` the item fails, and with it the job.  Workers that
-die before they are ready are no item's fault: after ``MAX_STILLBORN`` in a row the job fails.
+die before they are ready are no item's fault: after ``MAX_STILLBORN`` in a row for each that there
+is to be the job fails.
 """
 
 from collections import deque
@@ -15,8 +16,11 @@ MAX_ATTEMPTS = 4
 """An item that took down this many workers is the cause, not the victim."""
 
 MAX_STILLBORN = 3
-"""So many workers in a row that died while they were starting will not be followed by a live one:
-the model cannot be built there, or the memory is too small."""
+"""Where so many workers in a row died while they were starting, no live one will follow: the model
+cannot be built there, or the memory is too small."""
+
+NODE_WORKERS = 8
+"""A node takes so many with it, when it dies; as many times ``MAX_STILLBORN`` are enough of all."""
 
 DIED = "; a worker that takes more memory than there is dies like this, too: see the node's log"
 
@@ -126,6 +130,8 @@ class Ledger:
     """Work items of one stage and who holds them."""
 
     patience: float = PATIENCE
+    workers: int = 1
+    """That there are to be."""
     waiting: deque[str] = field(default_factory=deque)
     leases: dict[str, Lease] = field(default_factory=dict)
     """By worker."""
@@ -209,8 +215,8 @@ class Ledger:
     def _lose(self, worker: str, reason: str, hint: str = "") -> list[Instruction]:
         if worker not in self.idle and worker not in self.leases:
             self.stillborn += 1
-            if self.stillborn >= MAX_STILLBORN:
-                died = f"{MAX_STILLBORN} workers in a row died before they were ready"
+            if self.stillborn >= MAX_STILLBORN * min(self.workers, NODE_WORKERS):
+                died = f"{self.stillborn} workers in a row died before they were ready"
                 return self._abort(None, f"{died}; the last, {worker}: {reason}")
         self.idle.pop(worker, None)
         lease = self.leases.pop(worker, None)

@@ -57,6 +57,11 @@ logger = logging.getLogger(__name__)
 _remote: Any = ray.remote
 _nodes: Any = ray.nodes
 
+SPARING_AFTER = 2
+"""Where so many workers, each in the place of the one before, ended over a lease, it may have been
+for the memory they took: who follows computes one batch at a time.  (A node that dies takes each
+but once.)"""
+
 PROGRESS_SECONDS = 1.0
 """How often a busy worker is asked how far it is."""
 
@@ -82,12 +87,12 @@ CONNECT_HINT = (
 class RemoteActor:
     """Builds the real actor where it runs; torch is imported there, not here."""
 
-    def __init__(self, assignment: AnyAssignment) -> None:
+    def __init__(self, assignment: AnyAssignment, sparing: bool) -> None:
         keep_freed_memory()
         fence.put_up(assignment.roots)
         from workers.crew import worker_of
 
-        self._actor = worker_of(assignment)
+        self._actor = worker_of(assignment, sparing)
 
     def whoami(self) -> dict[str, Any]:
         return self._actor.whoami()
@@ -114,6 +119,8 @@ class _Worker:
     asked: Any = None
     asked_at: float = field(default_factory=time.monotonic)
     lost: bool = False
+    fallen: int = 0
+    """How many of those in whose place it is ended over a lease."""
 
 
 class RayExecutor(Executor):
@@ -178,14 +185,14 @@ class RayExecutor(Executor):
         for _ in range(self.workers):
             self._add()
 
-    def _add(self) -> None:
+    def _add(self, fallen: int = 0) -> None:
         self._count += 1
         actor = _remote(concurrency_groups={"control": 1})(RemoteActor).options(
             num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0
         )
-        handle = actor.remote(self._assignment)
+        handle = actor.remote(self._assignment, fallen >= SPARING_AFTER)
         name = f"worker-{self._count}"
-        self._pool[name] = _Worker(name, handle, handle.whoami.remote())
+        self._pool[name] = _Worker(name, handle, handle.whoami.remote(), fallen=fallen)
 
     def submit(self, worker: str, lease: Lease) -> None:
         entry = self._pool[worker]
@@ -197,7 +204,7 @@ class RayExecutor(Executor):
         if entry is not None:
             # Whatever its state: an actor reported lost may still run (a node cut off).
             ray.kill(entry.handle)
-        self._add()
+        self._add(0 if entry is None else entry.fallen + (entry.lease is not None))
 
     def wait(self, seconds: float) -> list[Report]:
         calls = {ref: worker for worker in self._pool.values() for ref in _pending(worker)}
