@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from deconvoy.arrays import read
+from deconvoy.bombs import refuse_bombs
 from deconvoy.errors import RunNotFound
 from deconvoy.files import Files, is_remote
 from deconvoy.run import Run
@@ -179,11 +180,10 @@ def _of_file(folder: str, uri: str, side: int, pixels: int) -> Image.Image | Non
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             content = files.read(uri, FILE_BYTES)
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
-            if picture.width * picture.height > pixels:
-                return None
+            refuse_bombs(picture, content, pixels)
             picture.draft("RGB", (side, side))
             upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except Exception:  # decoders raise OSError, ValueError, SyntaxError, struct.error, …
+    except Exception:  # a bomb; decoders raise OSError, ValueError, SyntaxError, struct.error, …
         return None
     upright.thumbnail((side, side))
     return upright

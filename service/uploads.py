@@ -19,7 +19,14 @@ from typing import Any
 import anyio
 from PIL import Image
 
-from deconvoy.errors import DeconvoyError, FieldInvalid, RunNotFound, RunUnreachable
+from deconvoy.bombs import refuse_bombs
+from deconvoy.errors import (
+    DeconvoyError,
+    FieldInvalid,
+    ImageUnreadable,
+    RunNotFound,
+    RunUnreachable,
+)
 from deconvoy.run import Run
 from deconvoy.store import RunStore
 from service.catalogue import STATES, Catalogue
@@ -160,7 +167,10 @@ def _checked(content: bytes, pixels: int) -> tuple[str, int, int]:
                     "DECONVOY_PICTURE_PIXELS allows: send a smaller one.",
                     "body",
                 )
+            refuse_bombs(picture, content, pixels)
             picture.load()
+    except ImageUnreadable as error:
+        raise FieldInvalid(f"{told} is refused: {error}. Save it otherwise.", "body") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise FieldInvalid(
             f"{told} is no image that can be read ({error}): send a file of the kind "

@@ -179,6 +179,24 @@ def test_several_shards_are_a_folder_or_a_range(tmp_path: Path) -> None:
     assert shades(chosen) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("shapes?size=10000001", "at most 10,000,000"),
+        ("shapes?size=0", "at least 1"),
+        (f"shapes?size={'9' * 5000}", "at most 18 digits"),
+        (f"shapes?seed={'9' * 5000}", "at most 18 digits"),
+        ("{0..100000}.tar", "too many files: braces are for 1 to 100,000"),
+        (f"{{0..{'9' * 60}}}.tar", "too many files"),
+        ("{7..3}.tar", "no files"),
+    ],
+)
+def test_no_text_stands_for_more_than_fits_into_memory(uri: str, told: str) -> None:
+    with pytest.raises(RequestError, match=told) as caught:
+        list_images(DataSpec(uri=uri), (), 10)
+    assert "shapes" in uri or len(str(caught.value)) < 400
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar file" * 100])
 def test_a_shard_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)

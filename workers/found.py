@@ -7,9 +7,11 @@ mean to the model, is decided in ``workers.datasets``.
 import csv
 import io
 import json
+import math
 import os
 import re
 import tarfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -40,6 +42,12 @@ IMAGE_COLUMNS = ("image", "img", "image_bytes", "jpg", "jpeg", "png", "webp", "b
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
 
+
+MOST_SHAPES = 10_000_000
+"""Drawn images of a data set: their names take a gigabyte."""
+
+MOST_SHARDS = 100_000
+"""That braces may stand for; a hundred million images are in fewer."""
 
 LABEL_BYTES = 4096
 """Of a label in a table, on average: names are shorter, and pictures are longer."""
@@ -147,19 +155,25 @@ def _folder_of(path: str) -> str | None:
 def _find_shapes(place: Place) -> Found:
     wanted = dict(parse_qsl(place.uri.partition("?")[2], keep_blank_values=True))
     unknown = set(wanted) - {"size", "seed"}
-    if unknown or not all(value.isdecimal() for value in wanted.values()):
+    if unknown or not all(_NUMBER.fullmatch(value) for value in wanted.values()):
         raise RequestError(
             f"data.uri {place.uri!r}: shapes takes whole numbers for size and seed, as in "
-            "shapes?size=1000&seed=1."
+            f"shapes?size=1000&seed=1, of at most {DIGITS} digits."
         )
     size, seed = int(wanted.get("size", "1000")), int(wanted.get("seed", "0"))
-    if size < 1:
-        raise RequestError(f"data.uri {place.uri!r}: size must be at least 1.")
+    if not 1 <= size <= MOST_SHAPES:
+        raise RequestError(
+            f"data.uri {place.uri!r}: size must be at least 1, and at most {MOST_SHAPES:,}."
+        )
     if place.labels is not None:
         raise RequestError("data.labels is for files: shapes knows its own labels; leave it out.")
     raw: list[Raw] = [CLASSES[index % len(CLASSES)] for index in range(size)]
     uris = [str(index) for index in range(size)]
     return Found(ShapesSource(seed), uris, raw, [f"seed {seed}"] * size, "classes of shapes")
+
+
+DIGITS = 18
+_NUMBER = re.compile(rf"[0-9]{{1,{DIGITS}}}")
 
 
 def _find_in_csv(root: Files, name: str) -> Found:
@@ -204,6 +218,13 @@ def _expanded(name: str) -> list[str]:
     if braces is None:
         return [name]
     first, last = braces.groups()
+    count = int(last) - int(first) + 1 if len(first + last) <= 2 * DIGITS else math.inf
+    if not 1 <= count <= MOST_SHARDS:
+        raise RequestError(
+            f"data.uri ends in {textwrap.shorten(name, 100)!r}, which stands for "
+            f"{'too many' if count > 1 else 'no'} files: braces are for 1 to {MOST_SHARDS:,}, as "
+            "in shard-{000..012}.tar."
+        )
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     return [name[: braces.start()] + number + name[braces.end() :] for number in numbers]
 

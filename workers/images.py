@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
+from deconvoy.bombs import refuse_bombs
 from deconvoy.errors import ImageUnreadable
 from deconvoy.spec import Transform
 
@@ -38,10 +38,6 @@ three bytes each, take less."""
 LARGE_PIXELS = 16_000_000
 """Of what is larger, a process decodes one at a time: at their largest each takes a gigabyte, and
 any number of them may come together."""
-
-MAX_SCANS = 1000
-"""Passes over a JPEG: a progressive one has ten or so, and one crafted to have a million, each of
-a few bytes, would be decoded for days."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Those data sets are made of, whatever a file is called.  Pillow knows forty more; among them
@@ -77,7 +73,7 @@ def decode(content: bytes, transform: Transform) -> Picture:
     try:
         refuse_long(len(content))
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _refuse_bombs(image, content)
+            refuse_bombs(image, content, MAX_PIXELS)
             with _alone_if_large(_largest(image.size, transform)):
                 # By way of RGB: of palettes and transparent images, grey is made from it.
                 rgb = upright_rgb(image)
@@ -96,28 +92,6 @@ def refuse_long(length: int) -> None:
     """Raises ImageUnreadable where a file is longer than ``MAX_BYTES``."""
     if length > MAX_BYTES:
         raise ImageUnreadable(f"{length:,} bytes are more than an image may have, {MAX_BYTES:,}")
-
-
-def _refuse_bombs(image: Image.Image, content: bytes) -> None:
-    """What would take far more memory or time than an image of ``MAX_PIXELS``."""
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageUnreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
-    if isinstance(image, TiffImageFile):
-        # Whole tiles are decoded, however little of them is in the image.
-        wide, tall = (int(image.tag_v2.get(tag, 1)) for tag in (TILEWIDTH, TILELENGTH))
-        if wide * tall > max(LARGE_PIXELS, width * height):
-            raise ImageUnreadable(
-                f"its tiles of {wide}×{tall} pixels are more than {LARGE_PIXELS:,} and than the "
-                f"image's own {width}×{height}"
-            )
-    # Within its pixels the byte FF is followed by 00 or the number of a restart.
-    if image.format in ("JPEG", "MPO") and content.count(START_OF_SCAN) > MAX_SCANS:
-        raise ImageUnreadable(f"its JPEG has more than {MAX_SCANS:,} scans")
-
-
-TILEWIDTH, TILELENGTH = 322, 323
-START_OF_SCAN = b"\xff\xda"
 
 
 def _largest(size: tuple[int, int], transform: Transform) -> int:

@@ -173,7 +173,7 @@ def bombs() -> dict[str, tuple[bytes, str]]:
             "memory",
         ),
         "tile.tif": (tiff_of_one_tile(20_000), "tiles of 20000×20000"),
-        "scans.jpg": (jpeg_of_scans(2000), "more than 1,000 scans"),
+        "scans.jpg": (jpeg_of_scans(2000), "more than 100 scans"),
         "program.png": (POSTSCRIPT, "none of JPEG"),
         "strip.png": (encoded(Image.new("RGB", (300_000, 1)), "png"), "after resizing"),
         "empty.jpg": (b"", "it is empty"),

@@ -2,7 +2,8 @@
 
 Victims are a worker, the driver, the API and Ray's raylet below `deconvoy up`; at that moment a
 worker holds a lease, by the ledger's log, and a worker that is struck is the holder.  All the time
-a process reads whatever there is.  FIRE_SEED repeats what a seed did, as far as time allows.
+a process reads whatever there is.  FIRE_SEED repeats what the rounds from that seed on did, as far
+as time allows.
 """
 
 import json
@@ -12,10 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -29,13 +32,16 @@ from tests.test_kills import held_leases, long_spec
 from tests.upped import Service, below, command_of, eventually
 from workers.ledger import MAX_ATTEMPTS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).resolve().parents[2]
 
 VICTIMS = ("worker", "driver", "API", "raylet")
 
 UNDERTAKINGS: dict[str, Any] = {"job": long_spec(), "study": long_study()}
+
+ROUNDS, KILLS = 10, 5
+"""At full length."""
 
 WAYS_OUT = ("done", "interrupted", "stopped", "failed")
 
@@ -117,8 +123,9 @@ class Struck:
             assert self.job.state == "done", (self.job.state, self.job.error)
             return False
         pid = found[-1]["pid"] if victim == "worker" else self._pid_of(victim)
+        done = committed_in(self.url)  # before its grants: between the two there may be another
         grants = grants_of(self.url)
-        self.finished |= {item: grants[item] for item in committed_in(self.url)}
+        self.finished |= {item: grants[item] for item in done}
         if victim == "API":
             self.service.kill()
             self.service.start()
@@ -169,43 +176,79 @@ def is_raylet(pid: int) -> bool:
     return bool(words) and words[0].endswith("/raylet")
 
 
+@dataclass
+class Score:
+    """Of all rounds so far."""
+
+    seeds: list[int] = field(default_factory=list)
+    lost: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Seconds until work went on, by victim."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    reads: int = 0
+    """By another process meanwhile, none of half of anything."""
+
+    def figures(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            f"seconds_until_work_goes_on_after_a_killed_{victim}":
+            f"{median(seconds):.1f} as a rule, {max(seconds):.1f} at most, of {len(seconds)}"
+            for victim, seconds in sorted(self.lost.items())
+        }  # fmt: skip
+        kills = sum(map(len, self.lost.values()))
+        return {
+            "seeds": f"{self.seeds[0]} to {self.seeds[-1]}", "kills": kills,
+            "of_jobs": self.kinds["job"], "of_studies": self.kinds["study"], **found,
+            "reads_meanwhile": self.reads,
+        }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def score() -> Score:
+    return Score()
+
+
+@pytest.fixture(scope="module")
+def first_seed() -> int:
+    return int(os.environ.get("FIRE_SEED", time.time_ns() % 10**6))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all rounds, which is killed itself now and then."""
+    with Service(tmp_path_factory.mktemp("struck") / "home") as service:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("DECONVOY_HOME", str(service.home))
+            patch.setenv("DECONVOY_URL", service.url)
+            yield service
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
 def test_whatever_is_killed_whenever_the_bits_are_those_of_a_calm_run(
     fire: Fire,
     tell: Tell,
     calm: dict[str, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    service: Service,
+    score: Score,
+    first_seed: int,
+    number: int,
 ) -> None:
-    seed = int(os.environ.get("FIRE_SEED", time.time_ns() % 10**6))
+    """A round: some kills of jobs, or of studies."""
+    if number:
+        fire.skip_short()
+    seed = first_seed + number
     print(f"FIRE_SEED={seed}")  # which pytest shows where the test fails
-    rng, count = random.Random(seed), fire.of(2, 50)
-    victims = [VICTIMS[n % len(VICTIMS)] for n in range(count)]
-    rng.shuffle(victims)
-    each = fire.of(2, 5)
-    lost: dict[str, list[float]] = {victim: [] for victim in VICTIMS}
-    kinds = Counter[str]()
-    with Service(tmp_path / "home") as service, reader_of(tmp_path / "home/runs") as read:
-        monkeypatch.setenv("DECONVOY_HOME", str(service.home))
-        monkeypatch.setenv("DECONVOY_URL", service.url)
-        with deconvoy.Client() as client:
-            for first in range(0, count, each):
-                kind = ("job", "study")[first // each % 2]
-                left = victims[first : first + each]
-                while left:
-                    struck = Struck(service, client, kind)
-                    while left and struck.strike(left[-1], rng):
-                        lost[left[-1]].append(struck.recover(left[-1]))
-                        kinds[kind] += 1
-                        left.pop()
-                    struck.assert_whole(calm[kind])
+    rng = random.Random(seed)
+    # Of a round each victim is one, and of several all are as often.
+    left = rng.sample([*VICTIMS, VICTIMS[number % len(VICTIMS)]], fire.of(2, KILLS))
+    kind = ("job", "study")[number % 2]
+    with deconvoy.Client() as client, reader_of(service.home / "runs") as read:
+        while left:
+            struck = Struck(service, client, kind)
+            while left and struck.strike(left[-1], rng):
+                score.lost[left[-1]].append(struck.recover(left[-1]))
+                score.kinds[kind] += 1
+                left.pop()
+            struck.assert_whole(calm[kind])
     assert read["reads"] > 100 and not read["wrong"], read["wrong"][:5]
-    figures = {
-        f"seconds_until_work_goes_on_after_a_killed_{victim}": f"{max(seconds):.1f} at most"
-        for victim, seconds in lost.items()
-        if seconds
-    }
-    tell(
-        "kills at random moments", seed=seed, kills=count, of_jobs=kinds["job"],
-        of_studies=kinds["study"], **figures, reads_meanwhile=read["reads"], half_written_seen=0,
-        finished_items_computed_again=0, lost=0,
-    )  # fmt: skip
+    score.seeds.append(seed)
+    score.reads += read["reads"]
+    tell("kills at random moments", **score.figures())
