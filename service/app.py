@@ -88,7 +88,7 @@ def create_app(
     app.state.settings = settings
     app.state.catalogue = known
     app.state.gate = gate or Gate(settings, known)
-    app.state.shelf = Shelf(settings, lambda: _job_urls(known))
+    app.state.shelf = Shelf(settings, partial(known.places, *ACTIVE, *ENDED))
     app.state.metrics = Metrics(known)
     app.state.queue = Queue(settings, known) if settings.ray != "none" else None
     app.state.supervisor = Supervisor(settings) if supervise and settings.ray != "none" else None
@@ -167,7 +167,3 @@ def _give_up(settings: Settings, catalogue: Catalogue) -> None:
     """With a local Ray its jobs have ended, too."""
     if settings.ray == "local":
         give_up(catalogue, "The service was stopped.")
-
-
-def _job_urls(catalogue: Catalogue) -> dict[str, str]:
-    return {job.id: job.url for job in catalogue.in_states(*ACTIVE, *ENDED)}

@@ -209,6 +209,13 @@ class Catalogue:
         with self.database.reading() as connection:
             return [_job(row) for row in connection.execute(found).mappings()]
 
+    def places(self, *states: str) -> dict[str, str]:
+        """Id → where its run is or will be; of thousands, without their specs.  Oldest first."""
+        jobs = tables.jobs.c
+        found = select(jobs.id, jobs.url).where(jobs.state.in_(states)).order_by(jobs.number)
+        with self.database.reading() as connection:
+            return {job_id: url for job_id, url in connection.execute(found)}
+
     def counts(self) -> dict[str, int]:
         """Jobs by state, every state among them."""
         state = tables.jobs.c.state

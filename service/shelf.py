@@ -181,7 +181,7 @@ class Shelf:
         found = dict(self._job_runs())
         below = set(found.values())
         for name, url in _folders(self._settings.runs_root):
-            if url not in below:
+            if url not in below and _is_run(url):
                 found.setdefault(name, url)
         known = set(map(_place, found.values())) if self._settings.browse else set()
         for url in self._settings.browse:
@@ -205,11 +205,10 @@ def _place(url: str) -> str:
 
 
 def _folders(root: str) -> Iterator[tuple[str, str]]:
-    """Name and place of each run below a root; the only way runs are listed."""
+    """Name and place of each folder below a root; the only way runs are listed."""
     for name in RunStore(root).names(""):
-        url = f"{root.rstrip('/')}/{name}"
-        if not name.startswith(".") and _is_run(url):
-            yield name, url
+        if not name.startswith("."):
+            yield name, f"{root.rstrip('/')}/{name}"
 
 
 def _is_run(url: str) -> bool:

@@ -143,6 +143,9 @@ def test_jobs_are_found_by_state(catalogue: Catalogue) -> None:
     assert ids(catalogue.jobs(state="queued")) == ["c"]
     assert ids(catalogue.in_states("running", "done")) == ["a", "b"]
     assert catalogue.in_states() == []
+    assert catalogue.places("running", "done") == {
+        name: catalogue.job(name).url for name in ("a", "b")
+    }
     expected = dict.fromkeys(STATES, 0) | {"running": 1, "done": 1, "queued": 1}
     assert catalogue.counts() == expected
     with pytest.raises(RequestError, match="'gone' is none: it takes queued, "):

@@ -14,14 +14,19 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 
 import deconvoy
-from service.catalogue import ENDED
+from service import catalogue_tables as tables
+from service.catalogue import ENDED, Catalogue
+from service.shelf import LISTED_SECONDS
 from tests.fire.conftest import Fire, Tell
 from tests.fire.synthetic import make_wide_run
 from tests.upped import Service
@@ -45,14 +50,19 @@ def asking(service: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def best_of(client: httpx.Client, path: str, times: int = 5) -> float:
-    """Seconds of the quickest of some answers: what the service takes, not what others do."""
+def usual(client: httpx.Client, path: str, pause: float, times: int = 7) -> float:
+    """Seconds of an answer, the median of some.
+
+    Args:
+        pause: before each, so that nothing is told that the one before has found out.
+    """
     found = []
     for _ in range(times):
+        time.sleep(pause)
         begin = time.perf_counter()
         client.get(path).raise_for_status()
         found.append(time.perf_counter() - begin)
-    return min(found)
+    return median(found)
 
 
 def pages_of(client: httpx.Client, run: str) -> list[str]:
@@ -93,7 +103,7 @@ def test_two_hundred_readers_are_all_answered(
         assert found["statuses"] == {"200": found["answers"]}, found["statuses"]
         assert found["answers"] > 2 * READERS
         with asking(service) as client:  # and it is as well as before
-            assert best_of(client, f"/v1/runs/{small_run.name}") < 2.0
+            assert usual(client, f"/v1/runs/{small_run.name}", 0.0) < 2.0
     tell(
         "load",
         readers=READERS,
@@ -197,22 +207,42 @@ def many_runs(root: Path, count: int) -> None:
         (place / "ledger/log.jsonl").write_text(log)
 
 
+def many_jobs(database: Path, root: Path, count: int) -> None:
+    """Jobs that have made the first of these runs."""
+    catalogue = Catalogue(f"sqlite:///{database}")
+    catalogue.upgrade()
+    spec = json.loads((root / "run-00000/zarr.json").read_text())["attributes"]["spec"]
+    rows = [
+        {
+            "id": f"run-{number:05d}", "name": "one of many", "spec": spec,
+            "url": str(root / f"run-{number:05d}"), "submitter": "somebody", "state": "done",
+            "created": datetime.now(UTC), "attempts": 1,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+    with catalogue.database.writing() as connection:
+        connection.execute(insert(tables.jobs), rows)
+    catalogue.close()
+
+
 def test_ten_thousand_runs_are_listed_and_searched(fire: Fire, tell: Tell, tmp_path: Path) -> None:
     root = tmp_path / "home" / "runs"
     many_runs(root, RUNS)
+    many_jobs(tmp_path / "home/catalogue.db", root, RUNS // 2)
     with Service(tmp_path / "home", "--ray", "none", "--no-dashboard") as service:
         with asking(service) as client:
             begin = time.perf_counter()
             first = client.get("/v1/runs?limit=50").raise_for_status().json()
             cold = time.perf_counter() - begin
             assert first["total"] == RUNS and len(first["runs"]) == 50
-            listed = best_of(client, "/v1/runs?limit=50")
+            pause = 1.1 * LISTED_SECONDS
+            listed = usual(client, "/v1/runs?limit=50", pause)
             found = client.get("/v1/runs?text=family 77&limit=1000").json()
             assert found["total"] == RUNS // 100
-            searched = best_of(client, "/v1/runs?text=family 77&limit=50")
+            searched = usual(client, "/v1/runs?text=family 77&limit=50", pause)
             one = "run-09999"
             shutil.rmtree(root / one)  # and a list tells of what is
-            time.sleep(1.1)
+            time.sleep(pause)
             assert client.get("/v1/runs?limit=50").json()["total"] == RUNS - 1
     tell(
         "load",
