@@ -66,6 +66,11 @@ class Holder:
         return False
 
 
+def _now() -> float:
+    """Seconds, of which none are left out while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 def _machine() -> str:
     """Empty where the system does not tell."""
     try:
@@ -111,7 +116,7 @@ class Hold:
         seen = self._seen()
         if seen is not None and not (seen.holder.released or self._dead(seen)):
             raise self._busy(seen.holder)
-        self._number = seen.number + 1 if seen else 1
+        self._number, asked = seen.number + 1 if seen else 1, _now()
         # Whoever was first, or we, where the answer to our request was lost and it was sent again.
         with suppress(AlreadyExistsError):
             place, content = self._path(self._number), self._content()
@@ -121,7 +126,7 @@ class Hold:
         now = self._seen()
         if now is None or now.holder.owner != self._own.owner:
             raise self._busy(now.holder if now else self._own)
-        self._confirmed = time.monotonic()
+        self._confirmed = asked
         older = [self._path(number) for number in self._numbers() if number < self._number]
         asked_again(lambda: obstore.delete(self._client, older))
 
@@ -132,8 +137,9 @@ class Hold:
         with self._confirming:
             if self.dissolved or not self._is_ours():
                 return
+            asked = _now()  # and written a while after that
             obstore.put(self._client, self._path(self._number), self._content())
-            self._confirmed = time.monotonic()
+            self._confirmed = asked
 
     def dissolve(self, *with_it: str) -> None:
         """Leave nothing of this hold and of those before it.
@@ -164,7 +170,7 @@ class Hold:
     @property
     def due(self) -> bool:
         """Whether it is time for a heartbeat."""
-        return time.monotonic() - self._confirmed >= HEARTBEAT_SECONDS
+        return _now() - self._confirmed >= HEARTBEAT_SECONDS
 
     def require(self) -> None:
         """Before anything is written.
@@ -172,7 +178,7 @@ class Hold:
         Raises:
             RunBusy: the run was lost to another driver.
         """
-        if self.lost is None and time.monotonic() - self._confirmed > EXPIRY_SECONDS:
+        if self.lost is None and _now() - self._confirmed > EXPIRY_SECONDS:
             self.confirm()  # this process slept, or the store did not answer
         if self.lost is not None:
             raise RunBusy(

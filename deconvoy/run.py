@@ -5,7 +5,6 @@ is not there yet is told in a sentence.
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import zarr
 from jaxtyping import Float64, Int64
 from PIL import Image
@@ -28,6 +26,7 @@ from deconvoy.errors import MissingExtra, RunNotFound, RunUnreachable, RunUnread
 from deconvoy.evolution import Evolution, evolution_of
 from deconvoy.figures import figure2
 from deconvoy.hits import HIT_TABLES, examples_of, hits_of, outliers_of
+from deconvoy.images_table import images_part
 from deconvoy.invariance import Invariance, invariance_of
 from deconvoy.kept import KEPT_BYTES, KeptArrays
 from deconvoy.likeness import nearest
@@ -337,7 +336,7 @@ class Run:
         return self._images_so_far()
 
     def _images_so_far(self) -> pa.Table:
-        parts = [self._images_part(f"images/{name}") for name in self._store.names("images")]
+        parts = [images_part(self._store, f"images/{name}") for name in self._store.names("images")]
         if "results" in self.attributes:  # the scan is done, so every image has its row
             rows, promised = sum(map(len, parts)), self.attributes["provenance"]["images"]
             if rows != promised:
@@ -349,16 +348,6 @@ class Run:
         if not parts:
             raise RunNotFound(f"No images of {self.url!r} are scanned yet: it is {self.status}.")
         return pa.concat_tables(parts)
-
-    def _images_part(self, path: str) -> pa.Table:
-        content = io.BytesIO(self._store.read(path))
-        try:
-            return pq.read_table(content, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise RunUnreadable(
-                f"{path!r} of {self.url!r} is broken ({error}): copy it again from where it is "
-                "whole, or make the run anew."
-            ) from error
 
     def density(self, layer: str) -> Float64[np.ndarray, " unit"]:
         """Share of the images that activate each unit."""

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 
 import deconvoy
 from deconvoy.errors import MissingExtra, RequestError, RunNotFound, RunUnreadable
-from deconvoy.schema import FORMAT, IMAGE_COLUMNS, LAYER_ARRAYS, histogram_edges
+from deconvoy.images_table import images_part
+from deconvoy.schema import FORMAT, IMAGE_COLUMNS, LAYER_ARRAYS, histogram_edges, image_part_path
+from deconvoy.store import RunStore
 from tests.runs import LAYERS, run_inline, small_spec
 from workers.shapes import CLASSES
 
@@ -327,3 +330,22 @@ def test_images_of_a_scan_under_way_are_read_anew(place: Path, tmp_path: Path) -
     assert len(run.images()) == 32
     last.write_bytes(content)
     assert len(run.images()) == 40
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit"])
+def test_a_damaged_part_of_the_images_table_is_told_whatever_is_read_of_it(
+    small_run: Path, tmp_path: Path, damage: str
+) -> None:
+    place, path = tmp_path / "run", image_part_path(0)
+    shutil.copytree(small_run, place)
+    whole = (place / path).read_bytes()
+    assert len(images_part(RunStore(place), path, ["uri"])) > 0
+    group = pq.read_metadata(place / path).row_group(0)
+    names = [group.column(number).path_in_schema for number in range(group.num_columns)]
+    bit = group.column(names.index("uri")).data_page_offset + 40
+    spoilt = whole[:bit] + bytes([whole[bit] ^ 1]) + whole[bit + 1 :]
+    (place / path).write_bytes(whole[:-40] if damage == "cut short" else spoilt)
+    with pytest.raises(RunUnreadable, match=f"'{path}' of .* is broken"):
+        images_part(RunStore(place), path)
+    with pytest.raises(RunUnreadable, match="is broken"):
+        deconvoy.open(place).images()

@@ -11,7 +11,6 @@ later.  Smaller batches would not do.  Convolutions add in another order in them
 channels last do, in torch 2.11 on a CPU), so how much is computed at once is the job's to say.
 """
 
-import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -34,6 +32,7 @@ from deconvoy.errors import (
     MemoryShort,
     RunUnreachable,
 )
+from deconvoy.images_table import images_part
 from deconvoy.schema import evolution_path, image_part_path, images_schema, layer_path
 from deconvoy.store import RunStore
 from workers import memory, topk
@@ -767,7 +766,7 @@ class Actor:
 
     def _read_uris(self, part: int) -> list[str]:
         """Images of one part of the images table; ids are counted through in reading order."""
-        table = pq.read_table(io.BytesIO(self._run.read(image_part_path(part))), columns=["uri"])
+        table = images_part(self._run, image_part_path(part), ["uri"])
         uris: list[str] = table.column("uri").to_pylist()
         return uris
 

@@ -37,5 +37,5 @@ def from_bytes(content: bytes, name: str, checkpoints: int) -> tuple[Hits, ...]:
     except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
         raise RunUnreadable(
             f"The ledger file {name!r} is broken ({error}): delete it and `deconvoy resume` "
-            "computes its shard again."
+            "computes again what is missing then."
         ) from error

@@ -4,14 +4,13 @@ Named ones are settled with the job, so that what does not fit is refused before
 computed; which images can be read is known after the scan.
 """
 
-import io
 import random
 from collections.abc import Sequence
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from deconvoy.errors import ImageUnreadable, RequestError
+from deconvoy.images_table import images_part
 from deconvoy.schema import image_part_path
 from deconvoy.spec import DrawnImages, NamedImages, Transform
 from deconvoy.store import RunStore
@@ -82,8 +81,7 @@ def left_out(run: RunStore, ids: Sequence[int], shard_size: int) -> dict[int, st
     """Those of the images that the scan left out, and why."""
     found = dict[int, str]()
     for part in sorted({image_id // shard_size for image_id in ids}):
-        content = io.BytesIO(run.read(image_part_path(part)))
-        table = pq.read_table(content, columns=["id", "skipped"])
+        table = images_part(run, image_part_path(part), ["id", "skipped"])
         table = table.filter(pc.is_valid(table["skipped"]))
         found |= dict(zip(table["id"].to_pylist(), table["skipped"].to_pylist(), strict=True))
     return {image_id: found[image_id] for image_id in ids if image_id in found}

@@ -1,10 +1,8 @@
 """Which of a job's images the scan has read, by their ids."""
 
-import io
 from collections.abc import Sequence
 
-import pyarrow.parquet as pq
-
+from deconvoy.images_table import images_part
 from deconvoy.schema import image_part_path
 from deconvoy.store import RunStore
 from workers.image_choice import left_out, unusable
@@ -32,7 +30,7 @@ def file_sizes(job: Job, run: RunStore, ids: Sequence[int]) -> dict[int, tuple[i
     """Height and width of images in their files."""
     size, found = job.spec.compute.shard_size, dict[int, tuple[int, int]]()
     for part in sorted({image_id // size for image_id in ids}):
-        content = io.BytesIO(run.read(image_part_path(part)))
-        for row in pq.read_table(content, columns=["id", "width", "height"]).to_pylist():
+        table = images_part(run, image_part_path(part), ["id", "width", "height"])
+        for row in table.to_pylist():
             found[row["id"]] = row["height"], row["width"]
     return found

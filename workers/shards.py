@@ -3,7 +3,6 @@
 A shard's images table is written first, its marker last: what has a marker is whole.
 """
 
-import io
 import logging
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from deconvoy.errors import TooManyBadImages
+from deconvoy.images_table import images_part
 from deconvoy.schema import MISSING_LABEL, image_part_path
 from deconvoy.store import RunStore
 from workers.job import Job
@@ -140,7 +140,7 @@ class CommittedShards:
         parts, rows = np.divmod(ids, self.job.spec.compute.shard_size)
         predicted = np.empty(len(ids), np.int64)
         for part in np.unique(parts):
-            content = io.BytesIO(self.run.read(image_part_path(int(part))))
-            column = pq.read_table(content, columns=["predicted"]).column("predicted")
-            predicted[parts == part] = column.take(pa.array(rows[parts == part])).to_numpy()
+            table = images_part(self.run, image_part_path(int(part)), ["predicted"])
+            wanted = parts == part
+            predicted[wanted] = table["predicted"].take(pa.array(rows[wanted])).to_numpy()
         return predicted

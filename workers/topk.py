@@ -226,8 +226,8 @@ class Partial:
             return Partial(hits, sums, images, skipped, correct, labelled, examples, norms)
         except Exception as error:  # zip, zlib, key and shape errors alike: the file is broken
             raise RunUnreadable(
-                f"The ledger file {name!r} is broken ({error}): delete it and "
-                "`deconvoy resume` computes its shard again."
+                f"The ledger file {name!r} is broken ({error}): delete it, and "
+                "`deconvoy resume` computes again what is missing then."
             ) from error
 
 
