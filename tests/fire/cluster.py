@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -60,6 +60,8 @@ class Node:
         self.name = "head" if number == HEAD else f"node{number}"
         self.address = cluster.address_of(number)
         self._ray: subprocess.Popen[bytes] | None = None
+        self._told_before = 0
+        """Bytes of its log, of when it was started before."""
 
     def start(self) -> None:
         """It joins within seconds."""
@@ -72,6 +74,7 @@ class Node:
             words += ["--include-dashboard=false", f"--temp-dir={self.cluster.folder / 'ray'}"]
         else:
             words += [f"--address={self.cluster.address}", "--num-cpus=1"]
+        self._told_before = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._ray = self.popen([*RAY, *words], stdout=log, stderr=log)
 
@@ -92,7 +95,7 @@ class Node:
         return self.cluster.folder / f"{self.name}.log"
 
     def has_joined(self) -> bool:
-        return b"Ray runtime started" in self.log.read_bytes()
+        return b"Ray runtime started" in self.log.read_bytes()[self._told_before :]
 
     def runs_node(self) -> bool:
         """Whether its Ray lives, by itself: others may think otherwise."""
@@ -324,8 +327,7 @@ def _state_of(pid: int) -> str:
         return ""
 
 
-def _until(look: object, told: str, seconds: float = START_SECONDS) -> None:
-    assert callable(look)
+def _until(look: Callable[[], object], told: str, seconds: float = START_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not look():
         assert time.monotonic() < deadline, told

@@ -42,6 +42,7 @@ from tests.runs import (
     write_photographs,
 )
 from tests.s3 import BUCKET, s3_server
+from tests.upped import eventually
 from workers import pipeline
 from workers.executors.inline import InlineExecutor
 from workers.verify import verify
@@ -131,10 +132,9 @@ def reopen(place: Path) -> None:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def stopped_by(
-    job: Any, run: RunStore, fault: Callable[[], None], after: int
-) -> tuple[str, Tally | None]:
-    """The sentence a job ends with when a fault comes once so many items are committed."""
+def stopped_by(job: Any, run: RunStore, fault: Callable[[], None], after: int) -> str:
+    """The sentence a job ends with when a fault comes once so many items are committed.  After that
+    the store is not asked: it may be away."""
     struck = False
 
     def observe(_: pipeline.Advance) -> None:
@@ -146,7 +146,7 @@ def stopped_by(
     with pytest.raises(DeconvoyError) as caught:
         pipeline.execute(job, run, InlineExecutor(), observe)
     assert struck
-    return str(caught.value), Tally(run.url)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["full", "read-only"])
@@ -169,7 +169,8 @@ def test_a_disk_that_takes_nothing_more_stops_the_job_and_nothing_is_lost(
                         ballast.write(b"x" * 4096)
                         ballast.flush()
 
-            told, tally = stopped_by(job, run, strike, after)
+            told = stopped_by(job, run, strike, after)
+            tally = Tally(url)
             says = "No space left" if fault == "full" else "Read-only file system"
             assert re.search(rf"{says}.*Everything committed is intact.*deconvoy resume", told), (
                 told
@@ -243,43 +244,44 @@ pipeline.execute(job, run, InlineExecutor(), lambda advance: None)
 """
 
 
-def resumed_without_privileges(url: Path) -> subprocess.CompletedProcess[str]:
-    """Resume a run as one whom permissions bind: root itself, without what lets root pass."""
+@contextmanager
+def without_privileges(url: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Work on a run as one whom permissions bind: root itself, without what lets root pass."""
     bound = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
-    return subprocess.run(
-        [*bound, sys.executable, "-c", JOB, str(url)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [*bound, sys.executable, "-c", JOB, str(url)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_job_that_may_not_write_any_more_stops_in_a_sentence_and_goes_on_when_it_may(
-    fire: Fire, tell: Tell, photographs: Path, calm: Path
+    fire: Fire, tell: Tell, photographs: Path, calm: Path, tmp_path: Path
 ) -> None:
+    """The right is lost while it works."""
     fire.skip_short()
     if os.geteuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("taking a privilege from a job takes root, and setpriv")
-    with disk(64) as place:
-        url = place / "run"
-        job, run = pipeline.create(spec_of(str(photographs)), str(url))
-        _, tally = stopped_by(job, run, lambda: close(place), 3)
-        reopen(place)
+    url = tmp_path / "run"
+    pipeline.create(spec_of(str(photographs)), str(url))
+    with without_privileges(url) as process:
+        eventually(lambda: len(committed_in(url)) >= 3, 240.0)
         locked = [folder for folder in [url, *url.rglob("*")] if folder.is_dir()]
         for folder in locked:
             folder.chmod(0o555)
-        done = resumed_without_privileges(url)
-        assert done.returncode != 0
-        told = done.stderr.strip().splitlines()[-1]
-        assert re.search("Permission denied.*Everything committed is intact.*resume", told), told
-        tally.assert_kept()
-        for folder in locked:
-            folder.chmod(0o755)
-        done = resumed_without_privileges(url)
-        assert done.returncode == 0, done.stderr
-        tally.assert_kept()
-        assert_same_results(calm, url)
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 1, said
+    told = said.strip().splitlines()[-1]
+    assert re.search("Permission denied.*Everything committed is intact.*resume", told), told
+    tally = Tally(url)
+    for folder in locked:
+        folder.chmod(0o755)
+    with without_privileges(url) as process:
+        _, said = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    tally.assert_kept()
+    assert_same_results(calm, url)
     tell("storage faults", permission_lost_stopped_and_resumed=1)
 
 
@@ -376,7 +378,7 @@ def test_a_store_that_is_away_for_long_stops_the_job_and_it_goes_on(
             proxied.weather = weather
 
         with calm_after(proxied):
-            told, _ = stopped_by_s3(job, run, strike, after)
+            told = stopped_by(job, run, strike, after)
         tally = Tally(url)
         assert re.search("deconvoy resume|lost", told), told
         assert weather.injected
@@ -387,24 +389,6 @@ def test_a_store_that_is_away_for_long_stops_the_job_and_it_goes_on(
         assert verify(url, 0).faults == []
     files._store.cache_clear()
     tell("storage faults", **{f"s3_away_by_{fault}_stopped_and_resumed": len(cases)})
-
-
-def stopped_by_s3(
-    job: Any, run: RunStore, strike: Callable[[], None], after: int
-) -> tuple[str, None]:
-    """As ``stopped_by``; the store is not asked for what is committed, since it is away."""
-    commits = 0
-
-    def observe(_: pipeline.Advance) -> None:
-        nonlocal commits
-        if commits >= 0 and len(committed_in(run.url)) >= after:
-            commits = -1
-            strike()
-
-    with pytest.raises(DeconvoyError) as caught:
-        pipeline.execute(job, run, InlineExecutor(), observe)
-    assert commits == -1
-    return str(caught.value), None
 
 
 @pytest.mark.ray
