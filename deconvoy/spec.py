@@ -442,7 +442,8 @@ class StorageSpec(Section):
 
 class ComputeSpec(Section):
     workers: Auto | Annotated[int, Field(strict=True, ge=1, le=4096)] = "auto"
-    """``auto``: one per GPU, else one per ``threads`` cores, two where that is ``auto``."""
+    """``auto``: one per GPU, else one per ``threads`` cores, two where that is ``auto``; more as
+    nodes join."""
     gpus_per_worker: Auto | Annotated[float, Field(ge=0, le=64)] = "auto"
     """``auto``: one where the cluster has GPUs, else none."""
     threads: Auto | Annotated[int, Field(strict=True, ge=1, le=256)] = "auto"

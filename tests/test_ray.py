@@ -57,6 +57,28 @@ def test_any_number_of_workers_gives_the_bits_of_the_inline_executor(
     assert len(busy) <= workers
 
 
+def test_nodes_that_join_are_taken_in_where_the_number_of_workers_is_left_to_us(
+    ray_cluster: str, inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from workers.executors import ray as on_ray
+
+    monkeypatch.setattr(on_ray, "GROW_SECONDS", 0.0)
+    whole = on_ray._alive()
+    cores = int(sum(node.get("CPU", 0) for node in whole))
+    compute = {"workers": "auto", "gpus_per_worker": 0.0, "threads": 1}
+    spec = small_spec(layers="all", compute=compute)
+    with monkeypatch.context() as patch:
+        patch.setattr(on_ray, "_alive", lambda: [{**whole[0], "CPU": 1.0}])
+        executor = on_ray.RayExecutor(spec.compute)
+    assert executor.workers == 1 < cores
+    job, run = pipeline.create(spec, str(tmp_path / "run"))
+    pipeline.execute(job, run, executor, ignore)
+    assert executor.workers == cores
+    ready = {event["worker"] for event in log_of(tmp_path / "run") if event["event"] == "ready"}
+    assert 1 < len(ready) <= cores
+    assert_same_results(inline, tmp_path / "run")
+
+
 def test_each_of_two_workers_sees_its_own_gpu_and_a_third_waits_while_they_do_the_job(
     ray_cluster: str, tmp_path: Path
 ) -> None:

@@ -348,7 +348,8 @@ def test_each_misfortune_alone_leaves_no_trace_in_the_bits(
 ) -> None:
     spec = specs(fire, kind)
     calm = calm_of(spec)
-    driven = drive(spec)
+    as_many = spec.compute.model_copy(update={"workers": "auto"})  # as there is room for
+    driven = drive(spec.model_copy(update={"compute": as_many}))
     figures = dict[str, float]()
     if misfortune == "added":
         figures = Added(cluster).used_by(driven)

@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,6 +67,9 @@ PROGRESS_SECONDS = 1.0
 
 ANSWER_SECONDS = 5.0
 """Longest wait for an actor by name; one that is still loading torch does not answer yet."""
+
+GROW_SECONDS = 10.0
+"""How often it is seen whether nodes have joined, where there are to be as many workers as fit."""
 
 JOIN_SECONDS = 120.0
 """Longest wait for a node with cores, where there is none: they join after the head, or come back.
@@ -142,6 +145,7 @@ class RayExecutor(Executor):
     ) -> None:
         self._pool: dict[str, _Worker] = {}
         self._count = 0
+        self._looked = time.monotonic()
         self._owns_cluster = not ray.is_initialized()
         self._folder = connect(address, num_gpus) if self._owns_cluster else None
         try:
@@ -154,23 +158,34 @@ class RayExecutor(Executor):
         """Cut the cluster into workers."""
         nodes = _nodes_with_cores()
         all_gpus = sum(node.get("GPU", 0) for node in nodes)
-        all_cores = sum(node.get("CPU", 0) for node in nodes)
         self._gpus = (
             float(all_gpus > 0) if compute.gpus_per_worker == "auto" else compute.gpus_per_worker
         )
-        if compute.workers != "auto":
-            self.workers = compute.workers
-        elif self._gpus:
-            self.workers = max(1, int(all_gpus / self._gpus))
-        else:
-            each = 2 if compute.threads == "auto" else compute.threads
-            self.workers = max(1, int(all_cores) // each)
+        # A worker on CPU counts for its threads, two unless told.
+        self._each = 2 if compute.threads == "auto" else compute.threads
+        self._grows = compute.workers == "auto"
+        self.workers = self._room(nodes) if compute.workers == "auto" else compute.workers
         self._cpus = share([node.get("CPU", 0.0) for node in nodes], self.workers)
         if compute.threads != "auto":
             self._threads = compute.threads
         else:
             self._threads = max(1, int(self._cpus))
         require_room(nodes, self._cpus, self._gpus)
+
+    def _room(self, nodes: Sequence[Mapping[str, float]]) -> int:
+        """Workers that a cluster of these nodes has, where their number is left to us."""
+        if self._gpus:
+            return max(1, int(sum(node.get("GPU", 0) for node in nodes) / self._gpus))
+        return max(1, int(sum(node.get("CPU", 0) for node in nodes)) // self._each)
+
+    def _grow(self) -> None:
+        """Take in nodes that have joined.  In the place of those that were lost workers wait."""
+        if not self._grows or time.monotonic() - self._looked < GROW_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for _ in range(self._room(_alive()) - self.workers):
+            self.workers += 1
+            self._add()
 
     def require_fast(self, precision: str) -> None:
         if precision == "float32" or self._gpus:
@@ -207,6 +222,7 @@ class RayExecutor(Executor):
         self._add(0 if entry is None else entry.fallen + (entry.lease is not None))
 
     def wait(self, seconds: float) -> list[Report]:
+        self._grow()
         calls = {ref: worker for worker in self._pool.values() for ref in _pending(worker)}
         if not calls:
             time.sleep(seconds)
@@ -342,6 +358,11 @@ def _own_node() -> Any:
     return node
 
 
+def _alive() -> list[dict[str, float]]:
+    """What each node has."""
+    return [node["Resources"] for node in _nodes() if node["Alive"]]
+
+
 def _nodes_with_cores() -> list[dict[str, float]]:
     """What each node has; waits for the first with a core.  Else workers would ask for none, and
     all land on the head.
@@ -351,7 +372,7 @@ def _nodes_with_cores() -> list[dict[str, float]]:
     """
     began, told = time.monotonic(), False
     while True:
-        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        nodes = _alive()
         if any(node.get("CPU", 0) > 0 for node in nodes):
             return nodes
         if time.monotonic() - began > JOIN_SECONDS:
