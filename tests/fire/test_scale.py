@@ -21,8 +21,8 @@ pytestmark = pytest.mark.timeout(6 * 3600)
 
 WORKERS = 100
 
-BYTES_A_LEASE = 2_000
-"""Of the driver's memory: names of items, spans and the listing of one image."""
+BYTES_A_LEASE = 100
+"""Of the driver's memory, that a lease which is done leaves behind, at most."""
 
 MEGABYTES = 64
 """That memory may differ by for other reasons: allocators, markers that wait."""
