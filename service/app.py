@@ -154,9 +154,9 @@ async def started(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _warm_up(shelf: Shelf) -> None:
-    """Half a second or more, before anybody waits for a table: of its first array pyarrow asks
-    pandas, where that is there, and loads it.  And for a list of thousands of runs some seconds."""
-    pa.array(np.zeros(1))
+    """Before anybody waits for it: what a list says of each run, some seconds of thousands; and
+    pandas, half a second."""
+    pa.array(np.zeros(1))  # of its first array pyarrow asks pandas, and loads it
     try:
         shelf.look_through()
     except Exception:  # who asks for the list is told

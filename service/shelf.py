@@ -157,8 +157,9 @@ class Shelf:
         return found
 
     def look_through(self) -> None:
-        """Know what a list says of all runs on disks, before anybody waits for one."""
-        for run_id, url in self.urls().items():
+        """Know what a list says of all runs on disks, before anybody waits for one.  Which there
+        are is looked up again when somebody asks."""
+        for run_id, url in self._found().items():
             if "://" not in url:
                 with suppress(RunNotFound):
                     self.facts(run_id, url)
@@ -178,6 +179,13 @@ class Shelf:
         with self._lock:
             if time.monotonic() - self._listed <= good_for:
                 return self._urls
+        urls = self._found()
+        with self._lock:
+            self._urls, self._listed = urls, time.monotonic()
+        return urls
+
+    def _found(self) -> dict[str, str]:
+        """Now, sorted by id."""
         found = dict(self._job_runs())
         below = set(found.values())
         for name, url in _folders(self._settings.runs_root):
@@ -187,10 +195,7 @@ class Shelf:
         for url in self._settings.browse:
             if _place(url) not in known and _is_run(url):
                 found[_free(_name_of(url), found)] = url
-        urls = dict(sorted(found.items()))
-        with self._lock:
-            self._urls, self._listed = urls, time.monotonic()
-        return urls
+        return dict(sorted(found.items()))
 
     def _job_runs(self) -> Iterator[tuple[str, str]]:
         """Of jobs whose run has begun."""
@@ -250,8 +255,9 @@ def _open(run_id: str, url: str) -> Shelved:
 
 def _gone(run_id: str) -> RunNotFound:
     """Without the place: ids are what callers know."""
-    told = f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
-    return RunNotFound(told)
+    return RunNotFound(
+        f"The run {run_id!r} is not there any more: GET /v1/runs lists those that are."
+    )
 
 
 def _stamp(url: str) -> Stamp | None:

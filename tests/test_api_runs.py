@@ -21,7 +21,6 @@ from deconvoy.store import RunStore
 from service.app import create_app
 from service.catalogue import NewJob
 from service.scopes import Scope
-from service.shelf import SETTLING_SECONDS
 from tests.serving import client_of, problem_of, served, settings_of, with_runs
 
 LAYER = "/v1/runs/small/layers/relu2"
@@ -401,7 +400,6 @@ def test_the_run_of_a_job_has_the_jobs_id(small_run: Path, tmp_path: Path) -> No
         new = NewJob("job-1", "one", spec, str(elsewhere), "me", None)
         app.state.catalogue.add_job(new)
         app.state.catalogue.claim(1)
-        time.sleep(SETTLING_SECONDS)  # the service has just looked which runs there are
         assert client.get("/v1/runs/job-1").json()["status"] == "done"
         assert "cancel it first" in problem_of(client.delete("/v1/runs/job-1"), 409, "run_id")
         app.state.catalogue.move("job-1", "done", among=["starting"])

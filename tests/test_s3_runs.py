@@ -293,11 +293,17 @@ def test_a_driver_takes_a_run_though_its_wish_is_dropped_at_first(
     with proxy_before(environment["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         proxy.weather = Weather(only="ledger/driver/0", storm=fault)
-        calm = threading.Timer(0.3, setattr, (proxy.weather, "storm", ""))
-        calm.start()
+
+        def calm() -> None:
+            while not proxy.weather.injected[fault]:
+                time.sleep(0.01)
+            proxy.weather.storm = ""
+
+        calming = threading.Thread(target=calm, daemon=True)
+        calming.start()
         with BucketStore(f"s3://{BUCKET}/runs/wished-{fault}").driver_lock():
+            calming.join(60)
             assert proxy.weather.injected[fault]
-        calm.join()
 
 
 def test_a_driver_that_ended_while_its_store_was_away_is_not_waited_for(

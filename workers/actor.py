@@ -185,7 +185,7 @@ class Actor:
         self._done = 0
         self._counting = threading.Lock()
         self._stopping = threading.Event()
-        self._was_short, self._one_by_one = sparing, sparing
+        self._sparing, self._one_by_one = sparing, sparing
         # Not a decorator on the method: that would keep every actor of a notebook alive.
         self._uris = lru_cache(maxsize=256)(self._read_uris)
         self._rectified = np.repeat(
@@ -211,7 +211,7 @@ class Actor:
         )
 
     def whoami(self) -> dict[str, Any]:
-        return {**about(str(self._device), self._job.threads), "sparing": self._was_short}
+        return {**about(str(self._device), self._job.threads), "sparing": self._sparing}
 
     def progress(self) -> int:
         """Images, projections, positions of a square or moves done within the lease at hand."""
@@ -243,7 +243,7 @@ class Actor:
         self._done = 0
         torch.set_num_threads(1)  # of this thread, which need not be the one that built the actor
         # Who had it before may have been killed for the memory it took.
-        self._one_by_one = self._was_short or lease.attempt > 1
+        self._one_by_one = self._sparing or lease.attempt > 1
         try:
             return self._answer(lease)
         except Exception as error:
@@ -265,7 +265,7 @@ class Actor:
 
     def _spare_memory(self) -> None:
         """From now on."""
-        self._was_short = True
+        self._sparing = True
         self._lanes.shutdown(wait=True, cancel_futures=True)  # the other batches under way
         self._lanes = self._make_lanes()
         self._pictures.clear()

@@ -11,7 +11,6 @@ import math
 import os
 import re
 import tarfile
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -42,6 +41,10 @@ IMAGE_COLUMNS = ("image", "img", "image_bytes", "jpg", "jpeg", "png", "webp", "b
 
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "target", "fine_label")
 
+DIGITS = 18
+"""Of a number in ``data.uri``, at most."""
+
+_NUMBER = re.compile(rf"[0-9]{{1,{DIGITS}}}")
 
 MOST_SHAPES = 10_000_000
 """Drawn images of a data set: their names take a gigabyte."""
@@ -157,7 +160,7 @@ def _find_shapes(place: Place) -> Found:
     unknown = set(wanted) - {"size", "seed"}
     if unknown or not all(_NUMBER.fullmatch(value) for value in wanted.values()):
         raise RequestError(
-            f"data.uri {place.uri!r}: shapes takes whole numbers for size and seed, as in "
+            f"data.uri {place.uri[:100]!r}: shapes takes whole numbers for size and seed, as in "
             f"shapes?size=1000&seed=1, of at most {DIGITS} digits."
         )
     size, seed = int(wanted.get("size", "1000")), int(wanted.get("seed", "0"))
@@ -170,10 +173,6 @@ def _find_shapes(place: Place) -> Found:
     raw: list[Raw] = [CLASSES[index % len(CLASSES)] for index in range(size)]
     uris = [str(index) for index in range(size)]
     return Found(ShapesSource(seed), uris, raw, [f"seed {seed}"] * size, "classes of shapes")
-
-
-DIGITS = 18
-_NUMBER = re.compile(rf"[0-9]{{1,{DIGITS}}}")
 
 
 def _find_in_csv(root: Files, name: str) -> Found:
@@ -221,7 +220,7 @@ def _expanded(name: str) -> list[str]:
     count = int(last) - int(first) + 1 if len(first + last) <= 2 * DIGITS else math.inf
     if not 1 <= count <= MOST_SHARDS:
         raise RequestError(
-            f"data.uri ends in {textwrap.shorten(name, 100)!r}, which stands for "
+            f"data.uri ends in {name[-100:]!r}, which stands for "
             f"{'too many' if count > 1 else 'no'} files: braces are for 1 to {MOST_SHARDS:,}, as "
             "in shard-{000..012}.tar."
         )
